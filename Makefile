@@ -1,0 +1,33 @@
+# `make run` does the main job, `make test` proves it; each sets up what it needs in .venv.
+PYTHON ?= python3
+PY := .venv/bin/python
+
+.PHONY: run test check model clean
+
+run: .venv/core
+	$(PY) -m dipsim run
+
+test: .venv/dev
+	$(PY) -m pytest -n 2
+
+check: .venv/dev
+	$(PY) -m ruff check
+	$(PY) -m ruff format --check
+	$(PY) -m mypy
+
+model: .venv/core
+	$(PY) -m dipsim.live.smollm2
+
+clean:
+	rm -rf .venv build dist *.egg-info
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/core: pyproject.toml | .venv/bin/python
+	$(PY) -m pip install --quiet --editable .
+	touch $@
+
+.venv/dev: pyproject.toml constraints.txt | .venv/bin/python
+	$(PY) -m pip install --quiet --constraint constraints.txt --editable ".[live,dev]"
+	touch $@ .venv/core
