@@ -1,0 +1,5 @@
+"""`python -m dipsim`"""
+
+from dipsim.cli import main
+
+main()

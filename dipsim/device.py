@@ -1,0 +1,147 @@
+"""Device: what the hardware can do. It knows the time of a read, and nothing of models.
+
+Ignored: wear, thermal throttling, refresh, and anything else that makes a rate vary with time.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from pydantic import Field, PositiveInt, model_validator
+
+from dipsim import assets
+from dipsim.files import Strict, parse, read_yaml
+from dipsim.units import Bandwidth, EnergyPerByte, EnergyPerOperation, Size, Throughput, Time
+
+Floats = NDArray[np.float64]
+
+
+class Flash(Strict):
+    """Storage that answers reads from a saturated queue.
+
+    Either `read_bandwidth` (with the cost of a command) or `read_curve`, a measured table of
+    (read size, throughput at that size), interpolated in log-log and flat beyond its ends.
+    """
+
+    read_bandwidth: Bandwidth | None = None
+    read_curve: tuple[tuple[Size, Bandwidth], ...] | None = None
+    command_time: Time = 0.0
+    overlap: float = Field(1.0, ge=1.0)
+    latency: Time = 0.0
+    queue_depth: PositiveInt = 32
+
+    @model_validator(mode="after")
+    def _one_description(self) -> Self:
+        if (self.read_bandwidth is None) == (self.read_curve is None):
+            raise ValueError("give either read_bandwidth or read_curve, not both and not neither")
+        if self.read_curve is not None:
+            if self.command_time or self.latency or self.overlap != 1.0:
+                raise ValueError(
+                    "read_curve already holds the cost of a command; remove command_time, latency, overlap"
+                )
+            sizes, rates = zip(*self.read_curve, strict=True)
+            if len(sizes) < 2 or any(b <= a for a, b in pairwise(sizes)):
+                raise ValueError("read_curve needs two or more rows in rising order of read size")
+            if any(b < a for a, b in pairwise(rates)):
+                raise ValueError("read_curve: throughput must not fall as reads grow")
+        return self
+
+    @property
+    def peak_bandwidth(self) -> float:
+        """Bytes per second of the longest reads."""
+        return self.read_bandwidth if self.read_curve is None else self.read_curve[-1][1]  # type: ignore[return-value]
+
+    def read_time(self, size: ArrayLike) -> Floats:
+        """Seconds that one read of `size` bytes (any shape) adds to a saturated queue; 0 for size 0.
+
+        `t = (c^p + (s/B)^p)^(1/p)` with c = command_time, B = read_bandwidth, p = overlap (1: the command and the
+        transfer follow each other; larger: they overlap), and never less than `(latency + t) / queue_depth`.
+        """
+        size = np.asarray(size, dtype=np.float64)
+        if self.read_curve is not None:
+            sizes, rates = np.array(self.read_curve).T
+            rate = np.exp(np.interp(np.log(np.maximum(size, 1.0)), np.log(sizes), np.log(rates)))
+            return np.asarray(size / rate)
+        transfer = size / self.peak_bandwidth
+        if self.command_time == 0:
+            time = transfer
+        elif self.overlap == 1:
+            time = self.command_time + transfer
+        else:
+            larger = np.maximum(transfer, self.command_time)  # scaled, so that large p cannot overflow
+            smaller = np.minimum(transfer, self.command_time)
+            time = larger * (1 + (smaller / larger) ** self.overlap) ** (1 / self.overlap)
+        if self.latency:
+            time = np.maximum(time, (self.latency + time) / self.queue_depth)
+        return np.where(size > 0, time, 0.0)
+
+    def batch_time(self, count: ArrayLike, total: ArrayLike) -> Floats:
+        """Seconds for batches of reads, submitted together.
+
+        `count` and `total` [..., classes]: number of reads and their bytes in each class of similar sizes; the
+        result is [...]. Within a class every read is taken to have the mean size (exact while the time of a read
+        is linear in its size). The first read's `latency` is not hidden by others.
+        """
+        count, total = np.asarray(count, dtype=np.float64), np.asarray(total, dtype=np.float64)
+        mean = np.divide(total, count, out=np.zeros_like(total), where=count > 0)
+        time = (count * self.read_time(mean)).sum(axis=-1)
+        return np.asarray(time + self.latency * (count.sum(axis=-1) > 0))
+
+
+class Dram(Strict):
+    """Working memory.
+
+    `flash_copies` is how often a byte that comes from Flash also crosses the DRAM bus: 0 as the paper counts, 1 if
+    storage writes it there, 2 if the processor then reads it back.
+    """
+
+    capacity: Size
+    bandwidth: Bandwidth
+    flash_copies: int = Field(0, ge=0, le=2)
+
+
+class Compute(Strict):
+    """Arithmetic: floating-point operations a second, a multiply-add counting as two."""
+
+    throughput: Throughput
+
+
+class Energy(Strict):
+    """Energy per byte moved and per operation; a part that is not given counts as unknown, not as free."""
+
+    flash: EnergyPerByte
+    dram: EnergyPerByte
+    compute: EnergyPerOperation | None = None
+
+
+class Device(Strict):
+    """Flash, DRAM and, if it is to be timed, compute."""
+
+    name: str
+    description: str = ""
+    flash: Flash
+    dram: Dram
+    compute: Compute | None = None
+    energy: Energy | None = None
+    sources: dict[str, str] = Field(default_factory=dict)
+
+    @classmethod
+    def load(cls, name_or_path: str | Path) -> Device:
+        """A shipped device by name, or a YAML file by path. Raises InputError naming file, field and remedy."""
+        path = assets.find("devices", name_or_path)
+        return parse(cls, read_yaml(path), path)
+
+    def replace(self, where: object = "device", **fields: Any) -> Device:
+        """A checked copy with fields changed by dotted name: `replace(**{"flash.read_bandwidth": "2 GB/s"})`."""
+        data = self.model_dump(exclude_none=True, exclude_defaults=True)
+        for name, value in fields.items():
+            *parents, leaf = name.split(".")
+            target = data
+            for parent in parents:
+                target = target.setdefault(parent, {})
+            target[leaf] = value
+        return parse(Device, data, where)
