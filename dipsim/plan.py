@@ -1,0 +1,210 @@
+"""Trace x Policy x Cache -> FetchPlan: what every token reads, from where, in which pieces. No time in here.
+
+Planning is layer-major: one layer's activations are read once and every setting is planned over them, so memory
+stays at one layer's block. Columns of a matrix lie in Flash in index order: adjacent missing columns are one read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dipsim.budget import Budget, allot, unit_bytes
+from dipsim.cache import CLAIRVOYANT, Eviction, Mask
+from dipsim.files import InputError
+from dipsim.model import ModelShape
+from dipsim.policy import Group, Policy, checked_groups, whole_matrices
+from dipsim.selection import select, select_aware, sequences, serve
+from dipsim.trace import Trace
+
+Floats = NDArray[np.float64]
+ATTENTION, WHOLE, LM_HEAD = "attention", "whole", "lm_head"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One thing to plan. `dram_bytes`: the DRAM for weights and KV cache. `prompt`: positions before the trace's."""
+
+    policy: Policy
+    dram_bytes: float
+    eviction: Eviction = "lfu"
+    prompt: int = 0
+    stream_static: bool = False
+
+
+@dataclass(frozen=True)
+class FetchPlan:
+    """What every token reads at each of P positions: the steps of layer 0, of layer 1, ..., then lm_head.
+
+    Arrays [T, P] in bytes: `dram_static` and `flash_static` are known before the token starts (attention, KV cache,
+    lm_head, matrices read whole), `dram_hits` and `flash_misses` only once the mask is. `reads` and `read_bytes`
+    [T, P, R] count the Flash reads of the misses and their bytes by size: class r holds runs of 2^r to 2^(r+1) - 1
+    columns. `static_reads` [P]: reads behind `flash_static`. `flops` [T, P].
+    """
+
+    setting: Setting
+    shape: ModelShape
+    groups: tuple[Group, ...]
+    budget: Budget
+    sequence_starts: tuple[int, ...]
+    layer: NDArray[np.int64]  # [P]; num_hidden_layers for lm_head
+    step: tuple[str, ...]  # [P]
+    dram_static: Floats
+    flash_static: Floats
+    static_reads: Floats
+    dram_hits: Floats
+    flash_misses: Floats
+    reads: NDArray[np.int32]
+    read_bytes: Floats
+    flops: Floats
+
+    @property
+    def tokens(self) -> int:
+        return len(self.dram_hits)
+
+    @property
+    def is_mlp(self) -> NDArray[np.bool_]:
+        """[P]: positions that read MLP weights."""
+        return np.array([name not in (ATTENTION, LM_HEAD) for name in self.step])
+
+    @property
+    def dram_bytes(self) -> Floats:
+        """[T, P]"""
+        return self.dram_static + self.dram_hits
+
+    @property
+    def flash_bytes(self) -> Floats:
+        """[T, P]"""
+        return self.flash_static + self.flash_misses
+
+
+def plan(
+    trace: Trace,
+    settings: Sequence[Setting],
+    tokens: int | None = None,
+    progress: Callable[[int, int], object] = lambda _done, _total: None,
+) -> list[FetchPlan]:
+    """Plan every setting over the first `tokens` tokens; `progress(layers done, layers)`.
+
+    Raises InputError if a setting does not fit the trace, its policy or its DRAM.
+    """
+    tokens = trace.tokens if tokens is None else tokens
+    if not 0 < tokens <= trace.tokens:
+        raise InputError(f"tokens: {tokens} asked for, the trace {trace.name} has {trace.tokens}; ask for 1 to that")
+    starts = tuple(start for start in trace.sequence_starts if start < tokens)
+    plans = [empty(trace.shape, setting, tokens, starts) for setting in settings]
+    layers = trace.shape.num_hidden_layers
+    for index in range(layers):
+        acts = trace.layer(index, tokens)
+        blind: dict[tuple[Policy, Group], Mask] = {}  # masks that serve every DRAM size and eviction
+        for fetch_plan in plans:
+            for group, capacity in zip(fetch_plan.groups, fetch_plan.budget.capacities, strict=True):
+                policy, eviction = fetch_plan.setting.policy, fetch_plan.setting.eviction
+                if policy.cache_aware:
+                    masks, hits = select_aware(policy, group, acts, capacity, eviction, starts)
+                else:
+                    if (policy, group) not in blind:
+                        blind[policy, group] = select(policy, group, acts)
+                    masks = blind[policy, group]
+                    hits = serve(masks, capacity, eviction, starts)
+                account(fetch_plan, index, group, masks, hits)
+        progress(index + 1, layers)
+    for fetch_plan in plans:
+        for array in vars(fetch_plan).values():
+            if isinstance(array, np.ndarray):
+                array.setflags(write=False)
+    return plans
+
+
+def empty(shape: ModelShape, setting: Setting, tokens: int, starts: tuple[int, ...]) -> FetchPlan:
+    """A plan with its static parts filled in and no masked reads yet. Raises InputError if it cannot work."""
+    policy = setting.policy
+    groups = checked_groups(policy, shape)
+    if policy.cache_aware and setting.eviction in CLAIRVOYANT:
+        raise InputError(
+            f"eviction: {setting.eviction} needs to know all masks beforehand, but those of {policy.label} depend on "
+            "the cache; use lru, lfu or none"
+        )
+    position = np.concatenate([np.arange(end - begin) for begin, end in sequences(starts, tokens)])
+    length = setting.prompt + int(position.max()) + 1
+    caching = setting.eviction != "none"
+    budget = allot(shape, groups, setting.dram_bytes, length, caching=caching, stream_static=setting.stream_static)
+
+    whole = whole_matrices(groups)
+    steps = (ATTENTION, *((WHOLE,) if whole else ()), *(group.name for group in groups))
+    names = steps * shape.num_hidden_layers + (LM_HEAD,)
+    layer = np.append(np.repeat(np.arange(shape.num_hidden_layers), len(steps)), shape.num_hidden_layers)
+
+    weights = {ATTENTION: shape.attention_layer_bytes, WHOLE: len(whole) * shape.mlp_matrix_bytes}
+    weights[LM_HEAD] = shape.lm_head_bytes
+    resident = dict.fromkeys(weights, budget.static_resident_share) | {WHOLE: budget.whole_resident_share}
+    values_of = {ATTENTION: shape.bits.attention, WHOLE: shape.bits.mlp, LM_HEAD: shape.bits.lm_head}
+    matrices = {ATTENTION: 4, WHOLE: len(whole), LM_HEAD: 1}
+
+    size = (tokens, len(names))
+    dram, flash, flops = np.zeros(size), np.zeros(size), np.zeros(size)
+    static_reads = np.zeros(len(names))
+    for index, name in enumerate(names):
+        if name in weights:
+            dram[:, index] = weights[name] * resident[name]
+            flash[:, index] = weights[name] * (1 - resident[name])
+            flops[:, index] = 2 * weights[name] * 8 / values_of[name]
+            static_reads[index] = matrices[name] if flash[0, index] else 0
+        if name == ATTENTION:
+            seen = setting.prompt + position + 1  # a token attends to all before it and to itself
+            dram[:, index] += shape.kv_position_bytes * seen
+            flops[:, index] += 4 * shape.query_size * seen
+    classes = max((shape.axis_size(group.axis).bit_length() for group in groups), default=1)
+    return FetchPlan(
+        setting=setting,
+        shape=shape,
+        groups=groups,
+        budget=budget,
+        sequence_starts=starts,
+        layer=layer,
+        step=names,
+        dram_static=dram,
+        flash_static=flash,
+        static_reads=static_reads,
+        dram_hits=np.zeros(size),
+        flash_misses=np.zeros(size),
+        reads=np.zeros((*size, classes), dtype=np.int32),
+        read_bytes=np.zeros((*size, classes)),
+        flops=flops,
+    )
+
+
+def account(fetch_plan: FetchPlan, layer: int, group: Group, masks: Mask, hits: Mask) -> None:
+    """Enter one group's masks and hits [T, N] of one layer into the plan."""
+    shape, matrices = fetch_plan.shape, len(group.matrices)
+    column = unit_bytes(shape, group)
+    steps = (len(fetch_plan.step) - 1) // shape.num_hidden_layers
+    index = layer * steps + fetch_plan.step.index(group.name)
+    misses = masks & ~hits
+    wanted = np.count_nonzero(masks, axis=1)
+    fetch_plan.dram_hits[:, index] = np.count_nonzero(hits, axis=1) * (matrices * column)
+    fetch_plan.flash_misses[:, index] = np.count_nonzero(misses, axis=1) * (matrices * column)
+    fetch_plan.flops[:, index] = wanted * (2.0 * matrices * column * 8 / shape.bits.mlp)
+    count, columns = runs(misses)
+    classes = count.shape[1]
+    fetch_plan.reads[:, index, :classes] = count * matrices
+    fetch_plan.read_bytes[:, index, :classes] = columns * (matrices * column)
+
+
+def runs(misses: Mask) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Runs of adjacent columns in each row of [T, N]: how many, and how many columns they hold, both [T, R] by class.
+
+    Class r: runs of 2^r to 2^(r+1) - 1 columns; R = bit length of N.
+    """
+    tokens, size = misses.shape
+    edges = np.diff(np.pad(misses, ((0, 0), (1, 1))).astype(np.int8), axis=1)
+    token, first = np.nonzero(edges == 1)
+    lengths = np.nonzero(edges == -1)[1] - first
+    classes = size.bit_length()
+    key = token * classes + np.frexp(lengths)[1] - 1  # the exponent is the bit length
+    count = np.bincount(key, minlength=tokens * classes)
+    columns = np.bincount(key, weights=lengths, minlength=tokens * classes)
+    return count.reshape(tokens, classes), columns.astype(np.int64).reshape(tokens, classes)

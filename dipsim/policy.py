@@ -1,0 +1,167 @@
+"""Policy: which parts of the MLP's matrices a token reads. A plugin is its formulas; selection happens here.
+
+A plugin is a Python file with one subclass of `Policy`, shipped in `policies/` or the user's own `./mine.py`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from dipsim import assets
+from dipsim.files import InputError, Strict, parse
+from dipsim.model import MATRICES, ModelShape
+
+Fraction = Annotated[float, Field(gt=0, le=1)]
+Axis = Literal["input", "neuron"]
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Matrices that share one mask: `k` columns along `axis` (d inputs or m neurons) are kept for each token."""
+
+    name: str
+    matrices: tuple[str, ...]
+    axis: Axis
+    k: int
+
+
+class Policy(Strict):
+    """Base of all policies; the fields of a subclass are its parameters.
+
+    Matrices in no group are read whole. A subclass that overrides `rerank` is cache-aware.
+    """
+
+    name: ClassVar[str] = ""
+    file: ClassVar[Path]
+
+    def groups(self, shape: ModelShape) -> Sequence[Group]:
+        """The groups, in the order in which a token computes them. None: everything is read whole."""
+        return ()
+
+    def scores(self, group: Group, acts: Any) -> Any:
+        """Importance of each column [..., N] from the layer's activations; the k largest are kept.
+
+        `acts` has `mlp_input`, `gate_proj`, `up_proj`, `gate` (activated) and `glu`; leading axes are tokens.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has groups and must define scores")
+
+    def rerank(self, scores: Any, resident: Any) -> Any:
+        """Scores [N] of one token, changed by who is resident [N] (bool). Only the ranking is affected."""
+        return scores
+
+    @property
+    def cache_aware(self) -> bool:
+        return type(self).rerank is not Policy.rerank
+
+    @property
+    def label(self) -> str:
+        """Name and parameters, e.g. `dip-ca(keep=0.75, gamma=0.5)`: those that were set, in the order declared."""
+        shown = [f"{key}={getattr(self, key)!r}" for key in type(self).model_fields if key in self.model_fields_set]
+        return f"{self.name}({', '.join(shown)})" if shown else self.name
+
+
+def top_k(scores: NDArray[Any], k: int) -> NDArray[np.bool_]:
+    """Mask [..., N] of the k largest scores of each row [..., N]; among equals the lowest index first."""
+    size = scores.shape[-1]
+    if k >= size or k <= 0:
+        return np.full(scores.shape, k > 0)
+    rows = scores.reshape(-1, size)
+    threshold = np.partition(rows, size - k, axis=-1)[:, size - k, None]
+    mask = rows >= threshold
+    surplus = np.flatnonzero(np.count_nonzero(mask, axis=-1) > k)
+    if surplus.size:  # equals at the threshold: of those, only as many as there is room for
+        above, equal = rows[surplus] > threshold[surplus], rows[surplus] == threshold[surplus]
+        room = k - np.count_nonzero(above, axis=-1, keepdims=True)
+        mask[surplus] = above | (equal & (np.cumsum(equal, axis=-1) <= room))
+    return mask.reshape(scores.shape)
+
+
+def checked_groups(policy: Policy, shape: ModelShape) -> tuple[Group, ...]:
+    """The policy's groups for this model. Raises InputError if they cannot be read that way."""
+    groups = tuple(guarded(policy, "groups", lambda: policy.groups(shape)))
+    seen: list[str] = []
+    for group in groups:
+        seen += group.matrices
+        size = shape.axis_size(group.axis)
+        for matrix in group.matrices:
+            shape.unit_length(matrix, group.axis)
+        if not 0 <= group.k <= size:
+            raise InputError(f"policy {policy.label}: group {group.name}: k must be from 0 to {size} (got {group.k})")
+    if len(set(seen)) < len(seen) or len({group.name for group in groups}) < len(groups):
+        raise InputError(f"policy {policy.label}: groups: a matrix or a name appears twice; put each in one group")
+    return groups
+
+
+def whole_matrices(groups: Sequence[Group]) -> tuple[str, ...]:
+    """The matrices in no group, which every token reads whole."""
+    return tuple(matrix for matrix in MATRICES if not any(matrix in group.matrices for group in groups))
+
+
+def guarded(policy: Policy, method: str, call: Callable[[], Result]) -> Result:
+    """The result of a plugin's method; what goes wrong inside it becomes one line that names the plugin."""
+    try:
+        return call()
+    except InputError:
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split())
+        raise InputError(f"policy {policy.label}: {method} failed: {type(error).__name__}: {text}") from error
+
+
+def load_policy(name_or_path: str | Path, **parameters: Any) -> Policy:
+    """A shipped policy by name or a plugin by path, with its parameters.
+
+    Raises InputError for an unknown policy, a file that cannot be imported or holds no single Policy, and for
+    parameters that it does not have or that are out of range.
+    """
+    path = assets.find("policies", name_or_path)
+    module = _import(path)
+    found = [
+        value
+        for value in vars(module).values()
+        if inspect.isclass(value) and issubclass(value, Policy) and value.__module__ == module.__name__
+    ]
+    if len(found) != 1:
+        names = ", ".join(sorted(cls.__name__ for cls in found)) or "none"
+        raise InputError(f"{path}: must define exactly one subclass of dipsim.Policy (found {names})")
+    cls = found[0]
+    cls.name, cls.file = path.stem.replace("_", "-"), path
+    return parse(cls, parameters, f"policy {cls.name}")
+
+
+def _import(path: Path) -> ModuleType:
+    """Run a plugin file as a module; shipped ones as `dipsim.policies.NAME`, so that plugins can build on them."""
+    shipped = path.resolve().parent == assets.directory("policies")
+    name = f"{'dipsim.policies' if shipped else 'dipsim_plugins'}.{path.stem}"
+    if shipped and name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise InputError(f"{path}: is not a Python file")
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        line = f" (line {error.lineno})" if isinstance(error, SyntaxError) else ""
+        text = " ".join(str(error).split())
+        raise InputError(f"{path}: cannot be imported: {type(error).__name__}: {text}{line}") from error
+    return module
+
+
+if "dipsim.policies" not in sys.modules:  # in a checkout the folder lies beside the package, not inside it
+    _package = ModuleType("dipsim.policies", "The shipped policies, one plugin a file.")
+    _package.__path__ = [str(assets.directory("policies"))]
+    sys.modules["dipsim.policies"] = _package

@@ -1,0 +1,63 @@
+"""Policy x activations x cache -> masks and hits of one layer: which columns each token wants, and which it finds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dipsim.cache import CLAIRVOYANT, ColumnCache, Eviction, Mask
+from dipsim.files import InputError
+from dipsim.policy import Group, Policy, guarded, top_k
+from dipsim.trace import Activations
+
+
+def scores(policy: Policy, group: Group, acts: Activations) -> NDArray[Any]:
+    """The policy's scores [T, N], checked. Raises InputError for another shape, NaN, or a failing plugin."""
+    expected = (acts.mlp_input if group.axis == "input" else acts.gate_proj).shape
+    values = np.asarray(guarded(policy, "scores", partial(policy.scores, group, acts)))
+    if values.shape != expected or values.dtype.kind not in "fiu" or np.isnan(values).any():
+        raise InputError(
+            f"policy {policy.label}: scores of group {group.name} must be numbers {list(expected)} without NaN "
+            f"(got {values.dtype} {list(values.shape)})"
+        )
+    return values
+
+
+def select(policy: Policy, group: Group, acts: Activations) -> Mask:
+    """Masks [T, N] of a policy that does not see the cache, all tokens at once."""
+    return top_k(scores(policy, group, acts), group.k)
+
+
+def serve(masks: Mask, capacity: int, eviction: Eviction, starts: Sequence[int]) -> Mask:
+    """Hits [T, N] of masks [T, N]; each sequence begins with an empty cache."""
+    hits = np.zeros_like(masks)
+    for begin, end in sequences(starts, len(masks)):
+        future = masks[begin:end] if eviction in CLAIRVOYANT else None
+        cache = ColumnCache(masks.shape[1], capacity, eviction, future)
+        for token in range(begin, end):
+            hits[token] = cache.step(masks[token])
+    return hits
+
+
+def select_aware(
+    policy: Policy, group: Group, acts: Activations, capacity: int, eviction: Eviction, starts: Sequence[int]
+) -> tuple[Mask, Mask]:
+    """Masks and hits [T, N] of a cache-aware policy: each token's ranking sees who is resident."""
+    values = scores(policy, group, acts)
+    masks, hits = np.zeros(values.shape, dtype=bool), np.zeros(values.shape, dtype=bool)
+    for begin, end in sequences(starts, len(masks)):
+        cache = ColumnCache(values.shape[-1], capacity, eviction)
+        for token in range(begin, end):
+            reranked = guarded(policy, "rerank", partial(policy.rerank, values[token], cache.resident))
+            masks[token] = top_k(reranked, group.k)
+            hits[token] = cache.step(masks[token])
+    return masks, hits
+
+
+def sequences(starts: Sequence[int], tokens: int) -> list[tuple[int, int]]:
+    """The (begin, end) of each sequence."""
+    return list(zip(starts, (*starts[1:], tokens), strict=True))

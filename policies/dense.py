@@ -1,0 +1,7 @@
+"""Every token reads every weight: the baseline that streams what DRAM cannot hold."""
+
+from dipsim.policy import Policy
+
+
+class Dense(Policy):
+    """No pruning."""

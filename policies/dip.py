@@ -1,0 +1,42 @@
+"""Dynamic Input Pruning (paper section 4): the inputs of every matrix are pruned, so no predictor is needed."""
+
+from collections.abc import Sequence
+from math import exp, log
+from typing import Any, Self
+
+from pydantic import model_validator
+
+from dipsim.model import ModelShape
+from dipsim.policy import Fraction, Group, Policy
+
+
+class Dip(Policy):
+    """Reads `keep` of the MLP: p_in of the inputs of gate_proj and up_proj, p_glu of the neurons of down_proj."""
+
+    keep: Fraction = 0.5
+
+    @property
+    def p_in(self) -> float:
+        """The paper's split of `keep`, a straight line in logit space (reference section 2)."""
+        if self.keep == 1:
+            return 1.0
+        return 1 / (1 + exp(-(0.9849930711 * log(self.keep / (1 - self.keep)) + 0.2997647759)))
+
+    @property
+    def p_glu(self) -> float:
+        return 3 * self.keep - 2 * self.p_in
+
+    @model_validator(mode="after")
+    def _split_exists(self) -> Self:
+        if not 0 <= self.p_glu <= 1:
+            raise ValueError(f"keep: {self.keep} would need p_glu = {self.p_glu:.3f}, outside [0, 1]; choose another")
+        return self
+
+    def groups(self, shape: ModelShape) -> Sequence[Group]:
+        return (
+            Group("input", ("gate_proj", "up_proj"), "input", int(self.p_in * shape.hidden_size)),
+            Group("neuron", ("down_proj",), "neuron", int(self.p_glu * shape.intermediate_size)),
+        )
+
+    def scores(self, group: Group, acts: Any) -> Any:
+        return abs(acts.mlp_input) if group.axis == "input" else abs(acts.glu)

@@ -1,0 +1,118 @@
+"""The column cache against the reference's counts (tests/data/cache_hits.json says how they were obtained)."""
+
+import hashlib
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from scipy.optimize import linprog
+
+from dipsim.cache import CLAIRVOYANT, EVICTIONS, ColumnCache, hit_curve, replay
+from dipsim.files import InputError
+
+FIGURES = json.loads((Path(__file__).parent / "data/cache_hits.json").read_text())
+MASKS = arrays(bool, st.tuples(st.integers(1, 12), st.integers(1, 9)))
+
+
+def lognormal_masks(seed, N, T, density, sigma, kjit):  # noqa: N803, the figures' own names
+    rng = np.random.default_rng(seed)
+    weight = np.exp(sigma * rng.standard_normal(N))
+    masks = np.zeros((T, N), dtype=bool)
+    for mask in masks:
+        k = round(density * N)
+        if kjit:
+            k = int(np.clip(k + rng.integers(-kjit, kjit + 1), 1, N))
+        mask[np.argsort(-np.log1p(-rng.random(N)) / weight, kind="stable")[:k]] = True
+    return masks
+
+
+@pytest.mark.parametrize("case", FIGURES["cases"], ids=lambda case: f"seed{case['seed']}-{case['args']['density']}")
+def test_reference_counts(case):
+    masks = lognormal_masks(case["seed"], **case["args"])
+    digest = hashlib.sha256(np.packbits(masks, axis=1).tobytes()).hexdigest()
+    assert digest == case["sha256_packbits_axis1"]
+    assert masks.sum() == case["total_requests"]
+    for row in case["hits"]:
+        for eviction in ("lru", "lfu", "belady"):
+            assert replay(masks, row["capacity"], eviction).sum() == row[eviction]
+            assert hit_curve(masks, eviction)[row["capacity"]] == row[eviction]
+
+
+@pytest.mark.parametrize("case", FIGURES["explicit"], ids=lambda case: f"{case['policy']}-{case['N']}x{case['T']}")
+def test_reference_token_by_token(case):
+    masks = np.zeros((case["T"], case["N"]), dtype=bool)
+    for token, columns in enumerate(case["masks"]):
+        masks[token, columns] = True
+    assert replay(masks, case["capacity"], case["policy"]).tolist() == case["hits_per_token"]
+    cache = ColumnCache(case["N"], case["capacity"], case["policy"], masks if case["policy"] in CLAIRVOYANT else None)
+    for mask in masks:
+        cache.step(mask)
+    assert np.flatnonzero(cache.resident).tolist() == case["final_cache"]
+
+
+@given(MASKS, st.sampled_from(EVICTIONS))
+def test_one_pass_equals_a_replay_at_every_capacity(masks, eviction):
+    replays = [replay(masks, capacity, eviction).sum() for capacity in range(masks.shape[1] + 1)]
+    assert hit_curve(masks, eviction).tolist() == replays
+
+
+@given(MASKS, st.sampled_from(("lru", "lfu", "belady", "optimal")))
+def test_a_larger_cache_never_hits_less(masks, eviction):
+    assert (np.diff(hit_curve(masks, eviction)) >= 0).all()
+
+
+@given(MASKS)
+def test_no_rule_beats_optimal_and_belady_beats_the_blind_when_masks_fit(masks):
+    curves = {eviction: hit_curve(masks, eviction) for eviction in EVICTIONS}
+    for curve in curves.values():
+        assert (curve <= curves["optimal"]).all()
+    fits = np.arange(masks.shape[1] + 1) >= masks.sum(axis=1).max()
+    for blind in ("lru", "lfu"):
+        assert (curves[blind][fits] <= curves["belady"][fits]).all()
+
+
+@given(MASKS, st.data())
+def test_optimal_equals_the_linear_program(masks, data):
+    """Most hits = most intervals between uses bridged, with at most `capacity` open at a time (a unimodular LP)."""
+    capacity = data.draw(st.integers(0, masks.shape[1]))
+    intervals = [uses for column in masks.T for uses in pairwise(np.flatnonzero(column).tolist())]
+    most = 0.0
+    if intervals:
+        open_at = np.array([[a <= gap < b for a, b in intervals] for gap in range(len(masks))], dtype=float)
+        most = -linprog(-np.ones(len(intervals)), A_ub=open_at, b_ub=np.full(len(masks), capacity), bounds=(0, 1)).fun
+    assert replay(masks, capacity, "optimal").sum() == pytest.approx(most)
+
+
+@given(MASKS, st.sampled_from(EVICTIONS), st.data())
+def test_residents_never_exceed_the_capacity_and_hits_were_resident(masks, eviction, data):
+    capacity = data.draw(st.integers(0, masks.shape[1]))
+    cache = ColumnCache(masks.shape[1], capacity, eviction, masks if eviction in CLAIRVOYANT else None)
+    for mask in masks:
+        before = cache.resident.copy()
+        hits = cache.step(mask)
+        assert (hits == (mask & before)).all()
+        assert cache.resident.sum() <= capacity
+        if eviction in ("lru", "lfu", "belady") and mask.sum() <= capacity:
+            assert (cache.resident & mask).sum() == mask.sum()
+
+
+@pytest.mark.parametrize(
+    ("masks", "capacity", "eviction", "complaint"),
+    [
+        (np.ones((2, 3), bool), 4, "lru", "capacity: must be a whole number of columns from 0 to 3"),
+        (np.ones((2, 3), bool), -1, "lru", "capacity"),
+        (np.ones((2, 3), bool), 1.5, "lru", "capacity"),
+        (np.ones((2, 3), bool), True, "lru", "capacity"),
+        (np.ones((2, 3), int), 1, "lru", "must be bool"),
+        (np.ones(3, bool), 1, "lru", "must be bool"),
+        (np.ones((2, 3), bool), 1, "fifo", "eviction: 'fifo' is not one of"),
+    ],
+)
+def test_misuse_is_one_line(masks, capacity, eviction, complaint):
+    with pytest.raises(InputError, match=complaint):
+        replay(masks, capacity, eviction)
