@@ -1,0 +1,198 @@
+"""The clock: closed forms, and the engine against the recurrences of bounds.py on random plans."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from conftest import SHAPE
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dipsim import engine
+from dipsim.bounds import TIMINGS, bounds, latency, prefill
+from dipsim.device import Device
+from dipsim.files import parse
+from dipsim.plan import Setting, empty, plan
+from dipsim.policy import load_policy
+from dipsim.work import work
+
+PAPER = Device.load("paper")
+STATIC = SHAPE.static_bytes(12)
+
+
+def device(**fields):
+    data = {"flash": {"read_bandwidth": "1 GB/s"}, "dram": {"capacity": "8 GB", "bandwidth": "60 GB/s"}, "name": "x"}
+    return parse(Device, data, "device").replace(**fields)
+
+
+def reference_seconds(fetch_plan, dev, concurrent=False):
+    """reference section 5, straight from bytes: static from DRAM, then miss / flash + hit / dram (or the larger)."""
+    mlp = fetch_plan.is_mlp
+    static = fetch_plan.dram_bytes[:, ~mlp].sum(axis=1) / dev.dram.bandwidth
+    miss = fetch_plan.flash_bytes[:, mlp] / dev.flash.read_bandwidth
+    hit = fetch_plan.dram_bytes[:, mlp] / dev.dram.bandwidth
+    return static + (np.maximum(miss, hit) if concurrent else miss + hit).sum(axis=1)
+
+
+@pytest.mark.parametrize("name", ["dense", "magnitude", "gate", "up", "dip", "dip-ca"])
+@pytest.mark.parametrize("share", [0, 0.5, 1])
+@pytest.mark.parametrize("timing", ["serial", "concurrent"])
+def test_without_compute_the_reference_formula(tiny_trace, name, share, timing):
+    setting = Setting(load_policy(name), STATIC + share * SHAPE.mlp_bytes, "lru")
+    fetch_plan = plan(tiny_trace(), [setting])[0]
+    timeline = engine.run(fetch_plan, PAPER, timing)
+    expected = reference_seconds(fetch_plan, PAPER, timing == "concurrent")
+    assert timeline.latency_s == pytest.approx(expected, rel=1e-9)
+
+
+def test_zero_cache_dense_by_hand(tiny_trace):
+    """One token: every MLP byte from Flash, every static byte from DRAM, numbers worked out on paper."""
+    fetch_plan = plan(tiny_trace(), [Setting(load_policy("dense"), STATIC)], tokens=1)[0]
+    mlp = 3 * 2 * 16 * 24 * 0.5  # 1152 bytes
+    static = 16 * 32 + 2 * 16 * 16 * 3 * 0.5 + 2 * 2 * 16 * 0.5  # lm_head, attention, one position of KV cache
+    # the budget is for 12 positions; what one token leaves free holds a little of the MLP
+    spare = 11 * 2 * 2 * 16 * 0.5
+    timeline = engine.run(fetch_plan, PAPER, "serial")
+    assert timeline.latency_s[0] == pytest.approx((mlp - spare) / 1e9 + (static + spare) / 60e9, rel=1e-12)
+    assert timeline.ttft_s == pytest.approx(mlp / 1e9 + static / 60e9, rel=1e-12)
+
+
+def test_everything_resident_needs_no_flash(tiny_trace):
+    fetch_plan = plan(tiny_trace(), [Setting(load_policy("dense"), STATIC + SHAPE.mlp_bytes)])[0]
+    timeline = engine.run(fetch_plan, PAPER, "serial")
+    kv = SHAPE.kv_cache_bytes(1) * np.arange(1, 13)
+    expected = (SHAPE.lm_head_bytes + SHAPE.attention_bytes + SHAPE.mlp_bytes + kv) / 60e9
+    assert timeline.latency_s == pytest.approx(expected, rel=1e-12)
+    assert timeline.parts_s[:, 0].sum() == timeline.busy_s[:, 0].sum() == 0
+
+
+def test_two_tokens_second_finds_the_first(tiny_trace):
+    trace = tiny_trace()
+    fetch_plan = plan(trace, [Setting(load_policy("dip"), STATIC + SHAPE.mlp_bytes, "lru")], tokens=2)[0]
+    common = 0.0
+    for layer in range(SHAPE.num_hidden_layers):
+        acts = trace.layer(layer)
+        for values, k, column in ((acts.mlp_input, 9, 2 * 24 / 2), (acts.glu, 8, 16 / 2)):
+            first, second = (set(np.argsort(-np.abs(row), kind="stable")[:k].tolist()) for row in values[:2])
+            common += len(first & second) * column
+    read = (2 * 9 * 24 + 8 * 16) / 2 * SHAPE.num_hidden_layers
+    static = SHAPE.lm_head_bytes + SHAPE.attention_bytes
+    timeline = engine.run(fetch_plan, PAPER, "serial")
+    assert timeline.latency_s[0] == pytest.approx((static + SHAPE.kv_cache_bytes(1)) / 60e9 + read / 1e9, rel=1e-9)
+    second = (static + SHAPE.kv_cache_bytes(2) + common) / 60e9 + (read - common) / 1e9
+    assert timeline.latency_s[1] == pytest.approx(second, rel=1e-9)
+
+
+def random_plan(seed, tokens, name, empty_share):
+    """A plan with random bytes at every position, some of them zero."""
+    rng = np.random.default_rng(seed)
+    fetch_plan = empty(SHAPE, Setting(load_policy(name), STATIC), tokens, (0,))
+    for array in (fetch_plan.dram_static, fetch_plan.flash_static, fetch_plan.dram_hits, fetch_plan.flash_misses):
+        array[:] = rng.exponential(1e6, array.shape) * (rng.random(array.shape) > empty_share)
+    fetch_plan.static_reads[:] = 1
+    fetch_plan.flops[:] = rng.exponential(1e6, fetch_plan.flops.shape) * (rng.random(fetch_plan.flops.shape) > 0.3)
+    fetch_plan.reads[..., 0] = rng.integers(1, 50, fetch_plan.flash_misses.shape) * (fetch_plan.flash_misses > 0)
+    fetch_plan.read_bytes[..., 0] = fetch_plan.flash_misses
+    return fetch_plan
+
+
+PLANS = st.builds(
+    random_plan,
+    st.integers(0, 2**32),
+    st.integers(1, 4),
+    st.sampled_from(["dense", "magnitude", "dip"]),
+    st.sampled_from([0, 0.3, 0.8, 1.0]),
+)
+TIMING = st.sampled_from(TIMINGS)
+DEVICES = st.builds(
+    lambda flash, dram, compute, command, copies: device(
+        **{
+            "flash.read_bandwidth": f"{flash} GB/s",
+            "flash.command_time": f"{command} us",
+            "flash.overlap": 2.0,
+            "dram.bandwidth": f"{dram} GB/s",
+            "dram.flash_copies": copies,
+            "compute.throughput": f"{compute} GFLOP/s",
+        }
+    ),
+    st.floats(0.1, 10),
+    st.floats(0.5, 100),
+    st.floats(0.1, 100),
+    st.sampled_from([0, 5, 100]),
+    st.sampled_from([0, 1, 2]),
+)
+
+
+@settings(deadline=None)
+@given(PLANS, DEVICES, st.sampled_from(TIMINGS))
+def test_engine_equals_the_recurrence_and_stays_within_the_bounds(fetch_plan, dev, timing):
+    owed = work(fetch_plan, dev)
+    timeline = engine.run(fetch_plan, dev, timing)
+    assert timeline.latency_s == pytest.approx(latency(owed, timing), rel=1e-12)
+    assert timeline.ttft_s == pytest.approx(prefill(owed, timing), rel=1e-12)
+    low, high = bounds(owed)
+    assert (timeline.latency_s >= low * (1 - 1e-12)).all()
+    assert (timeline.latency_s <= high * (1 + 1e-12)).all()
+
+
+@settings(deadline=None)
+@given(PLANS, DEVICES, st.sampled_from(TIMINGS))
+def test_books_balance(fetch_plan, dev, timing):
+    """Conservation, causality, monotone clock, and every second accounted for."""
+    timeline = engine.run(fetch_plan, dev, timing)
+    assert timeline.parts_s.sum(axis=1) == pytest.approx(timeline.latency_s, rel=1e-9)
+    assert (timeline.parts_s >= 0).all()
+    assert pytest.approx(work(fetch_plan, dev).by_resource().sum(axis=2), rel=1e-9) == timeline.busy_s.T
+    assert (timeline.busy_s <= timeline.latency_s[:, None] * (1 + 1e-9)).all()
+    ends = timeline.start_s + timeline.latency_s
+    assert timeline.start_s[1:] == pytest.approx(ends[:-1])
+    copied = fetch_plan.dram_bytes + dev.dram.flash_copies * fetch_plan.flash_bytes
+    for name, moved in (("flash", fetch_plan.flash_bytes), ("dram", copied)):
+        spans = [span for span in timeline.spans if span.resource == name]
+        assert all(s.request_s <= s.start_s <= s.end_s for s in spans)
+        slack = 1e-12 * (ends[-1] + timeline.ttft_s)
+        assert all(a.end_s <= b.start_s + slack for a, b in pairwise(spans))  # one at a time
+        assert sum(s.bytes for s in spans if s.step >= 0) == pytest.approx(moved.sum())
+
+
+@settings(deadline=None)
+@given(PLANS, DEVICES, st.sampled_from(["flash.read_bandwidth", "dram.bandwidth", "compute.throughput"]), TIMING)
+def test_faster_hardware_is_never_slower(fetch_plan, dev, field, timing):
+    unit = "GFLOP/s" if field.startswith("compute") else "GB/s"
+    faster = dev.replace(**{field: f"1000 {unit}"})
+    before, after = (latency(work(fetch_plan, d), timing) for d in (dev, faster))
+    assert (after <= before * (1 + 1e-12)).all()
+
+
+def test_pipelining_helps_and_concurrency_too(tiny_trace):
+    fetch_plan = plan(tiny_trace(), [Setting(load_policy("dip"), STATIC + SHAPE.mlp_bytes / 2)])[0]
+    dev = device(**{"compute.throughput": "1 GFLOP/s", "dram.bandwidth": "2 GB/s"})
+    serial, concurrent, pipelined = (engine.run(fetch_plan, dev, timing).latency_s.sum() for timing in TIMINGS)
+    assert pipelined < concurrent < serial
+
+
+def test_prefetch_waits_in_the_queue_that_it_shares():
+    """Step 0 is busy on Flash for 10 ms; the 2 ms of DRAM of step 1 are asked for at 0 and hidden behind it."""
+    fetch_plan = random_plan(0, 1, "dip", 1.0)
+    fetch_plan.flops[:] = 0
+    fetch_plan.flash_misses[0, 0] = fetch_plan.read_bytes[0, 0, 0] = 10e6
+    fetch_plan.reads[0, 0, 0] = 1
+    fetch_plan.dram_static[0, 1], fetch_plan.dram_hits[0, 1] = 120e6, 60e6
+    timeline = engine.run(fetch_plan, PAPER, "pipelined")
+    assert timeline.latency_s[0] == pytest.approx(0.011)
+    requests = [(s.resource, s.request_s - timeline.ttft_s) for s in timeline.spans if s.step >= 0]
+    assert requests == [
+        ("dram", pytest.approx(0)),
+        ("flash", pytest.approx(0)),
+        ("dram", pytest.approx(0.010)),
+    ]
+    serial = engine.run(fetch_plan, PAPER, "serial")
+    assert serial.latency_s[0] == pytest.approx(0.013)
+
+
+def test_flash_traffic_can_load_the_dram_bus(tiny_trace):
+    fetch_plan = plan(tiny_trace(), [Setting(load_policy("dip"), STATIC)])[0]
+    dev = device(**{"dram.bandwidth": "1 GB/s"})
+    direct, copied = (engine.run(fetch_plan, dev.replace(**{"dram.flash_copies": n}), "serial") for n in (0, 2))
+    extra = 2 * fetch_plan.flash_bytes.sum() / 1e9
+    assert copied.latency_s.sum() - direct.latency_s.sum() == pytest.approx(extra)
