@@ -1,0 +1,120 @@
+"""Loading a real model: by a known name, from a local folder or `.gguf` file, or from the Hugging Face hub."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import torch
+import transformers
+
+from dipsim import files
+from dipsim.files import InputError
+from dipsim.live import smollm2
+from dipsim.live.swiglu import Mlp, find_mlps
+from dipsim.model import ModelShape
+
+KNOWN: dict[str, Callable[[], Path]] = {"smollm2-135m": smollm2.path}
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in evaluation mode with what belongs to it; `source` says where it came from, without paths."""
+
+    model: Any
+    tokenizer: Any
+    shape: ModelShape
+    mlps: list[Mlp]
+    source: dict[str, Any]
+
+
+def load(name: str, dtype: str = "float32", device: str = "cpu") -> LoadedModel:
+    """Load a known name, a `.gguf` file, a local folder or else a model of the Hugging Face hub.
+
+    `dtype` is one of DTYPES. Only hub ids touch the network. Raises InputError if the dtype or the device
+    cannot be had, the model cannot be loaded, or it is not a SwiGLU decoder.
+    """
+    if dtype not in DTYPES:
+        raise InputError(f"torch dtype {dtype!r}: is not known; use one of {', '.join(DTYPES)}")
+    _check_device(device)
+    path = _locate(name)
+    options: dict[str, Any] = {"gguf_file": path.name} if path.is_file() else {}
+    options |= {"local_files_only": True, "trust_remote_code": False}  # no code of a stranger, nor a question about it
+    folder = path.parent if path.is_file() else path
+    try:
+        with _quiet():
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
+            options["dtype"] = getattr(torch, dtype)
+            model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, **options)
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        raise InputError(f"{name}: cannot be loaded ({_first_line(error)}); check the model's files") from None
+    mlps = find_mlps(model)
+    hub = name not in KNOWN and not Path(name).exists()
+    source = {"model": name if hub else (path if path.is_file() else path.resolve()).name}
+    if hub:
+        source["model_revision"] = path.name
+    if path.is_file():
+        source["model_sha256"] = files.sha256(path)
+    source |= {"tokenizer": f"the model's own, {len(tokenizer)} entries", "torch_dtype": dtype}
+    source |= {"torch": torch.__version__, "transformers": transformers.__version__}
+    title = name if name in KNOWN else Path(source["model"].removesuffix(".gguf")).name
+    changes = {"name": re.sub(r"[^a-z0-9.]+", "-", title.lower()).strip("-")}
+    shape = ModelShape.from_config(model.config.to_dict(), name, **changes)
+    return LoadedModel(model.to(device).eval(), tokenizer, shape, mlps, source)
+
+
+def _locate(name: str) -> Path:
+    """The `.gguf` file or the folder that a name means; a model of the hub is downloaded into the hub's own cache."""
+    path = KNOWN[name]() if name in KNOWN else Path(name)
+    if name in KNOWN and not path.is_file():
+        raise InputError(f"{name}: is not there yet; run `make model` (or `python -m {smollm2.__name__}`)")
+    if path.suffix == ".gguf" and not path.is_file():
+        raise InputError(f"{name}: no such file (looked in {Path.cwd()})")
+    if path.suffix == ".gguf":
+        return path
+    if name and path.is_dir():
+        if not (path / "config.json").is_file():
+            raise InputError(f"{name}: holds no config.json; give the folder of a saved Hugging Face model")
+        return path
+    if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name):
+        known = ", ".join(KNOWN)
+        raise InputError(f"{name or '(empty)'}: no such folder; give a folder, .gguf file, hub id or one of: {known}")
+    try:
+        wanted, not_wanted = ["*.json", "*.safetensors", "*.model", "*.txt"], ["consolidated*", "*/*"]
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted, ignore_patterns=not_wanted))
+    except Exception as error:  # the hub's, the network's and the disk's errors have no common base
+        hint = f"check the name and the network, or use one of: {', '.join(KNOWN)}"
+        raise InputError(f"{name}: no folder, and the hub does not give it ({_first_line(error)}); {hint}") from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".: ")
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise InputError(f"device {device!r}: is not available here; use cpu") from None
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the library's warnings and progress bars; the latter go to stderr whatever it is told."""
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        transformers.logging.set_verbosity(verbosity)

@@ -1,0 +1,76 @@
+"""The one adapter through which a model's MLPs are seen, whatever its family calls or fuses them.
+
+Known: Llama, Mistral, Qwen2, Qwen3, SmolLM2 (`gate_proj`, `up_proj`) and Phi-3 (`gate_up_proj`, the gate in the first
+half). Mixtures of experts and MLPs with another activation than silu are refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dipsim.files import InputError
+
+# Linear layers in the order they run, and the matrices whose rows each one's weight stacks.
+_LAYOUTS: tuple[dict[str, tuple[str, ...]], ...] = (
+    {"gate_proj": ("gate_proj",), "up_proj": ("up_proj",), "down_proj": ("down_proj",)},
+    {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)},
+)
+
+
+@dataclass(frozen=True)
+class Mlp:
+    """One decoder layer's SwiGLU MLP: down_proj(activation(gate_proj(x)) * up_proj(x)).
+
+    `linears` lists the module's linear layers in the order they run, each with the names of the matrices that its
+    weight stacks. Weights and biases are views: writing to them changes the model.
+    """
+
+    module: nn.Module
+    activation: Callable[[Tensor], Tensor]
+    linears: tuple[tuple[nn.Linear, tuple[str, ...]], ...]
+
+    def weight(self, matrix: str) -> Tensor:
+        """`gate_proj` or `up_proj` [m, d], or `down_proj` [d, m]. Raises KeyError for any other name."""
+        linear, place, count = self._find(matrix)
+        return linear.weight.chunk(count)[place]
+
+    def bias(self, matrix: str) -> Tensor | None:
+        """[m] or [d], or None where the matrix has none. Raises KeyError for an unknown name."""
+        linear, place, count = self._find(matrix)
+        return None if linear.bias is None else linear.bias.chunk(count)[place]
+
+    def _find(self, matrix: str) -> tuple[nn.Linear, int, int]:
+        for linear, names in self.linears:
+            if matrix in names:
+                return linear, names.index(matrix), len(names)
+        raise KeyError(matrix)
+
+
+def find_mlps(model: Any) -> list[Mlp]:
+    """The MLP of every decoder layer, in order. Raises InputError if the model is not a SwiGLU decoder."""
+    mlps = [_adapt(getattr(layer, "mlp", None)) for layer in getattr(model.base_model, "layers", ())]
+    found = [mlp for mlp in mlps if mlp is not None]
+    if not found or len(found) < len(mlps):
+        raise InputError(
+            f"{type(model).__name__}: not a SwiGLU decoder (gate_proj and up_proj, or gate_up_proj, then down_proj, "
+            "with silu, in every layer); use a model of the Llama, Mistral, Qwen or Phi-3 family"
+        )
+    return found
+
+
+def _adapt(module: Any) -> Mlp | None:
+    """The adapter of one MLP module, or None if it computes something else."""
+    activation = getattr(module, "act_fn", None) or getattr(module, "activation_fn", None)
+    probe = torch.linspace(-4, 4, 33)  # compared by value: classes and names of silu differ between versions
+    if activation is None or not torch.allclose(activation(probe), nn.functional.silu(probe)):
+        return None
+    for layout in _LAYOUTS:
+        linears = [getattr(module, attribute, None) for attribute in layout]
+        if all(isinstance(linear, nn.Linear) for linear in linears):
+            return Mlp(module, activation, tuple(zip(linears, layout.values(), strict=True)))  # type: ignore[arg-type]
+    return None
