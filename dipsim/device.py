@@ -30,7 +30,7 @@ class Flash(Strict):
     read_bandwidth: Bandwidth | None = None
     read_curve: tuple[tuple[Size, Bandwidth], ...] | None = None
     command_time: Time = 0.0
-    overlap: float = Field(1.0, ge=1.0)
+    overlap: float = Field(1.0, ge=1.0, allow_inf_nan=True)
     latency: Time = 0.0
     queue_depth: PositiveInt = 32
 
@@ -55,11 +55,11 @@ class Flash(Strict):
         """Bytes per second of the longest reads."""
         return self.read_bandwidth if self.read_curve is None else self.read_curve[-1][1]  # type: ignore[return-value]
 
-    def read_time(self, size: ArrayLike) -> Floats:
-        """Seconds that one read of `size` bytes (any shape) adds to a saturated queue; 0 for size 0.
+    def transfer_time(self, size: ArrayLike) -> Floats:
+        """Seconds that one read of `size` bytes (any shape) occupies command stage and bus; 0 for size 0.
 
-        `t = (c^p + (s/B)^p)^(1/p)` with c = command_time, B = read_bandwidth, p = overlap (1: the command and the
-        transfer follow each other; larger: they overlap), and never less than `(latency + t) / queue_depth`.
+        `t = (c^p + (s/B)^p)^(1/p)` with c = command_time, B = read_bandwidth, p = overlap: 1 where the command and
+        the transfer follow each other, .inf where they overlap whatever they can, in between for what is measured.
         """
         size = np.asarray(size, dtype=np.float64)
         if self.read_curve is not None:
@@ -68,28 +68,44 @@ class Flash(Strict):
             return np.asarray(size / rate)
         transfer = size / self.peak_bandwidth
         if self.command_time == 0:
-            time = transfer
-        elif self.overlap == 1:
-            time = self.command_time + transfer
-        else:
-            larger = np.maximum(transfer, self.command_time)  # scaled, so that large p cannot overflow
-            smaller = np.minimum(transfer, self.command_time)
-            time = larger * (1 + (smaller / larger) ** self.overlap) ** (1 / self.overlap)
-        if self.latency:
-            time = np.maximum(time, (self.latency + time) / self.queue_depth)
-        return np.where(size > 0, time, 0.0)
+            return transfer
+        larger = np.maximum(transfer, self.command_time)  # scaled, so that a large p cannot overflow
+        smaller = np.minimum(transfer, self.command_time)
+        return np.where(size > 0, larger * (1 + (smaller / larger) ** self.overlap) ** (1 / self.overlap), 0.0)
+
+    def read_time(self, size: ArrayLike) -> Floats:
+        """Seconds that one read of `size` bytes (any shape) adds to a saturated queue; 0 for size 0.
+
+        A read alone takes `command_time + latency + s/B`; with `queue_depth` of them under way, one ends every
+        `queue_depth`-th part of that, unless command stage and bus are the limit.
+        """
+        busy = self.transfer_time(size)
+        return np.where(busy > 0, np.maximum(busy, self._alone(size) / self.queue_depth), 0.0)
+
+    def _alone(self, size: ArrayLike) -> Floats:
+        """Seconds of one read that nothing overlaps with."""
+        if self.read_curve is not None:
+            return self.transfer_time(size)
+        return np.asarray(self.command_time + self.latency + np.asarray(size) / self.peak_bandwidth)
 
     def batch_time(self, count: ArrayLike, total: ArrayLike) -> Floats:
         """Seconds for batches of reads, submitted together.
 
         `count` and `total` [..., classes]: number of reads and their bytes in each class of similar sizes; the
-        result is [...]. Within a class every read is taken to have the mean size (exact while the time of a read
-        is linear in its size). The first read's `latency` is not hidden by others.
+        result is [...]. A class's reads are taken to have its mean size. The first read overlaps with nothing before
+        it. Where the queue is the limit, rounds of `queue_depth` reads follow each other. Exact for reads of equal
+        size, with overlap 1 or .inf (`tests/test_flash.py` has the event model).
         """
         count, total = np.asarray(count, dtype=np.float64), np.asarray(total, dtype=np.float64)
-        mean = np.divide(total, count, out=np.zeros_like(total), where=count > 0)
-        time = (count * self.read_time(mean)).sum(axis=-1)
-        return np.asarray(time + self.latency * (count.sum(axis=-1) > 0))
+        reads, size = count.sum(axis=-1), _ratio(total.sum(axis=-1), count.sum(axis=-1))
+        busy, alone = self.transfer_time(size), self._alone(size)
+        streaming = alone - busy + (count * self.transfer_time(_ratio(total, count))).sum(axis=-1)
+        rounds, rest = np.divmod(np.maximum(reads - 1, 0), self.queue_depth)
+        return np.where(reads > 0, np.maximum(streaming, (1 + rounds) * alone + rest * busy), 0.0)
+
+
+def _ratio(total: Floats, count: Floats) -> Floats:
+    return np.divide(total, count, out=np.zeros_like(total), where=count > 0)
 
 
 class Dram(Strict):

@@ -43,7 +43,7 @@ def test_curve_passes_through_its_points_and_is_flat_beyond():
 
 
 def test_batch_is_the_sum_of_its_reads():
-    device = flash(read_bandwidth="1 GB/s", command_time="10 us", overlap=3)
+    device = flash(read_bandwidth="1 GB/s", command_time="10 us")
     count, total = np.array([[3, 2], [0, 0]]), np.array([[3 * 1000, 2 * 5000], [0, 0]])
     expected = 3 * device.read_time(1000) + 2 * device.read_time(5000)
     assert device.batch_time(count, total) == pytest.approx([float(expected), 0.0])
