@@ -1,0 +1,300 @@
+"""The command line: the only module that prints or exits. Everything heavy is imported by the command that needs it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from dipsim.files import InputError
+
+if TYPE_CHECKING:
+    from dipsim.experiment import Experiment
+
+app = typer.Typer(
+    help="Predict how fast a language model runs when its weights do not fit in DRAM.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+class Kind(StrEnum):
+    """What can be listed."""
+
+    devices = "devices"
+    policies = "policies"
+    traces = "traces"
+
+
+class Format(StrEnum):
+    """File formats with a schema."""
+
+    device = "device"
+    experiment = "experiment"
+
+
+def main() -> NoReturn:
+    """Run the command line; what the user can mend is one line on stderr and exit status 2."""
+    try:
+        sys.exit(app(standalone_mode=False) or 0)
+    except InputError as error:
+        _fail(str(error))
+    except typer.TyperException as error:  # an unknown command or option, a missing argument
+        message = error.format_message().rstrip(".").replace("Value error, ", "")
+        _fail(f"{message}; see `python -m dipsim --help`")
+    except (KeyboardInterrupt, typer.Abort):
+        _fail("interrupted", 130)
+    except BrokenPipeError:  # the reader of our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+def _fail(message: str, status: int = 2) -> NoReturn:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(status)
+
+
+@app.callback(invoke_without_command=True)
+def _start(
+    context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False
+) -> None:
+    if version:
+        import dipsim
+
+        print(dipsim.__version__)
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+@app.command()
+def run(
+    experiment: Annotated[
+        Path | None, typer.Argument(help="Experiment file; by default the shipped quickstart.")
+    ] = None,
+    trace: Annotated[str | None, typer.Option(help="Trace, by name or path.")] = None,
+    device: Annotated[str | None, typer.Option(help="Device, by name or path.")] = None,
+    policy: Annotated[list[str] | None, typer.Option(help="Policy, by name or path; may be repeated.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Policy parameter, POLICY.PARAMETER=VALUE; may be repeated.")
+    ] = None,
+    dram: Annotated[str | None, typer.Option(help='DRAM for weights and KV cache, e.g. "1.5 GB".')] = None,
+    eviction: Annotated[str | None, typer.Option(help="none, lru, lfu, belady or optimal.")] = None,
+    timing: Annotated[str | None, typer.Option(help="serial, concurrent or pipelined.")] = None,
+    tokens: Annotated[int | None, typer.Option(help="Simulate only the first so many tokens.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Output folder; by default results/<experiment>.")] = None,
+    timeline: Annotated[bool, typer.Option("--timeline", help="Also write timeline.json for ui.perfetto.dev.")] = False,
+) -> None:
+    """Simulate every policy of an experiment; write tables and figures, print the summary."""
+    from dipsim import assets, plots, report
+    from dipsim.experiment import run as run_experiment
+    from dipsim.outputs import save
+
+    path = experiment or assets.find("examples", "quickstart")
+    given = {"trace": trace, "device": device, "dram": dram, "eviction": eviction, "timing": timing, "tokens": tokens}
+    resolved = _resolve(path, {key: value for key, value in given.items() if value is not None}, policy, settings or [])
+    folder = out or Path("results") / path.stem
+    with _progress() as progress:
+        results = run_experiment(resolved, progress)
+        progress("writing tables and figures", 0, 1)
+        save(resolved, results, folder, timeline)
+        plots.draw(folder)
+    print(report.heading(results))
+    _console().print(report.table(results))
+    print(f"{folder}: summary.json, tokens.csv, layers.csv, spans.csv, figures as .png and .svg", end="")
+    print(", timeline.json" if timeline else "")
+
+
+def _resolve(path: Path, changes: dict[str, Any], policies: list[str] | None, settings: list[str]) -> Experiment:
+    """The experiment of a file with what the command line changes."""
+    import yaml
+
+    from dipsim.experiment import Experiment
+    from dipsim.files import parse
+
+    data = Experiment.load(path).model_dump(mode="json") | changes
+    if policies:
+        data["policies"] = policies
+    chosen = [{entry: {}} if isinstance(entry, str) else entry for entry in data["policies"]]
+    for setting in settings:
+        target, equals, value = setting.partition("=")
+        name, dot, parameter = target.rpartition(".")
+        matching = [options for entry in chosen for key, options in entry.items() if name in (key, _stem(key))]
+        if not (equals and dot and matching):
+            known = ", ".join(key for entry in chosen for key in entry)
+            raise InputError(f"--set {setting}: write POLICY.PARAMETER=VALUE with a policy of this run ({known})")
+        try:
+            parsed = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise InputError(f"--set {setting}: {value!r} is not a value; write a number or a word") from None
+        for parameters in matching:
+            parameters[parameter] = parsed
+    return parse(Experiment, data | {"policies": chosen}, "command line" if changes or policies else path)
+
+
+def _stem(policy: str) -> str:
+    """`mine` for ./mine.py, `dip-ca` for dip-ca."""
+    return Path(policy).name.removesuffix(".py").replace("_", "-")
+
+
+@app.command()
+def plot(folder: Annotated[Path, typer.Argument(help="Output folder of a run.")]) -> None:
+    """Draw the figures of an output folder again."""
+    from dipsim import plots
+
+    for path in plots.draw(folder):
+        print(path)
+
+
+@app.command("list")
+def list_(kind: Annotated[Kind, typer.Argument(help="What to list.")]) -> None:
+    """List what is shipped."""
+    from rich.table import Table
+
+    from dipsim import assets
+
+    columns, describe = {
+        Kind.devices: (("name", "Flash", "DRAM", "description"), _describe_device),
+        Kind.policies: (("name", "parameters", "description"), _describe_policy),
+        Kind.traces: (("name", "tokens", "model", "layers, hidden, intermediate"), _describe_trace),
+    }[kind]
+    table = Table(*columns, box=None, pad_edge=False)
+    for name in assets.names(kind):
+        table.add_row(name, *describe(name))
+    _console().print(table)
+
+
+def _describe_device(name: str) -> tuple[str, ...]:
+    from dipsim.device import Device
+    from dipsim.units import show
+
+    device = Device.load(name)
+    memory = f"{show(device.dram.capacity, 'size')}, {show(device.dram.bandwidth, 'bandwidth')}"
+    return show(device.flash.peak_bandwidth, "bandwidth"), memory, device.description
+
+
+def _describe_policy(name: str) -> tuple[str, ...]:
+    from dipsim.policy import load_policy
+
+    policy = load_policy(name)
+    parameters = ", ".join(f"{key}={getattr(policy, key)!r}" for key in type(policy).model_fields)
+    return parameters, (type(policy).__doc__ or "").splitlines()[0]
+
+
+def _describe_trace(name: str) -> tuple[str, ...]:
+    from dipsim.trace import Trace
+
+    trace = Trace.open(name)
+    shape = trace.shape
+    sizes = f"{shape.num_hidden_layers}, {shape.hidden_size}, {shape.intermediate_size}"
+    return str(trace.tokens), shape.name, sizes
+
+
+@app.command()
+def check(file: Annotated[Path, typer.Argument(help="Device, experiment, trace or policy file.")]) -> None:
+    """Check a file completely, without running anything with it."""
+    from dipsim.device import Device
+    from dipsim.experiment import Experiment
+    from dipsim.files import read_yaml
+    from dipsim.policy import load_policy
+    from dipsim.trace import Trace
+
+    if not file.is_file():
+        raise InputError(f"{file}: no such file")
+    if file.suffix == ".safetensors":
+        trace = Trace.open(file)
+        for index in range(trace.shape.num_hidden_layers):
+            trace.layer(index)
+        found = f"a trace of {trace.tokens} tokens, {trace.shape.num_hidden_layers} layers"
+    elif file.suffix == ".py":
+        found = f"a policy: {load_policy(file).label}"
+    elif "policies" in (data := read_yaml(file)) or "trace" in data:
+        experiment = Experiment.load(file)
+        for choice in experiment.policies:
+            choice.load()
+        Trace.open(experiment.trace)
+        found = f"an experiment on {experiment.trace} and {Device.load(experiment.device).name}"
+    else:
+        found = f"a device: {Device.load(file).name}"
+    print(f"{file}: ok, {found}")
+
+
+@app.command()
+def schema(of: Annotated[Format, typer.Argument(help="Which file format.")]) -> None:
+    """Print the JSON schema of a file format, for editors that check YAML while you type."""
+    import json
+
+    from dipsim.device import Device
+    from dipsim.experiment import Experiment
+
+    model = Device if of is Format.device else Experiment
+    print(json.dumps(model.model_json_schema(), indent=2))
+
+
+@app.command()
+def record(
+    model: Annotated[str, typer.Option(help="smollm2-135m, a folder, a .gguf file or a Hugging Face id.")],
+    text: Annotated[Path, typer.Option(help="UTF-8 text to run through the model.")],
+    out: Annotated[Path, typer.Option(help="The trace to write, ending in .safetensors.")],
+    tokens: Annotated[int, typer.Option(help="Tokens to record.")] = 256,
+    sequence_length: Annotated[int | None, typer.Option(help="Cut into sequences of so many; by default one.")] = None,
+    dtype: Annotated[str, typer.Option(help="Of the trace: int8 (with scales), float16 or float32.")] = "int8",
+    torch_dtype: Annotated[str, typer.Option(help="Of the model: float32, bfloat16 or float16.")] = "float32",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+) -> None:
+    """Record a real model's activations as a trace (extra `live`)."""
+    if out.suffix != ".safetensors":
+        raise InputError(f"--out {out}: a trace file must end in .safetensors")
+    with _live():
+        from dipsim.live.record import record as record_trace
+    with _progress() as progress:
+        progress("loading the model", 0, 1)
+
+        def recording(done: int, total: int) -> None:
+            progress("recording layers", done, total)
+
+        header = record_trace(model, text, out, tokens, sequence_length, dtype, torch_dtype, device, recording)
+    print(f"{out}: {tokens} tokens of {header.model.name}, {out.stat().st_size / 1e6:.1f} MB")
+
+
+@contextlib.contextmanager
+def _live() -> Iterator[None]:
+    """Import what needs torch, or say how to get it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise InputError(f"{error.name} is not installed; run `pip install 'dipsim[live]'`") from None
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal else Console(width=max(console.width, 130))
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar on stderr that vanishes at the end; yields a function (what, done, total)."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+    console = Console(stderr=True)
+    with Progress(
+        *columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
+        tasks: dict[str, Any] = {}
+
+        def show(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=total)
+            bar.update(tasks[what], completed=done)
+
+        yield show
