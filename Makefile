@@ -8,7 +8,7 @@ run: .venv/core
 	$(PY) -m dipsim run
 
 test: .venv/dev
-	$(PY) -m pytest -n 2
+	$(PY) -m pytest -n 2 --dist loadgroup
 
 check: .venv/dev
 	$(PY) -m ruff check
