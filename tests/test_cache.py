@@ -1,34 +1,18 @@
 """The column cache against the reference's counts (tests/data/cache_hits.json says how they were obtained)."""
 
 import hashlib
-import json
-from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from scipy.optimize import linprog
+from oracles import FIGURES, explicit_masks, libcachesim_hits, lognormal_masks, most_hits, zipf_stream
 
 from dipsim.cache import CLAIRVOYANT, EVICTIONS, ColumnCache, hit_curve, replay
 from dipsim.files import InputError
 
-FIGURES = json.loads((Path(__file__).parent / "data/cache_hits.json").read_text())
 MASKS = arrays(bool, st.tuples(st.integers(1, 12), st.integers(1, 9)))
-
-
-def lognormal_masks(seed, N, T, density, sigma, kjit):  # noqa: N803, the figures' own names
-    rng = np.random.default_rng(seed)
-    weight = np.exp(sigma * rng.standard_normal(N))
-    masks = np.zeros((T, N), dtype=bool)
-    for mask in masks:
-        k = round(density * N)
-        if kjit:
-            k = int(np.clip(k + rng.integers(-kjit, kjit + 1), 1, N))
-        mask[np.argsort(-np.log1p(-rng.random(N)) / weight, kind="stable")[:k]] = True
-    return masks
 
 
 @pytest.mark.parametrize("case", FIGURES["cases"], ids=lambda case: f"seed{case['seed']}-{case['args']['density']}")
@@ -45,9 +29,7 @@ def test_reference_counts(case):
 
 @pytest.mark.parametrize("case", FIGURES["explicit"], ids=lambda case: f"{case['policy']}-{case['N']}x{case['T']}")
 def test_reference_token_by_token(case):
-    masks = np.zeros((case["T"], case["N"]), dtype=bool)
-    for token, columns in enumerate(case["masks"]):
-        masks[token, columns] = True
+    masks = explicit_masks(case)
     assert replay(masks, case["capacity"], case["policy"]).tolist() == case["hits_per_token"]
     cache = ColumnCache(case["N"], case["capacity"], case["policy"], masks if case["policy"] in CLAIRVOYANT else None)
     for mask in masks:
@@ -78,14 +60,17 @@ def test_no_rule_beats_optimal_and_belady_beats_the_blind_when_masks_fit(masks):
 
 @given(MASKS, st.data())
 def test_optimal_equals_the_linear_program(masks, data):
-    """Most hits = most intervals between uses bridged, with at most `capacity` open at a time (a unimodular LP)."""
     capacity = data.draw(st.integers(0, masks.shape[1]))
-    intervals = [uses for column in masks.T for uses in pairwise(np.flatnonzero(column).tolist())]
-    most = 0.0
-    if intervals:
-        open_at = np.array([[a <= gap < b for a, b in intervals] for gap in range(len(masks))], dtype=float)
-        most = -linprog(-np.ones(len(intervals)), A_ub=open_at, b_ub=np.full(len(masks), capacity), bounds=(0, 1)).fun
-    assert replay(masks, capacity, "optimal").sum() == pytest.approx(most)
+    assert replay(masks, capacity, "optimal").sum() == pytest.approx(most_hits(masks, capacity))
+
+
+@pytest.mark.parametrize("capacity", [1, 2, 5, 20, 45])
+@pytest.mark.parametrize(("eviction", "peer"), [("lru", "LRU"), ("belady", "Belady")])
+def test_libcachesim_agrees_request_by_request(eviction, peer, capacity):
+    """An independent simulator, on streams of one column a token."""
+    columns = zipf_stream(tokens=2000, columns=60, seed=capacity)
+    masks = columns[:, None] == np.arange(60)
+    assert replay(masks, capacity, eviction).astype(bool).tolist() == libcachesim_hits(peer, columns, capacity)
 
 
 @given(MASKS, st.sampled_from(EVICTIONS), st.data())

@@ -1,5 +1,6 @@
 """The clock: closed forms, and the engine against the recurrences of bounds.py on random plans."""
 
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -7,31 +8,17 @@ import pytest
 from conftest import SHAPE
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracles import device, random_plan, reference_seconds
 
 from dipsim import engine
 from dipsim.bounds import TIMINGS, bounds, latency, prefill
 from dipsim.device import Device
-from dipsim.files import parse
-from dipsim.plan import Setting, empty, plan
+from dipsim.plan import Setting, plan
 from dipsim.policy import load_policy
 from dipsim.work import work
 
 PAPER = Device.load("paper")
 STATIC = SHAPE.static_bytes(12)
-
-
-def device(**fields):
-    data = {"flash": {"read_bandwidth": "1 GB/s"}, "dram": {"capacity": "8 GB", "bandwidth": "60 GB/s"}, "name": "x"}
-    return parse(Device, data, "device").replace(**fields)
-
-
-def reference_seconds(fetch_plan, dev, concurrent=False):
-    """reference section 5, straight from bytes: static from DRAM, then miss / flash + hit / dram (or the larger)."""
-    mlp = fetch_plan.is_mlp
-    static = fetch_plan.dram_bytes[:, ~mlp].sum(axis=1) / dev.dram.bandwidth
-    miss = fetch_plan.flash_bytes[:, mlp] / dev.flash.read_bandwidth
-    hit = fetch_plan.dram_bytes[:, mlp] / dev.dram.bandwidth
-    return static + (np.maximum(miss, hit) if concurrent else miss + hit).sum(axis=1)
 
 
 @pytest.mark.parametrize("name", ["dense", "magnitude", "gate", "up", "dip", "dip-ca"])
@@ -83,21 +70,8 @@ def test_two_tokens_second_finds_the_first(tiny_trace):
     assert timeline.latency_s[1] == pytest.approx(second, rel=1e-9)
 
 
-def random_plan(seed, tokens, name, empty_share):
-    """A plan with random bytes at every position, some of them zero."""
-    rng = np.random.default_rng(seed)
-    fetch_plan = empty(SHAPE, Setting(load_policy(name), STATIC), tokens, (0,))
-    for array in (fetch_plan.dram_static, fetch_plan.flash_static, fetch_plan.dram_hits, fetch_plan.flash_misses):
-        array[:] = rng.exponential(1e6, array.shape) * (rng.random(array.shape) > empty_share)
-    fetch_plan.static_reads[:] = 1
-    fetch_plan.flops[:] = rng.exponential(1e6, fetch_plan.flops.shape) * (rng.random(fetch_plan.flops.shape) > 0.3)
-    fetch_plan.reads[..., 0] = rng.integers(1, 50, fetch_plan.flash_misses.shape) * (fetch_plan.flash_misses > 0)
-    fetch_plan.read_bytes[..., 0] = fetch_plan.flash_misses
-    return fetch_plan
-
-
 PLANS = st.builds(
-    random_plan,
+    partial(random_plan, SHAPE),
     st.integers(0, 2**32),
     st.integers(1, 4),
     st.sampled_from(["dense", "magnitude", "dip"]),
@@ -173,7 +147,7 @@ def test_pipelining_helps_and_concurrency_too(tiny_trace):
 
 def test_prefetch_waits_in_the_queue_that_it_shares():
     """Step 0 is busy on Flash for 10 ms; the 2 ms of DRAM of step 1 are asked for at 0 and hidden behind it."""
-    fetch_plan = random_plan(0, 1, "dip", 1.0)
+    fetch_plan = random_plan(SHAPE, 0, 1, "dip", 1.0)
     fetch_plan.flops[:] = 0
     fetch_plan.flash_misses[0, 0] = fetch_plan.read_bytes[0, 0, 0] = 10e6
     fetch_plan.reads[0, 0, 0] = 1

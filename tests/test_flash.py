@@ -1,56 +1,14 @@
 """Flash whose speed depends on the read size: against a per-read event model, and against measured hardware."""
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
-import simpy
 from hypothesis import given
 from hypothesis import strategies as st
+from oracles import MEASURED, events, flash, neuralink_throughput, parse_flash
 
-from dipsim.device import Device, Flash
-from dipsim.files import parse
-from dipsim.plan import runs
+from dipsim.device import Device
 
-MEASURED = json.loads((Path(__file__).parent / "data/flash_measured.json").read_text())
-NEURALINK = MEASURED["neuralink"]
-
-
-def events(sizes, command, bandwidth, latency, depth, overlapping):
-    """Seconds until the last of these reads ends, one SimPy process a read.
-
-    A read takes one of `depth` queue slots; then, overlapping: the command stage, its latency, the bus; otherwise its
-    latency, then one server that handles command and transfer together.
-    """
-    env = simpy.Environment()
-    slots, stage, bus = (simpy.Resource(env, capacity) for capacity in (depth, 1, 1))
-
-    def hold(server, seconds):
-        with server.request() as turn:
-            yield turn
-            yield env.timeout(seconds)
-
-    def read(size):
-        with slots.request() as slot:
-            yield slot
-            if overlapping:
-                yield from hold(stage, command)
-                yield env.timeout(latency)
-                yield from hold(bus, size / bandwidth)
-            else:
-                yield env.timeout(latency)
-                yield from hold(bus, command + size / bandwidth)
-
-    for size in sizes:
-        env.process(read(size))
-    env.run()
-    return env.now
-
-
-def flash(command, bandwidth, latency, depth, overlap):
-    fields = {"read_bandwidth": f"{bandwidth} B/s", "command_time": f"{command} s", "latency": f"{latency} s"}
-    return parse(Flash, fields | {"queue_depth": depth, "overlap": overlap}, "flash")
+NEURALINK, CURVES = MEASURED["neuralink"], MEASURED["curves"]
 
 
 SERVERS = {
@@ -94,15 +52,6 @@ def test_read_time_is_the_steady_rate(servers, size, overlapping):
     assert device.read_time(size) == pytest.approx(steady, rel=1e-6)
 
 
-def neuralink_throughput(inactive):
-    """MiB/s of the shipped device on random masks, through the same runs and batches as any fetch."""
-    rng = np.random.default_rng(0)
-    active = rng.random((4, NEURALINK["bundles"])) >= inactive
-    count, bundles = runs(active)
-    seconds = Device.load(NEURALINK["device"]).flash.batch_time(count, bundles * NEURALINK["bundle_bytes"])
-    return float((active.sum(axis=1) * NEURALINK["bundle_bytes"] / seconds).mean()) / 2**20
-
-
 def test_a_real_phone_at_ten_sparsities():
     predicted = np.array([neuralink_throughput(s) for s in NEURALINK["inactive"]])
     error = predicted / np.array(NEURALINK["throughput_mib_per_s"]) - 1
@@ -118,14 +67,13 @@ def test_scattered_reads_are_slower_than_reading_everything_until_most_is_inacti
     assert slower == measured == [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]
 
 
-@pytest.mark.parametrize("curve", MEASURED["curves"], ids=lambda curve: curve["name"])
+@pytest.mark.parametrize("curve", CURVES, ids=lambda curve: curve["name"])
 def test_published_curves(curve):
-    device = parse(Flash, curve["flash"], curve["name"])
-    rates = np.array(curve["bytes"]) / device.read_time(curve["bytes"])
+    rates = np.array(curve["bytes"]) / parse_flash(curve).read_time(curve["bytes"])
     assert rates == pytest.approx(curve["bytes_per_s"], rel=curve["tolerance"])
 
 
 def test_the_shipped_pi_follows_its_table_exactly():
-    curve = next(c for c in MEASURED["curves"] if c["name"].endswith("Gen 2"))
+    curve = next(c for c in CURVES if c["name"].endswith("Gen 2"))
     rates = np.array(curve["bytes"]) / Device.load("pi5-nvme").flash.read_time(curve["bytes"])
     assert rates == pytest.approx(curve["bytes_per_s"], rel=1e-12)
