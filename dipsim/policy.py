@@ -22,29 +22,33 @@ from dipsim import assets
 from dipsim.files import InputError, Strict, parse
 from dipsim.model import MATRICES, ModelShape
 
-Fraction = Annotated[float, Field(gt=0, le=1)]
+Fraction = Annotated[float, Field(strict=True, gt=0, le=1)]
 Axis = Literal["input", "neuron"]
+ATTENTION, WHOLE, LM_HEAD = RESERVED = ("attention", "whole", "lm_head")  # steps of a token that are no group
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class Group:
-    """Matrices that share one mask: `k` columns along `axis` (d inputs or m neurons) are kept for each token."""
+    """Matrices that share one mask: `k` columns along `axis` (d inputs or m neurons) are kept for each token.
+
+    With `threshold` they are kept on average: what counts is a score above a limit, one per layer, calibrated so.
+    """
 
     name: str
     matrices: tuple[str, ...]
     axis: Axis
     k: int
+    threshold: bool = False
 
 
 class Policy(Strict):
     """Base of all policies; the fields of a subclass are its parameters.
 
-    Matrices in no group are read whole. A subclass that overrides `rerank` is cache-aware.
+    Matrices in no group are read whole. A subclass that overrides `rerank` or `select` is cache-aware.
     """
 
     name: ClassVar[str] = ""
-    file: ClassVar[Path]
 
     def groups(self, shape: ModelShape) -> Sequence[Group]:
         """The groups, in the order in which a token computes them. None: everything is read whole."""
@@ -61,9 +65,20 @@ class Policy(Strict):
         """Scores [N] of one token, changed by who is resident [N] (bool). Only the ranking is affected."""
         return scores
 
+    def select(self, group: Group, scores: Any, resident: Any, position: int) -> Any:
+        """Mask [N] of one token, the `position`-th of its sequence, from its scores [N] and who is resident [N].
+
+        The k best after `rerank`; to be overridden only where selection is something else.
+        """
+        return top_k(self.rerank(scores, resident), group.k)
+
+    def static_bytes(self, shape: ModelShape) -> float:
+        """Bytes that the policy itself keeps in DRAM and reads for every token (a predictor's weights)."""
+        return 0.0
+
     @property
     def cache_aware(self) -> bool:
-        return type(self).rerank is not Policy.rerank
+        return type(self).rerank is not Policy.rerank or type(self).select is not Policy.select
 
     @property
     def label(self) -> str:
@@ -88,17 +103,27 @@ def top_k(scores: NDArray[Any], k: int) -> NDArray[np.bool_]:
     return mask.reshape(scores.shape)
 
 
+def calibrated(scores: NDArray[Any], k: int) -> float:
+    """The limit that keeps k columns on average over the tokens of scores [T, N]."""
+    return float(np.quantile(scores, 1 - k / scores.shape[-1])) if k else float("inf")
+
+
 def checked_groups(policy: Policy, shape: ModelShape) -> tuple[Group, ...]:
     """The policy's groups for this model. Raises InputError if they cannot be read that way."""
-    groups = tuple(guarded(policy, "groups", lambda: policy.groups(shape)))
+    groups = guarded(policy, "groups", lambda: tuple(policy.groups(shape)))
     seen: list[str] = []
     for group in groups:
+        if not isinstance(group, Group) or not isinstance(group.matrices, tuple) or not group.matrices:
+            raise InputError(f"policy {policy.label}: groups: {group!r} is not a Group of a tuple of matrices")
+        if group.name in RESERVED:
+            raise InputError(f"policy {policy.label}: group {group.name}: that name is taken; choose another")
         seen += group.matrices
         size = shape.axis_size(group.axis)
         for matrix in group.matrices:
             shape.unit_length(matrix, group.axis)
-        if not 0 <= group.k <= size:
-            raise InputError(f"policy {policy.label}: group {group.name}: k must be from 0 to {size} (got {group.k})")
+        if not isinstance(group.k, int) or not 0 <= group.k <= size:
+            where = f"policy {policy.label}: group {group.name}"
+            raise InputError(f"{where}: k must be a whole number from 0 to {size} (got {group.k!r})")
     if len(set(seen)) < len(seen) or len({group.name for group in groups}) < len(groups):
         raise InputError(f"policy {policy.label}: groups: a matrix or a name appears twice; put each in one group")
     return groups
@@ -115,12 +140,12 @@ def guarded(policy: Policy, method: str, call: Callable[[], Result]) -> Result:
         return call()
     except InputError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         text = " ".join(str(error).split())
         raise InputError(f"policy {policy.label}: {method} failed: {type(error).__name__}: {text}") from error
 
 
-def load_policy(name_or_path: str | Path, **parameters: Any) -> Policy:
+def load_policy(name_or_path: str | Path, /, **parameters: Any) -> Policy:
     """A shipped policy by name or a plugin by path, with its parameters.
 
     Raises InputError for an unknown policy, a file that cannot be imported or holds no single Policy, and for
@@ -137,7 +162,7 @@ def load_policy(name_or_path: str | Path, **parameters: Any) -> Policy:
         names = ", ".join(sorted(cls.__name__ for cls in found)) or "none"
         raise InputError(f"{path}: must define exactly one subclass of dipsim.Policy (found {names})")
     cls = found[0]
-    cls.name, cls.file = path.stem.replace("_", "-"), path
+    cls.name = path.stem.replace("_", "-")
     return parse(cls, parameters, f"policy {cls.name}")
 
 
@@ -153,7 +178,7 @@ def _import(path: Path) -> ModuleType:
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         line = f" (line {error.lineno})" if isinstance(error, SyntaxError) else ""
         text = " ".join(str(error).split())

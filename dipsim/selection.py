@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from dipsim.cache import CLAIRVOYANT, ColumnCache, Eviction, Mask
 from dipsim.files import InputError
-from dipsim.policy import Group, Policy, guarded, top_k
+from dipsim.policy import Group, Policy, calibrated, guarded, top_k
 from dipsim.trace import Activations
 
 
@@ -27,9 +27,14 @@ def scores(policy: Policy, group: Group, acts: Activations) -> NDArray[Any]:
     return values
 
 
-def select(policy: Policy, group: Group, acts: Activations) -> Mask:
-    """Masks [T, N] of a policy that does not see the cache, all tokens at once."""
-    return top_k(scores(policy, group, acts), group.k)
+def choose(group: Group, values: NDArray[Any], limit: float | None = None) -> Mask:
+    """Masks [..., N] from scores [..., N] that do not see the cache.
+
+    `limit` of a threshold group: by default calibrated on these very tokens.
+    """
+    if not group.threshold:
+        return top_k(values, group.k)
+    return np.asarray(values >= (calibrated(values, group.k) if limit is None else limit))
 
 
 def serve(masks: Mask, capacity: int, eviction: Eviction, starts: Sequence[int]) -> Mask:
@@ -52,10 +57,21 @@ def select_aware(
     for begin, end in sequences(starts, len(masks)):
         cache = ColumnCache(values.shape[-1], capacity, eviction)
         for token in range(begin, end):
-            reranked = guarded(policy, "rerank", partial(policy.rerank, values[token], cache.resident))
-            masks[token] = top_k(reranked, group.k)
+            masks[token] = choose_aware(policy, group, values[token], cache, token - begin)
             hits[token] = cache.step(masks[token])
     return masks, hits
+
+
+def choose_aware(policy: Policy, group: Group, values: NDArray[Any], cache: ColumnCache, position: int) -> Mask:
+    """Mask [N] of one token from its scores [N]. Raises InputError if the policy does not choose k of the columns."""
+    resident = cache.resident.view()
+    resident.setflags(write=False)
+    mask = guarded(policy, "select", partial(policy.select, group, values, resident, position))
+    if not isinstance(mask, np.ndarray) or mask.shape != values.shape or mask.dtype != np.bool_:
+        raise InputError(f"policy {policy.label}: group {group.name}: rerank must keep the shape {list(values.shape)}")
+    if not group.threshold and np.count_nonzero(mask) != group.k:
+        raise InputError(f"policy {policy.label}: group {group.name}: rerank must leave numbers, without NaN")
+    return mask
 
 
 def sequences(starts: Sequence[int], tokens: int) -> list[tuple[int, int]]:

@@ -8,7 +8,8 @@ from hypothesis.extra.numpy import arrays
 from dipsim import assets
 from dipsim.files import InputError
 from dipsim.model import MATRICES
-from dipsim.policy import checked_groups, load_policy, top_k, whole_matrices
+from dipsim.policy import Group, checked_groups, load_policy, top_k, whole_matrices
+from dipsim.selection import choose
 
 ACTS = activations(tokens=5)[0]
 
@@ -69,9 +70,44 @@ def test_dip_ca_reweights_only_what_is_absent_and_not_among_the_best():
     assert load_policy("dip-ca", gamma=1).rerank(scores, resident).tolist() == scores.tolist()
 
 
-def test_only_dip_ca_is_cache_aware_and_labels_tell_what_was_set():
+def test_gamma_warms_up_over_the_first_tokens():
+    scores, resident = np.float32([8, 6, 5, 2]), np.array([False, False, True, True])
+    dip_ca = load_policy("dip-ca", gamma=0.5, warmup=10)
+    group = Group("g", ("down_proj",), "neuron", 2)
+    chosen = [np.flatnonzero(dip_ca.select(group, scores, resident, position)).tolist() for position in (0, 5, 10)]
+    assert chosen == [[0, 1], [0, 2], [0, 2]]  # 6 * gamma falls below 5 at gamma 0.83
+    assert dip_ca.rerank(scores, resident).tolist() == [4, 3, 5, 2]
+
+
+def test_approximate_caching_fills_class_by_class():
+    scores = np.float32([9, 8, 7, 6, 5, 4, 3])
+    resident = np.array([False, False, True, False, True, False, True])
+    group = Group("g", ("down_proj",), "neuron", 4)
+
+    def chosen(**parameters):
+        mask = load_policy("dip-ca-approx", **parameters).select(group, scores, resident, 0)
+        return np.flatnonzero(mask).tolist()
+
+    assert chosen(reach=1) == [0, 1, 2, 3]  # residents among the best first, then the rest of the best
+    assert chosen(reach=1.25) == [0, 1, 2, 4]  # 5 best reach column 4, which is resident
+    assert chosen(reach=2) == [0, 2, 4, 6]
+    assert chosen(reach=2, fixed_top_n=2) == [0, 1, 2, 4]
+
+
+def test_threshold_keeps_k_on_average():
+    policy = load_policy("dip-threshold", keep=0.5)
+    rng = np.random.default_rng(0)
+    scores = rng.random((200, 24)).astype(np.float32) * rng.random((200, 1)).astype(np.float32)
+    group = policy.groups(SHAPE)[1]
+    kept = choose(group, scores).sum(axis=1)
+    assert kept.mean() == pytest.approx(group.k, abs=0.05)
+    assert kept.std() > 1
+    assert (choose(group, scores, limit=0.5) == (scores >= 0.5)).all()
+
+
+def test_only_the_dip_ca_family_is_cache_aware_and_labels_tell_what_was_set():
     aware = {name for name in assets.names("policies") if load_policy(name).cache_aware}
-    assert aware == {"dip-ca"}
+    assert aware == {"dip-ca", "dip-ca-approx"}
     assert load_policy("dip-ca", gamma=0.2, keep=0.5).label == "dip-ca(keep=0.5, gamma=0.2)"
     assert load_policy("dense").label == "dense"
 
@@ -82,7 +118,9 @@ def test_only_dip_ca_is_cache_aware_and_labels_tell_what_was_set():
         ("dip", {"keep": 0}, "policy dip: keep"),
         ("dip", {"keep": 1.5}, "policy dip: keep"),
         ("dip", {"keep": float("nan")}, "policy dip: keep"),
+        ("dip", {"keep": True}, "policy dip: keep"),
         ("dip", {"kep": 0.5}, "kep: unknown key"),
+        ("dip", {"name_or_path": 0.5}, "name_or_path: unknown key"),
         ("dip-ca", {"gamma": 0}, "gamma"),
         ("dip-ca", {"fixed_top_n": -1}, "fixed_top_n"),
         ("magnitude", {"fraction": "half"}, "fraction"),
@@ -129,11 +167,29 @@ def test_broken_plugins_are_one_line(tmp_path, content, complaint):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("k", ["-1", "25", "1000"])
+@pytest.mark.parametrize(
+    ("groups", "complaint"),
+    [
+        ("[Group('whole', ('down_proj',), 'neuron', 3)]", "group whole: that name is taken"),
+        ("None", "groups failed: TypeError"),
+        ("['a']", "is not a Group"),
+        ("[Group('a', ['down_proj'], 'neuron', 3)]", "is not a Group of a tuple"),
+        ("[Group('a', (), 'neuron', 3)]", "is not a Group of a tuple"),
+        ("exit(0)", "groups failed: SystemExit"),
+    ],
+)
+def test_groups_that_make_no_sense(tmp_path, groups, complaint):
+    path = tmp_path / "mine.py"
+    path.write_text(f"from dipsim import Group, Policy\nclass Mine(Policy):\n def groups(self, shape): return {groups}")
+    with pytest.raises(InputError, match=complaint):
+        checked_groups(load_policy(path), SHAPE)
+
+
+@pytest.mark.parametrize("k", ["-1", "25", "1000", "3.5"])
 def test_a_plugin_cannot_keep_more_than_there_is(tmp_path, k):
     path = tmp_path / "mine.py"
     path.write_text(PLUGIN.format(k=k, body="return abs(acts.glu)"))
-    with pytest.raises(InputError, match="k must be from 0 to 24"):
+    with pytest.raises(InputError, match="k must be a whole number from 0 to 24"):
         checked_groups(load_policy(path), SHAPE)
 
 
