@@ -7,7 +7,12 @@ from pathlib import Path
 from dipsim.files import InputError
 
 _PACKAGE = Path(__file__).resolve().parent
-_SUFFIXES = {"devices": (".yaml",), "policies": (".py",), "traces": (".safetensors",), "examples": (".yaml",)}
+_SUFFIXES = {
+    "devices": (".yaml", ".yml"),
+    "policies": (".py",),
+    "traces": (".safetensors", ".yaml"),
+    "examples": (".yaml",),
+}
 
 
 def directory(kind: str) -> Path:
@@ -18,8 +23,16 @@ def directory(kind: str) -> Path:
 
 def names(kind: str) -> list[str]:
     """Names of the shipped files of `kind`, sorted, as a user types them (`dip-ca`, not `dip_ca.py`)."""
-    files = (file for file in directory(kind).iterdir() if file.suffix in _SUFFIXES[kind] and file.stem[0] not in "._")
-    return sorted(file.stem.replace("_", "-") if kind == "policies" else file.stem for file in files)
+    return sorted(_name(kind, file) for file in _files(kind))
+
+
+def _files(kind: str) -> list[Path]:
+    files = (file for file in directory(kind).iterdir() if file.suffix in _SUFFIXES[kind])
+    return sorted(file for file in files if file.stem[0] not in "._")
+
+
+def _name(kind: str, file: Path) -> str:
+    return file.stem.replace("_", "-") if kind == "policies" else file.stem
 
 
 def find(kind: str, name_or_path: str | Path) -> Path:
@@ -32,9 +45,8 @@ def find(kind: str, name_or_path: str | Path) -> Path:
         if not path.is_file():
             raise InputError(f"{text}: no such file (looked in {Path.cwd()})")
         return path
-    for suffix in _SUFFIXES[kind]:
-        for stem in (text, text.replace("-", "_")):
-            if (directory(kind) / f"{stem}{suffix}").is_file():
-                return directory(kind) / f"{stem}{suffix}"
+    for file in _files(kind):
+        if text in (file.stem, _name(kind, file)):
+            return file
     singular = {"policies": "policy"}.get(kind, kind.rstrip("s"))
     raise InputError(f"{text or '(empty)'}: no such {singular}; shipped: {', '.join(names(kind))}; or give a path")

@@ -28,8 +28,13 @@ class Budget:
 
     @property
     def used_bytes(self) -> float:
-        """Peak DRAM: everything but what is left over."""
+        """What is given to somebody; caches may never fill their part."""
         return self.total_bytes - self.unused_bytes
+
+    @property
+    def static_bytes(self) -> float:
+        """What every token reads whatever its masks, resident or streamed, the MLP left out."""
+        return self.lm_head_bytes + self.attention_bytes + self.kv_cache_bytes
 
     @property
     def static_resident_share(self) -> float:

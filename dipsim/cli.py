@@ -101,7 +101,7 @@ def run(
     resolved = _resolve(path, {key: value for key, value in given.items() if value is not None}, policy, settings or [])
     folder = out or Path("results") / path.stem
     with _progress() as progress:
-        results = run_experiment(resolved, progress)
+        results = run_experiment(resolved, progress, timeline)
         progress("writing tables and figures", 0, 1)
         save(resolved, results, folder, timeline)
         plots.draw(folder)
@@ -113,10 +113,8 @@ def run(
 
 def _resolve(path: Path, changes: dict[str, Any], policies: list[str] | None, settings: list[str]) -> Experiment:
     """The experiment of a file with what the command line changes."""
-    import yaml
-
     from dipsim.experiment import Experiment
-    from dipsim.files import parse
+    from dipsim.files import parse, parse_yaml
 
     data = Experiment.load(path).model_dump(mode="json") | changes
     if policies:
@@ -129,12 +127,8 @@ def _resolve(path: Path, changes: dict[str, Any], policies: list[str] | None, se
         if not (equals and dot and matching):
             known = ", ".join(key for entry in chosen for key in entry)
             raise InputError(f"--set {setting}: write POLICY.PARAMETER=VALUE with a policy of this run ({known})")
-        try:
-            parsed = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise InputError(f"--set {setting}: {value!r} is not a value; write a number or a word") from None
         for parameters in matching:
-            parameters[parameter] = parsed
+            parameters[parameter] = parse_yaml(value, f"--set {setting}")
     return parse(Experiment, data | {"policies": chosen}, "command line" if changes or policies else path)
 
 
@@ -201,6 +195,7 @@ def check(file: Annotated[Path, typer.Argument(help="Device, experiment, trace o
     """Check a file completely, without running anything with it."""
     from dipsim.device import Device
     from dipsim.experiment import Experiment
+    from dipsim.experiment import check as check_experiment
     from dipsim.files import read_yaml
     from dipsim.policy import load_policy
     from dipsim.trace import Trace
@@ -216,10 +211,8 @@ def check(file: Annotated[Path, typer.Argument(help="Device, experiment, trace o
         found = f"a policy: {load_policy(file).label}"
     elif "policies" in (data := read_yaml(file)) or "trace" in data:
         experiment = Experiment.load(file)
-        for choice in experiment.policies:
-            choice.load()
-        Trace.open(experiment.trace)
-        found = f"an experiment on {experiment.trace} and {Device.load(experiment.device).name}"
+        check_experiment(experiment)
+        found = f"an experiment on {experiment.trace} and {experiment.device}"
     else:
         found = f"a device: {Device.load(file).name}"
     print(f"{file}: ok, {found}")

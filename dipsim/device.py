@@ -11,10 +11,10 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
 from dipsim import assets
-from dipsim.files import Strict, parse, read_yaml
+from dipsim.files import Count, InputError, Strict, parse, read_yaml
 from dipsim.units import Bandwidth, EnergyPerByte, EnergyPerOperation, Size, Throughput, Time
 
 Floats = NDArray[np.float64]
@@ -24,7 +24,8 @@ class Flash(Strict):
     """Storage that answers reads from a saturated queue.
 
     Either `read_bandwidth` (with the cost of a command) or `read_curve`, a measured table of
-    (read size, throughput at that size), interpolated in log-log and flat beyond its ends.
+    (read size, throughput at that size), interpolated in log-log: beyond its last row throughput stays, and below its
+    first the time of a read.
     """
 
     read_bandwidth: Bandwidth | None = None
@@ -32,7 +33,7 @@ class Flash(Strict):
     command_time: Time = 0.0
     overlap: float = Field(1.0, ge=1.0, allow_inf_nan=True)
     latency: Time = 0.0
-    queue_depth: PositiveInt = 32
+    queue_depth: Count = 32
 
     @model_validator(mode="after")
     def _one_description(self) -> Self:
@@ -64,8 +65,9 @@ class Flash(Strict):
         size = np.asarray(size, dtype=np.float64)
         if self.read_curve is not None:
             sizes, rates = np.array(self.read_curve).T
-            rate = np.exp(np.interp(np.log(np.maximum(size, 1.0)), np.log(sizes), np.log(rates)))
-            return np.asarray(size / rate)
+            measured = np.maximum(size, sizes[0])  # a smaller read takes no less than the smallest measured
+            rate = np.exp(np.interp(np.log(measured), np.log(sizes), np.log(rates)))
+            return np.where(size > 0, measured / rate, 0.0)
         transfer = size / self.peak_bandwidth
         if self.command_time == 0:
             return transfer
@@ -127,10 +129,10 @@ class Compute(Strict):
 
 
 class Energy(Strict):
-    """Energy per byte moved and per operation; a part that is not given counts as unknown, not as free."""
+    """Energy per byte moved and per operation. A part that is not given is unknown, not free: so is then the sum."""
 
-    flash: EnergyPerByte
-    dram: EnergyPerByte
+    flash: EnergyPerByte | None = None
+    dram: EnergyPerByte | None = None
     compute: EnergyPerOperation | None = None
 
 
@@ -159,5 +161,7 @@ class Device(Strict):
             target = data
             for parent in parents:
                 target = target.setdefault(parent, {})
+                if not isinstance(target, dict):
+                    raise InputError(f"{where}: {name}: no such field")
             target[leaf] = value
         return parse(Device, data, where)

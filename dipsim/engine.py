@@ -7,7 +7,7 @@ modes mean is said in `bounds.py`, which must agree with the clock here.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Container, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ import simpy
 from dipsim.bounds import Timing
 from dipsim.device import Device
 from dipsim.plan import FetchPlan
-from dipsim.work import RESOURCES, Floats, Work, work
+from dipsim.work import RESOURCES, Floats, Work, dram_traffic, work
 
 PARTS = (*RESOURCES, "wait")
 PREFILL = -1  # stands for the step of encoding the prompt
@@ -128,8 +128,11 @@ class _Clock:
         self.parts[-1] += start - begin
 
 
-def run(plan: FetchPlan, device: Device, timing: Timing) -> Timeline:
-    """Simulate a plan on a device; a deterministic function of its arguments."""
+def run(plan: FetchPlan, device: Device, timing: Timing, traced: Container[int] | None = None) -> Timeline:
+    """Simulate a plan on a device; a deterministic function of its arguments.
+
+    Spans are kept of the tokens in `traced`, by default of all.
+    """
     owed = work(plan, device)
     demand, ahead = _owed(owed, plan, device, prefetch=timing == "pipelined")
     prompt = [[(seconds, 0.0) for seconds in owed.prefill.tolist()]]
@@ -140,12 +143,14 @@ def run(plan: FetchPlan, device: Device, timing: Timing) -> Timeline:
         if token in plan.sequence_starts:
             clock = _Clock(token, timing)
             ttft = clock.run([PREFILL], prompt)
-            spans += _shifted(clock.log, now)
+            if traced is None or token in traced:
+                spans += _shifted(clock.log, now)
             now += ttft
         clock = _Clock(token, timing)
         starts.append(now)
         latency.append(clock.run(range(len(plan.step)), demand[token], ahead[token]))
-        spans += _shifted(clock.log, now)
+        if traced is None or token in traced:
+            spans += _shifted(clock.log, now)
         parts.append(clock.parts)
         busy.append([server.busy_s for server in clock.servers])
         now += latency[-1]
@@ -159,11 +164,9 @@ def _shifted(log: Iterable[Span], by: float) -> Iterator[Span]:
 
 def _owed(owed: Work, plan: FetchPlan, device: Device, prefetch: bool) -> tuple[list[list[Owed]], list[list[Owed]]]:
     """What each step of each token asks of (Flash, DRAM, compute), as (seconds, bytes): with the mask, and ahead."""
-    copies = device.dram.flash_copies
-    static = _pairs(
-        owed.flash_static, plan.flash_static, owed.dram_static, plan.dram_static + copies * plan.flash_static
-    )
-    masked = _pairs(owed.flash, plan.flash_misses, owed.dram, plan.dram_hits + copies * plan.flash_misses)
+    static_bytes, masked_bytes = dram_traffic(plan, device)
+    static = _pairs(owed.flash_static, plan.flash_static, owed.dram_static, static_bytes)
+    masked = _pairs(owed.flash, plan.flash_misses, owed.dram, masked_bytes)
     masked[..., 2, 0] = owed.compute
     demand: list[list[Owed]] = (masked if prefetch else masked + static).tolist()
     ahead: list[list[Owed]] = static.tolist() if prefetch else [[] for _ in demand]

@@ -8,15 +8,15 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, NonNegativeInt, PlainSerializer, PositiveInt
+from pydantic import BeforeValidator, Field, PlainSerializer, StrictBool, WithJsonSchema
 
 from dipsim import engine
 from dipsim.bounds import Timing
 from dipsim.cache import Eviction
 from dipsim.device import Device
-from dipsim.files import InputError, Strict, parse, read_yaml
+from dipsim.files import Count, InputError, Natural, Strict, parse, read_yaml
 from dipsim.model import ModelShape
-from dipsim.plan import Setting, plan
+from dipsim.plan import FetchPlan, Setting, plan
 from dipsim.policy import Policy, load_policy
 from dipsim.result import Result
 from dipsim.selection import sequences
@@ -75,21 +75,41 @@ def _write_dram(dram: float | MlpFraction) -> Any:
     return vars(dram) if isinstance(dram, MlpFraction) else write_quantity(dram, "size")
 
 
-Choice = Annotated[PolicyChoice, BeforeValidator(_read_choice), PlainSerializer(_write_choice)]
-Dram = Annotated[float | MlpFraction, BeforeValidator(_read_dram), PlainSerializer(_write_dram)]
+_CHOICE_SCHEMA: Any = {
+    "oneOf": [{"type": "string"}, {"type": "object", "additionalProperties": {"type": "object"}, "maxProperties": 1}],
+    "examples": ["dense", {"dip": {"keep": 0.5}}],
+}
+_DRAM_SCHEMA: Any = {
+    "oneOf": [
+        {"type": "string"},
+        {"type": "object", "properties": {"mlp_fraction": {"type": "number"}}, "required": ["mlp_fraction"]},
+    ],
+    "examples": ["60 MB", {"mlp_fraction": 0.5}],
+}
+Choice = Annotated[
+    PolicyChoice, BeforeValidator(_read_choice), PlainSerializer(_write_choice), WithJsonSchema(_CHOICE_SCHEMA)
+]
+Dram = Annotated[
+    float | MlpFraction, BeforeValidator(_read_dram), PlainSerializer(_write_dram), WithJsonSchema(_DRAM_SCHEMA)
+]
 
 
-class Experiment(Strict):
+class Options(Strict):
+    """How to simulate, whatever is simulated."""
+
+    dram: Dram | None = None  # None: all that the device has
+    tokens: Count | None = None  # None: all that were recorded
+    prompt: Natural = 0
+    eviction: Eviction = "lfu"
+    timing: Timing = "serial"
+    stream_static: StrictBool = False
+
+
+class Experiment(Options):
     """What to simulate: one trace on one device, under several policies. Names or paths, as on the command line."""
 
     trace: str
     device: str = "paper"
-    dram: Dram | None = None  # None: all that the device has
-    tokens: PositiveInt | None = None  # None: all that were recorded
-    prompt: NonNegativeInt = 0
-    eviction: Eviction = "lfu"
-    timing: Timing = "serial"
-    stream_static: bool = False
     policies: tuple[Choice, ...] = Field(min_length=1)
 
     @classmethod
@@ -97,75 +117,85 @@ class Experiment(Strict):
         """Read an experiment file. Raises InputError naming file, field and remedy."""
         return parse(cls, read_yaml(path), path)
 
+    def open(self) -> tuple[Trace, Device, list[Policy]]:
+        """What the experiment names. Raises InputError if one cannot be used, or a policy stands there twice."""
+        policies = [choice.load() for choice in self.policies]
+        labels = [policy.label for policy in policies]
+        if len(set(labels)) < len(labels):
+            raise InputError(f"policies: {max(labels, key=labels.count)} stands there twice; remove one or change it")
+        return Trace.open(self.trace), Device.load(self.device), policies
 
-def run(experiment: Experiment, progress: Progress = lambda *_: None) -> list[Result]:
-    """Simulate every policy of an experiment; `progress(what, done, total)`.
+
+def run(experiment: Experiment, progress: Progress = lambda *_: None, timeline: bool = False) -> list[Result]:
+    """Simulate every policy of an experiment; `progress(what, done, total)`. With `timeline`, all spans are kept.
 
     Raises InputError if anything in it cannot be used; nothing is written.
     """
-    trace, device = Trace.open(experiment.trace), Device.load(experiment.device)
-    policies = [choice.load() for choice in experiment.policies]
-    labels = [policy.label for policy in policies]
-    if len(set(labels)) < len(labels):
-        raise InputError(f"policies: {max(labels, key=labels.count)} stands there twice; remove one or change it")
-    settings = [
-        Setting(
-            policy=policy,
-            dram_bytes=dram_bytes(experiment, trace, device),
-            eviction=experiment.eviction,
-            prompt=experiment.prompt,
-            stream_static=experiment.stream_static,
-        )
-        for policy in policies
-    ]
-    return _simulate(trace, settings, device, experiment.timing, experiment.tokens, progress)
+    return _run(*experiment.open(), experiment, progress, timeline)
 
 
 def simulate(
-    trace: Trace,
-    policy: Policy,
-    device: Device,
-    *,
-    dram: str | float | None = None,
-    eviction: Eviction = "lfu",
-    timing: Timing = "serial",
-    tokens: int | None = None,
-    prompt: int = 0,
+    trace: Trace, policy: Policy, device: Device, *, dram: str | float | None = None, **options: Any
 ) -> Result:
-    """Simulate one policy. `dram`: "60 MB", or a number of bytes; by default all that the device has.
+    """Simulate one policy on a device.
 
-    Raises InputError if the parts do not fit each other.
+    `dram`: "60 MB", a number of bytes, or None for all that the device has. `options`: those of an experiment
+    (`eviction`, `timing`, `tokens`, `prompt`, `stream_static`). Raises InputError if the parts do not fit each other.
     """
-    size = parse_quantity(dram, "size") if isinstance(dram, str) else dram
-    setting = Setting(policy, device.dram.capacity if size is None else size, eviction, prompt)
-    return _simulate(trace, [setting], device, timing, tokens)[0]
+    size = f"{dram!r} B" if isinstance(dram, (int, float)) else dram
+    return _run(trace, device, [policy], parse(Options, {"dram": size, **options}, "simulate"), timeline=True)[0]
 
 
-def _simulate(
+def check(experiment: Experiment) -> None:
+    """Everything that can go wrong before the first layer is read. Raises InputError if something does."""
+    trace, device, policies = experiment.open()
+    _plan(trace, device, policies, experiment, layers=0)
+
+
+def _plan(
     trace: Trace,
-    settings: Sequence[Setting],
     device: Device,
-    timing: Timing,
-    tokens: int | None,
+    policies: Sequence[Policy],
+    options: Options,
     progress: Progress = lambda *_: None,
+    layers: int | None = None,
+) -> list[FetchPlan]:
+    size = dram_bytes(options, trace, device)
+    settings = [Setting(policy, size, options.eviction, options.prompt, options.stream_static) for policy in policies]
+    return plan(trace, settings, options.tokens, partial(progress, "planning layers"), layers)
+
+
+def _run(
+    trace: Trace,
+    device: Device,
+    policies: Sequence[Policy],
+    options: Options,
+    progress: Progress = lambda *_: None,
+    timeline: bool = False,
 ) -> list[Result]:
-    plans = plan(trace, settings, tokens, partial(progress, "planning layers"))
+    plans = _plan(trace, device, policies, options, progress)
     results = []
     for index, fetch_plan in enumerate(plans):
-        results.append(Result(fetch_plan, device, engine.run(fetch_plan, device, timing)))
+        traced = None if timeline else (shown_token(fetch_plan),)
+        results.append(Result(fetch_plan, device, engine.run(fetch_plan, device, options.timing, traced)))
         progress("simulating policies", index + 1, len(plans))
     return results
 
 
-def dram_bytes(experiment: Experiment, trace: Trace, device: Device) -> float:
-    """The experiment's DRAM in bytes. Raises InputError if the device has less."""
-    if experiment.dram is None:
+def shown_token(fetch_plan: FetchPlan) -> int:
+    """The token in the middle, whose spans are kept and drawn."""
+    return fetch_plan.tokens // 2
+
+
+def dram_bytes(options: Options, trace: Trace, device: Device) -> float:
+    """The DRAM to be simulated, in bytes. Raises InputError if the device has less."""
+    if options.dram is None:
         return device.dram.capacity
-    size = experiment.dram
+    size = options.dram
     if isinstance(size, MlpFraction):
-        tokens = min(experiment.tokens or trace.tokens, trace.tokens)
+        tokens = min(options.tokens or trace.tokens, trace.tokens)
         longest = max(end - begin for begin, end in sequences([s for s in trace.sequence_starts if s < tokens], tokens))
-        size = size.bytes(trace.shape, experiment.prompt + longest)
+        size = size.bytes(trace.shape, options.prompt + longest)
     if size > device.dram.capacity:
         raise InputError(
             f"dram: {show(size, 'size')} is more than the {show(device.dram.capacity, 'size')} of device "

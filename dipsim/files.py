@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 
 class InputError(ValueError):
@@ -24,6 +23,8 @@ class Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+Count = Annotated[int, Field(strict=True, gt=0, le=10**9)]
+Natural = Annotated[int, Field(strict=True, ge=0, le=10**9)]
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -40,19 +41,31 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file. Raises InputError for anything that is not one plain mapping."""
+def read_text(path: Path) -> str:
+    """The text of a UTF-8 file. Raises InputError if there is none."""
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        return path.read_text(encoding="utf-8")
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:
-        raise InputError(f"{path}: is not a text file; a YAML file is expected") from None
+        raise InputError(f"{path}: is not a UTF-8 text file") from None
+
+
+def parse_yaml(text: str, where: object) -> Any:
+    """The value of a YAML text. Raises InputError naming `where` for anything but plain YAML."""
+    try:
+        return yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         line = f" (line {error.problem_mark.line + 1})" if error.problem_mark else ""
-        raise InputError(f"{path}: is not plain YAML: {error.problem}{line}") from None
-    except (yaml.YAMLError, RecursionError) as error:
-        raise InputError(f"{path}: is not plain YAML: {' '.join(str(error).split())}") from None
+        raise InputError(f"{where}: is not plain YAML: {error.problem}{line}") from None
+    except (yaml.YAMLError, RecursionError, ValueError, LookupError, TypeError, AttributeError) as error:
+        # a date like 2001-99-99, `!!int abc`: the constructors raise what they like
+        raise InputError(f"{where}: is not plain YAML: {' '.join(str(error).split())}") from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file. Raises InputError for anything that is not one plain mapping."""
+    data = parse_yaml(read_text(path), path)
     if not isinstance(data, dict):
         kind = "empty" if data is None else f"a {type(data).__name__}"
         raise InputError(f"{path}: is {kind}; a mapping of `key: value` lines is expected")
@@ -82,9 +95,11 @@ def complain(error: ValidationError, where: object) -> NoReturn:
     raise InputError(": ".join(str(part) for part in (where, field, message) if part) + more) from None
 
 
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that becomes `path` when the block ends well, and vanishes otherwise."""
+def write(path: Path, content: str | Callable[[Path], object]) -> None:
+    """Write text, or what `content` writes to the path it is given, whole or not at all.
+
+    It goes to a temporary file beside `path` that takes its place in the end. Raises InputError if it cannot.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
@@ -93,7 +108,10 @@ def replacing(path: Path) -> Iterator[Path]:
         raise InputError(f"{path}: cannot be written ({error.strerror})") from None
     temporary = Path(name)
     try:
-        yield temporary
+        if isinstance(content, str):
+            temporary.write_text(content, encoding="utf-8")
+        else:
+            content(temporary)
         mask = os.umask(0)
         os.umask(mask)
         temporary.chmod(0o666 & ~mask)  # mkstemp makes private files; a result is an ordinary one
@@ -102,15 +120,6 @@ def replacing(path: Path) -> Iterator[Path]:
         raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def write(path: Path, content: str | Callable[[Path], object]) -> None:
-    """Write text, or what `content` writes to the path it is given, whole or not at all."""
-    with replacing(path) as temporary:
-        if isinstance(content, str):
-            temporary.write_text(content, encoding="utf-8")
-        else:
-            content(temporary)
 
 
 def sha256(path: Path) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
-from dipsim.files import InputError, Strict, parse
+from dipsim.files import Count, InputError, Strict, parse
 
 MATRICES = ("gate_proj", "up_proj", "down_proj")
 
@@ -15,24 +15,24 @@ MATRICES = ("gate_proj", "up_proj", "down_proj")
 class Bits(Strict):
     """Bits per value of every part; the defaults are those of the paper's simulator."""
 
-    embedding: PositiveInt = 8
-    lm_head: PositiveInt = 8
-    attention: PositiveInt = 4
-    mlp: PositiveInt = 4
-    kv_cache: PositiveInt = 8
+    embedding: Count = 8
+    lm_head: Count = 8
+    attention: Count = 4
+    mlp: Count = 4
+    kv_cache: Count = 8
 
 
 class ModelShape(Strict):
     """What has to be read to decode a token. All sizes are counts of values; all `*_bytes` are bytes."""
 
     name: str = ""
-    hidden_size: PositiveInt
-    intermediate_size: PositiveInt
-    num_hidden_layers: PositiveInt
-    num_attention_heads: PositiveInt
-    num_key_value_heads: PositiveInt
-    head_dim: PositiveInt | None = None  # None: hidden_size / num_attention_heads
-    vocab_size: PositiveInt
+    hidden_size: Count
+    intermediate_size: Count
+    num_hidden_layers: Count
+    num_attention_heads: Count
+    num_key_value_heads: Count
+    head_dim: Count | None = None  # None: hidden_size / num_attention_heads
+    vocab_size: Count
     bits: Bits = Field(default_factory=Bits)
 
     @model_validator(mode="after")
@@ -48,7 +48,8 @@ class ModelShape(Strict):
     def from_config(cls, config: dict[str, Any], where: object = "config.json", **changes: Any) -> ModelShape:
         """From the fields of a Hugging Face `config.json`. Raises InputError if one is missing or not a size."""
         fields = {key: config[key] for key in cls.model_fields if key in config and key not in ("name", "bits")}
-        fields.setdefault("num_key_value_heads", config.get("num_attention_heads"))
+        if fields.get("num_key_value_heads") is None:
+            fields["num_key_value_heads"] = config.get("num_attention_heads")
         fields["name"] = Path(str(config.get("_name_or_path") or config.get("model_type", ""))).name
         return parse(cls, fields | changes, where)
 

@@ -20,7 +20,7 @@ from pydantic import AliasPath, BaseModel, Field, PositiveFloat, TypeAdapter, Va
 import dipsim
 from dipsim import assets, perfetto
 from dipsim.engine import PARTS
-from dipsim.experiment import Experiment
+from dipsim.experiment import Experiment, shown_token
 from dipsim.files import InputError, complain, sha256, write
 from dipsim.result import Result
 from dipsim.trace import Trace
@@ -36,11 +36,10 @@ TABLES: dict[str, dict[str, Any]] = {  # the columns that are read back
 
 def save(experiment: Experiment, results: Sequence[Result], out: Path, timeline: bool = False) -> None:
     """Write the tables of a run to a folder, each file whole or not at all; what an earlier run left is replaced."""
-    gantt_token = int(np.argsort(results[0].timeline.latency_s, kind="stable")[len(results[0].timeline.latency_s) // 2])
     tables = {
         "tokens.csv": [result.tokens() for result in results],
         "layers.csv": [result.layers() for result in results],
-        "spans.csv": [result.spans(gantt_token) for result in results],
+        "spans.csv": [result.spans(shown_token(result.plan)) for result in results],
     }
     write(out / "summary.json", json.dumps([result.summary() for result in results], indent=2) + "\n")
     for name, parts in tables.items():
@@ -49,8 +48,8 @@ def save(experiment: Experiment, results: Sequence[Result], out: Path, timeline:
     write(out / "provenance.json", json.dumps(_provenance(experiment), indent=2) + "\n")
     if timeline:
         write(out / "timeline.json", partial(perfetto.write_events, results))
-    else:
-        (out / "timeline.json").unlink(missing_ok=True)  # it would belong to another run
+    elif (out / "timeline.json").is_file():
+        (out / "timeline.json").unlink()  # it would belong to another run
 
 
 def _provenance(experiment: Experiment) -> dict[str, Any]:

@@ -16,12 +16,11 @@ from dipsim.budget import Budget, allot, unit_bytes
 from dipsim.cache import CLAIRVOYANT, Eviction, Mask
 from dipsim.files import InputError
 from dipsim.model import ModelShape
-from dipsim.policy import Group, Policy, checked_groups, whole_matrices
-from dipsim.selection import select, select_aware, sequences, serve
+from dipsim.policy import ATTENTION, LM_HEAD, WHOLE, Group, Policy, checked_groups, whole_matrices
+from dipsim.selection import choose, scores, select_aware, sequences, serve
 from dipsim.trace import Trace
 
 Floats = NDArray[np.float64]
-ATTENTION, WHOLE, LM_HEAD = "attention", "whole", "lm_head"
 
 
 @dataclass(frozen=True)
@@ -60,10 +59,17 @@ class FetchPlan:
     reads: NDArray[np.int32]
     read_bytes: Floats
     flops: Floats
+    peak_cache_bytes: Floats  # [P]: the most that a position's caches ever held
 
     @property
     def tokens(self) -> int:
         return len(self.dram_hits)
+
+    @property
+    def peak_dram_bytes(self) -> float:
+        """The most DRAM in use at any time: static parts, matrices read whole, and what the caches came to hold."""
+        static = self.budget.static_bytes - self.budget.streamed_static_bytes
+        return float(static + self.budget.whole_resident_bytes + self.peak_cache_bytes.sum())
 
     @property
     def is_mlp(self) -> NDArray[np.bool_]:
@@ -86,8 +92,11 @@ def plan(
     settings: Sequence[Setting],
     tokens: int | None = None,
     progress: Callable[[int, int], object] = lambda _done, _total: None,
+    layers: int | None = None,
 ) -> list[FetchPlan]:
-    """Plan every setting over the first `tokens` tokens; `progress(layers done, layers)`.
+    """Plan every setting over the first `tokens` tokens and `layers` layers, by default all.
+
+    `progress(layers done, layers)` is called after each layer.
 
     Raises InputError if a setting does not fit the trace, its policy or its DRAM.
     """
@@ -96,19 +105,20 @@ def plan(
         raise InputError(f"tokens: {tokens} asked for, the trace {trace.name} has {trace.tokens}; ask for 1 to that")
     starts = tuple(start for start in trace.sequence_starts if start < tokens)
     plans = [empty(trace.shape, setting, tokens, starts) for setting in settings]
-    layers = trace.shape.num_hidden_layers
+    layers = trace.shape.num_hidden_layers if layers is None else layers
     for index in range(layers):
         acts = trace.layer(index, tokens)
-        blind: dict[tuple[Policy, Group], Mask] = {}  # masks that serve every DRAM size and eviction
+        blind: dict[tuple[str, Group], Mask] = {}  # masks that serve every DRAM size and eviction
         for fetch_plan in plans:
             for group, capacity in zip(fetch_plan.groups, fetch_plan.budget.capacities, strict=True):
                 policy, eviction = fetch_plan.setting.policy, fetch_plan.setting.eviction
                 if policy.cache_aware:
                     masks, hits = select_aware(policy, group, acts, capacity, eviction, starts)
                 else:
-                    if (policy, group) not in blind:
-                        blind[policy, group] = select(policy, group, acts)
-                    masks = blind[policy, group]
+                    key = (policy.label, group)
+                    if key not in blind:
+                        blind[key] = choose(group, scores(policy, group, acts))
+                    masks = blind[key]
                     hits = serve(masks, capacity, eviction, starts)
                 account(fetch_plan, index, group, masks, hits)
         progress(index + 1, layers)
@@ -174,6 +184,7 @@ def empty(shape: ModelShape, setting: Setting, tokens: int, starts: tuple[int, .
         reads=np.zeros((*size, classes), dtype=np.int32),
         read_bytes=np.zeros((*size, classes)),
         flops=flops,
+        peak_cache_bytes=np.zeros(len(names)),
     )
 
 
@@ -188,6 +199,10 @@ def account(fetch_plan: FetchPlan, layer: int, group: Group, masks: Mask, hits: 
     fetch_plan.dram_hits[:, index] = np.count_nonzero(hits, axis=1) * (matrices * column)
     fetch_plan.flash_misses[:, index] = np.count_nonzero(misses, axis=1) * (matrices * column)
     fetch_plan.flops[:, index] = wanted * (2.0 * matrices * column * 8 / shape.bits.mlp)
+    capacity = fetch_plan.budget.capacities[fetch_plan.groups.index(group)]
+    spans = sequences(fetch_plan.sequence_starts, len(masks))
+    used = max(int(np.count_nonzero(masks[begin:end].any(axis=0))) for begin, end in spans)
+    fetch_plan.peak_cache_bytes[index] = min(capacity, used) * matrices * column  # a cache never shrinks by itself
     count, columns = runs(misses)
     classes = count.shape[1]
     fetch_plan.reads[:, index, :classes] = count * matrices

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from dipsim.engine import PARTS
@@ -33,21 +34,20 @@ def table(results: Sequence[Result]) -> Table:
     """One row a policy; parts of the time that are zero for all are left out."""
     summaries = [result.summary() for result in results]
     parts = [part for part in PARTS if any(summary["parts_s"][part] for summary in summaries)]
-    rows = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    rows.add_column("policy", no_wrap=True)
-    for name in ("tokens/s", "ms/token", *(f"{part} time" for part in parts), "hit rate", "MLP read", "DRAM used"):
-        rows.add_column(name, justify="right", no_wrap=True)
-    rows.add_column("perplexity", justify="right", no_wrap=True)
+    rows = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    rows.add_column("policy", overflow="fold")
+    numbers = ("tokens/s", "ms/token", *(f"{part} time" for part in parts), "hit rate", "MLP read", "perplexity")
+    for name in numbers:
+        rows.add_column(name.replace(" ", "\n"), justify="right", no_wrap=True, vertical="bottom")
     for summary in summaries:
         mean, perplexity = summary["latency_s"]["mean"], summary["perplexity"]
         rows.add_row(
-            summary["policy"],
+            escape(summary["policy"]),
             f"{summary['tokens_per_s']:.2f}",
             f"{1e3 * mean:.2f}",
             *(f"{summary['parts_s'][part] / mean:.1%}" for part in parts),
             f"{summary['hit_rate']:.1%}",
             f"{summary['mlp_fraction_read']:.1%}",
-            show(summary["peak_dram_bytes"], "size"),
             "not measured" if perplexity is None else f"{perplexity:.2f}",
         )
     return rows

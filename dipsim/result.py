@@ -10,7 +10,8 @@ import numpy as np
 from dipsim.device import Device
 from dipsim.engine import PARTS, Timeline
 from dipsim.plan import FetchPlan, Floats
-from dipsim.work import RESOURCES
+from dipsim.policy import whole_matrices
+from dipsim.work import RESOURCES, dram_traffic
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,15 +48,18 @@ class Result:
 
     def _dram_traffic(self) -> Floats:
         """Bytes over the DRAM bus per token, [T], with what storage copies through it."""
-        return np.asarray((self.plan.dram_bytes + self.device.dram.flash_copies * self.plan.flash_bytes).sum(axis=1))
+        static, masked = dram_traffic(self.plan, self.device)
+        return np.asarray((static + masked).sum(axis=1))
 
     def _energy_j(self) -> Floats | None:
-        """Joules per token, [T]; None where the device does not say."""
+        """Joules per token, [T]; None where the device does not say what a part costs."""
         energy, plan = self.device.energy, self.plan
-        if energy is None:
+        if energy is None or energy.flash is None or energy.dram is None:
             return None
         joules = plan.flash_bytes.sum(axis=1) * energy.flash + self._dram_traffic() * energy.dram
-        return np.asarray(joules + plan.flops.sum(axis=1) * (energy.compute or 0.0))
+        if self.device.compute is None:
+            return np.asarray(joules)
+        return None if energy.compute is None else np.asarray(joules + plan.flops.sum(axis=1) * energy.compute)
 
     def tokens(self) -> pd.DataFrame:
         """One row a token: when, how long, held up by what, bytes moved, hit rate, MLP fraction read, energy."""
@@ -145,7 +149,7 @@ class Result:
                 name: _ratio(moved[index], busy[index], 0.0) for index, name in enumerate(RESOURCES[:2])
             },
             "peak_bandwidth_bytes_per_s": dict(zip(RESOURCES, peaks, strict=False)),
-            "peak_dram_bytes": plan.budget.used_bytes,
+            "peak_dram_bytes": plan.peak_dram_bytes,
             "dram_budget": self._budget(),
             "energy_j_per_token": None if energy is None else float(energy.mean()),
             "perplexity": self.perplexity,
@@ -158,8 +162,7 @@ class Result:
 
     def _matrices(self, step: str) -> tuple[str, ...]:
         grouped = {group.name: group.matrices for group in self.plan.groups}
-        masked = sum(grouped.values(), ())
-        return grouped.get(step) or tuple(m for m in ("gate_proj", "up_proj", "down_proj") if m not in masked)
+        return grouped.get(step) or whole_matrices(self.plan.groups)
 
 
 def _ratio(part: Any, whole: Any, empty: float = 1.0) -> Any:

@@ -47,12 +47,18 @@ class Activations:
     @cached_property
     def gate(self) -> Any:
         """The gate after its activation function."""
-        return self.activation(self.gate_proj)
+        return _read_only(self.activation(self.gate_proj))
 
     @cached_property
     def glu(self) -> Any:
         """gate * up: what down_proj multiplies."""
-        return self.gate * self.up_proj
+        return _read_only(self.gate * self.up_proj)
+
+
+def _read_only(values: Any) -> Any:
+    """The same array, protected from a policy that would change what others see."""
+    values.setflags(write=False)
+    return values
 
 
 class Header(Strict):
@@ -78,14 +84,17 @@ class Header(Strict):
         for key in fields.keys() - {"format", "activation"}:
             try:
                 fields[key] = json.loads(fields[key])
-            except json.JSONDecodeError:
+            except (ValueError, RecursionError):
                 raise InputError(f"{path}: {key}: is not JSON; record the trace again") from None
+        for key in ("version", "model", "activation", "sequence_starts"):
+            if key not in fields:
+                raise InputError(f"{path}: {key}: is required but missing; record the trace again")
         return parse(cls, fields, path)
 
 
 @dataclass(frozen=True)
 class Trace:
-    """A recorded trace: its shape, how many tokens it has, and lazy access to each layer."""
+    """A trace: its shape, how many tokens it has, and lazy access to each layer."""
 
     path: Path
     header: Header
@@ -107,9 +116,14 @@ class Trace:
     def open(cls, name_or_path: str | Path) -> Trace:
         """Open a shipped trace by name or a file by path, and check everything but the values.
 
-        Raises InputError for a truncated or foreign file and for missing or misshapen tensors.
+        A `.yaml` is a recipe and gives a synthetic trace. Raises InputError for a truncated or foreign file and for
+        missing or misshapen tensors.
         """
         path = assets.find("traces", name_or_path)
+        if path.suffix == ".yaml":
+            from dipsim.synthesis import SyntheticTrace  # which builds on this module
+
+            return SyntheticTrace.load(path)
         try:
             with safe_open(path, framework="np") as file:
                 header = Header.read(file.metadata() or {}, path)
@@ -124,8 +138,10 @@ class Trace:
     def layer(self, index: int, tokens: int | None = None) -> Activations:
         """Activations of the first `tokens` tokens of one layer, float32.
 
-        Raises InputError if a value is not finite.
+        The arrays are read-only. Raises InputError if there is no such layer or a value is not finite.
         """
+        if not 0 <= index < self.shape.num_hidden_layers:
+            raise InputError(f"{self.path}: layer {index}: the trace has {self.shape.num_hidden_layers}")
         tensors = []
         with safe_open(self.path, framework="np") as file:
             for name in TENSORS:
@@ -135,7 +151,7 @@ class Trace:
                     values = decode(values, file.get_slice(f"{key}.scale")[:tokens])
                 if not np.isfinite(values).all():
                     raise InputError(f"{self.path}: {key}: holds NaN or infinite values; record the trace again")
-                tensors.append(values.astype(np.float32, copy=False))
+                tensors.append(_read_only(values.astype(np.float32, copy=False)))
         return Activations(*tensors)
 
 
@@ -154,9 +170,14 @@ def _check_tensors(file: Any, shape: ModelShape, path: Path) -> int:
             if found != [tokens, size] or not tokens:
                 raise InputError(f"{path}: {key}: has shape {found}; [{tokens or 'tokens'}, {size}] is expected")
             if view.get_dtype() == "I8":
-                scale = file.get_slice(f"{key}.scale").get_shape() if f"{key}.scale" in present else None
-                if scale is None or len(scale) != 2 or scale[0] != tokens or not scale[1] or size % scale[1]:
+                if f"{key}.scale" not in present:
+                    raise InputError(f"{path}: {key}.scale: is missing; int8 needs scales [{tokens}, blocks]")
+                view = file.get_slice(f"{key}.scale")
+                scale = view.get_shape()
+                if len(scale) != 2 or scale[0] != tokens or not scale[1] or size % scale[1]:
                     raise InputError(f"{path}: {key}.scale: int8 needs scales [{tokens}, blocks] (found {scale})")
+                if view.get_dtype() not in ("F16", "F32"):
+                    raise InputError(f"{path}: {key}.scale: dtype {view.get_dtype()} is not one of F16, F32")
             elif view.get_dtype() not in ("F16", "F32"):
                 raise InputError(f"{path}: {key}: dtype {view.get_dtype()} is not one of F16, F32, I8 with scales")
     assert tokens is not None  # num_hidden_layers > 0
@@ -199,6 +220,8 @@ def save(path: Path, header: Header, layers: Iterable[Activations], dtype: str =
                 tensors[key], tensors[f"{key}.scale"] = encode(values)
             else:
                 tensors[key] = values.astype(dtype)
+    if (recorded := len(tensors) // (2 if dtype == "int8" else 1) // len(TENSORS)) != header.model.num_hidden_layers:
+        raise InputError(f"{path}: {recorded} layers for a model of {header.model.num_hidden_layers}")
 
     def save_sorted(temporary: Path) -> None:
         save_file(tensors, temporary, metadata=header.metadata())
@@ -213,5 +236,7 @@ def _sort_metadata(path: Path) -> None:
         size = int.from_bytes(file.read(8), "little")
         content = json.loads(file.read(size))
         content["__metadata__"] = dict(sorted(content["__metadata__"].items()))
+        rewritten = json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode().ljust(size)
+        assert len(rewritten) == size  # or the tensors behind it would be overwritten
         file.seek(8)
-        file.write(json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode().ljust(size))
+        file.write(rewritten)

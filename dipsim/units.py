@@ -5,7 +5,6 @@ GB = 1e9 bytes, GiB = 2^30 bytes, b = bit = 1/8 byte. A number without its unit 
 
 from __future__ import annotations
 
-import math
 import re
 from functools import partial
 from typing import Annotated, Any
@@ -53,7 +52,7 @@ def parse(text: object, dimension: str, zero: bool = False) -> float:
     """The SI value of `text`, which must be a string with a unit of `dimension`.
 
     Raises ValueError (without naming the field: the caller knows it) for a bare number, a unit of another
-    dimension, a negative or non-finite value, and for 0 unless `zero` is allowed.
+    dimension, a negative or absurdly large or small value, and for 0 unless `zero` is allowed.
     """
     like = f'write it like "{_EXAMPLES[dimension]}"'
     if not isinstance(text, str):
@@ -67,8 +66,8 @@ def parse(text: object, dimension: str, zero: bool = False) -> float:
     if unit not in _UNITS[dimension]:
         raise ValueError(f"{unit!r} is not a unit of {dimension}; {like}")
     value = float(number) * _UNITS[dimension][unit]
-    if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
-        raise ValueError(f"{text!r} must be {'0 or more' if zero else 'more than 0'} and finite; {like}")
+    if not (1e-21 < value < 1e21 or (value == 0 and zero)):
+        raise ValueError(f"{text!r} must be {'0 or more' if zero else 'more than 0'}, and of this world; {like}")
     return value
 
 

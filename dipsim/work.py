@@ -35,33 +35,43 @@ class Work:
 
 def work(plan: FetchPlan, device: Device) -> Work:
     """The service times of a plan on a device; compute takes no time on a device that does not have it."""
-    bandwidth, copies = device.dram.bandwidth, device.dram.flash_copies
-    throughput = device.compute.throughput if device.compute else np.inf
-    read_size = np.divide(plan.flash_static, plan.static_reads, out=np.zeros_like(plan.flash_static),
-                          where=plan.static_reads > 0)  # fmt: skip
+    static, masked = dram_traffic(plan, device)
     return Work(
-        flash_static=plan.static_reads * device.flash.read_time(read_size),
+        flash_static=device.flash.batch_time(plan.static_reads[:, None], plan.flash_static[..., None]),
         flash=device.flash.batch_time(plan.reads, plan.read_bytes),
-        dram_static=(plan.dram_static + copies * plan.flash_static) / bandwidth,
-        dram=(plan.dram_hits + copies * plan.flash_misses) / bandwidth,
-        compute=plan.flops / throughput,
-        prefill=_prefill(plan, device, throughput),
+        dram_static=static / device.dram.bandwidth,
+        dram=masked / device.dram.bandwidth,
+        compute=plan.flops / _throughput(device),
+        prefill=_prefill(plan, device),
     )
 
 
-def _prefill(plan: FetchPlan, device: Device, throughput: float) -> Floats:
+def dram_traffic(plan: FetchPlan, device: Device) -> tuple[Floats, Floats]:
+    """Bytes over the DRAM bus, [T, P] each: known ahead of the token, and with the mask.
+
+    What comes from Flash crosses the bus `flash_copies` times more.
+    """
+    copies = device.dram.flash_copies
+    return plan.dram_static + copies * plan.flash_static, plan.dram_hits + copies * plan.flash_misses
+
+
+def _throughput(device: Device) -> float:
+    return device.compute.throughput if device.compute else np.inf
+
+
+def _prefill(plan: FetchPlan, device: Device) -> Floats:
     """Encoding the prompt: the static bytes from DRAM and the whole MLP once from Flash (reference section 5).
 
     A prompt of 0 positions is the first token on its own, which still needs every weight once.
     """
-    shape, budget = plan.shape, plan.budget
-    positions = max(plan.setting.prompt, 1)
-    matrices = 3 * shape.num_hidden_layers
-    flash = matrices * float(device.flash.read_time(shape.mlp_matrix_bytes))
-    flash += float(device.flash.read_time(budget.streamed_static_bytes))
-    static = shape.lm_head_bytes + shape.attention_bytes + budget.kv_cache_bytes - budget.streamed_static_bytes
-    copied = device.dram.flash_copies * (shape.mlp_bytes + budget.streamed_static_bytes)
-    weights = shape.mlp_bytes * 8 / shape.bits.mlp + shape.attention_bytes * 8 / shape.bits.attention
+    shape, budget, bits = plan.shape, plan.budget, plan.shape.bits
+    positions, layers = max(plan.setting.prompt, 1), plan.shape.num_hidden_layers
+    is_static = ~plan.is_mlp
+    streamed = device.flash.batch_time(plan.static_reads[is_static, None], plan.flash_static[0, is_static, None])
+    flash = layers * float(device.flash.batch_time([3], [3 * shape.mlp_matrix_bytes])) + float(streamed.sum())
+    dram = budget.static_bytes - budget.streamed_static_bytes
+    dram += device.dram.flash_copies * (shape.mlp_bytes + budget.streamed_static_bytes)
+    weights = shape.mlp_bytes * 8 / bits.mlp + shape.attention_bytes * 8 / bits.attention
     flops = 2 * weights * positions + 2 * shape.hidden_size * shape.vocab_size
-    flops += 2 * shape.num_hidden_layers * shape.query_size * positions * (positions + 1)
-    return np.array([flash, (static + copied) / device.dram.bandwidth, flops / throughput])
+    flops += 4 * layers * shape.query_size * positions * (positions + 1) / 2  # each position sees those before it
+    return np.array([flash, dram / device.dram.bandwidth, flops / _throughput(device)])

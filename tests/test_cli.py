@@ -1,9 +1,17 @@
 """The command line: what it prints, and that bad input is one line, exit 2, and leaves nothing behind."""
 
+import io
 import json
 
+import jsonschema
 import pytest
 import yaml
+from rich.console import Console
+
+from dipsim import report
+from dipsim.device import Device
+from dipsim.experiment import simulate
+from dipsim.policy import load_policy
 
 
 @pytest.fixture
@@ -74,6 +82,25 @@ def test_schema_is_json_schema(of, cli_run):
     assert json.loads(out)["additionalProperties"] is False
 
 
+def test_shipped_files_follow_the_schemas(checkout, cli_run):
+    for of, folder in (("device", "devices"), ("experiment", "examples")):
+        validator = jsonschema.Draft202012Validator(json.loads(cli_run("schema", of)[1]))
+        for path in sorted((checkout / folder).glob("**/*.yaml")):
+            validator.validate(yaml.safe_load(path.read_text()))
+
+
+@pytest.mark.parametrize("columns", [80, 200])
+def test_the_table_loses_no_number_on_a_narrow_terminal(tiny_trace, columns):
+    policy = load_policy("dip-ca", keep=0.75, gamma=0.5, fixed_top_n=16)
+    result = simulate(tiny_trace(), policy, Device.load("paper"))
+    console = Console(width=columns, file=io.StringIO())
+    console.print(report.table([result]))
+    text = console.file.getvalue()
+    assert "not measured" in text
+    assert f"{result.tokens_per_s:.2f}" in text
+    assert "".join(line.split()[0] for line in text.splitlines()[4:] if line.strip()).startswith("dip-ca(keep=")
+
+
 BAD = [
     (["run", "missing.yaml"], "missing.yaml: cannot be read"),
     (["run", "exp.yaml", "--dram", "60"], "command line: dram: '60' has no unit"),
@@ -98,6 +125,11 @@ BAD = [
     (["check", "empty.yaml"], "empty.yaml: is empty"),
     (["check", "list.yaml"], "list.yaml: is a list"),
     (["check", "tag.yaml"], "tag.yaml: is not plain YAML"),
+    (["check", "date.yaml"], "date.yaml: is not plain YAML"),
+    (["check", "belady.yaml"], "belady needs to know"),
+    (["check", "long.yaml"], "tokens: 9999 asked for"),
+    (["run", "exp.yaml", "--set", "dip.keep=2001-99-99"], "--set dip.keep=2001-99-99: is not plain YAML"),
+    (["run", "exp.yaml", "--trace", "x" * 300], "no such trace"),
     (["check", "nan.yaml"], "nan.yaml: flash.read_bandwidth"),
     (["check", "cut.safetensors"], "cut.safetensors: not a readable safetensors file"),
     (["plot", "nowhere"], "nowhere"),
@@ -112,6 +144,10 @@ def test_bad_input_is_one_line(here, cli_run, arguments, complaint):
     (here / "empty.yaml").write_text("")
     (here / "list.yaml").write_text("- a")
     (here / "tag.yaml").write_text("a: !!python/name:os.system")
+    (here / "date.yaml").write_text("a: 2001-99-99")
+    exp = (here / "exp.yaml").read_text()
+    (here / "belady.yaml").write_text(exp.replace("- dip", "- dip-ca") + "eviction: belady")
+    (here / "long.yaml").write_text(exp + "tokens: 9999")
     (here / "nan.yaml").write_text(
         "{name: n, flash: {read_bandwidth: .nan}, dram: {capacity: 1 GB, bandwidth: 1 GB/s}}"
     )

@@ -34,10 +34,12 @@ def test_command_cost_adds_or_overlaps():
     assert serial.read_time(0) == overlapped.read_time(0) == 0
 
 
-def test_curve_passes_through_its_points_and_is_flat_beyond():
+def test_curve_passes_through_its_points_and_small_reads_cost_the_smallest():
     curve = flash(read_curve=[["4 KiB", "400 MB/s"], ["64 KiB", "800 MB/s"]])
-    for size, rate in ((4096, 4e8), (65536, 8e8), (1024, 4e8), (1 << 20, 8e8)):
+    for size, rate in ((4096, 4e8), (65536, 8e8), (1 << 20, 8e8)):
         assert size / curve.read_time(size) == pytest.approx(rate)
+    assert curve.read_time(1024) == curve.read_time(4096)
+    assert curve.read_time(0) == 0
     assert 4e8 < 16384 / curve.read_time(16384) < 8e8
     assert curve.peak_bandwidth == 8e8
 

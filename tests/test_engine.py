@@ -145,6 +145,41 @@ def test_pipelining_helps_and_concurrency_too(tiny_trace):
     assert pipelined < concurrent < serial
 
 
+def test_encoding_a_prompt_by_hand(tiny_trace):
+    """8 positions, DRAM 50 bytes short of the static parts: what is streamed is read from Flash for the prompt too."""
+    kv = SHAPE.kv_cache_bytes(8 + 12)
+    short = SHAPE.static_bytes(8 + 12) - 50
+    setting = Setting(load_policy("dip"), short, "lru", prompt=8, stream_static=True)
+    fetch_plan = plan(tiny_trace(), [setting])[0]
+    dev = device(**{"compute.throughput": "1 GFLOP/s", "dram.flash_copies": 1})
+    mlp, attention, head = 3 * 2 * 16 * 24, 2 * 16 * 16 * 3, 16 * 32  # values
+    flash = (mlp / 2 + 50) / 1e9
+    dram = (attention / 2 + head + kv - 50 + mlp / 2 + 50) / 60e9
+    pairs = 2 * 16 * 8 * 9 / 2  # layers x query size x positions that see each other
+    compute = (2 * (mlp + attention) * 8 + 2 * head + 4 * pairs) / 1e9
+    for timing, expected in (
+        ("serial", flash + dram + compute),
+        ("concurrent", max(flash, dram) + compute),
+        ("pipelined", max(flash, dram, compute)),
+    ):
+        assert engine.run(fetch_plan, dev, timing).ttft_s == pytest.approx(expected, rel=1e-12)
+
+
+def test_matrices_read_whole_cost_their_commands_and_latency(tiny_trace):
+    fetch_plan = plan(tiny_trace(), [Setting(load_policy("dense"), STATIC)], tokens=1)[0]
+    dev = device(**{"flash.latency": "1 ms", "flash.command_time": "1 us"})
+    spare = STATIC - SHAPE.static_bytes(1)
+    transfer = (SHAPE.mlp_bytes - spare) / 1e9
+    assert engine.run(fetch_plan, dev, "serial").busy_s[0, 0] == pytest.approx(2 * (1e-3 + 3e-6) + transfer, rel=1e-9)
+
+
+def test_spans_are_kept_of_the_tokens_asked_for(tiny_trace):
+    fetch_plan = plan(tiny_trace(), [Setting(load_policy("dip"), STATIC)])[0]
+    every, some = engine.run(fetch_plan, PAPER, "serial"), engine.run(fetch_plan, PAPER, "serial", traced=(5,))
+    assert some.spans == [span for span in every.spans if span.token == 5]
+    assert (some.latency_s == every.latency_s).all()
+
+
 def test_prefetch_waits_in_the_queue_that_it_shares():
     """Step 0 is busy on Flash for 10 ms; the 2 ms of DRAM of step 1 are asked for at 0 and hidden behind it."""
     fetch_plan = random_plan(SHAPE, 0, 1, "dip", 1.0)

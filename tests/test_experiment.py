@@ -54,7 +54,7 @@ def test_the_written_experiment_runs_again_to_the_same_bytes(tiny_trace, tmp_pat
 
 def test_timeline_opens_as_trace_events_and_an_old_one_does_not_stay(tiny_trace, tmp_path):
     chosen = make(tiny_trace())
-    results = run(chosen)
+    results = run(chosen, timeline=True)
     save(chosen, results, tmp_path, timeline=True)
     events = json.loads((tmp_path / "timeline.json").read_text())["traceEvents"]
     complete = [e for e in events if e["ph"] == "X"]
@@ -87,12 +87,52 @@ def test_energy_is_reported_only_where_the_device_says(tiny_trace, tmp_path):
     path = tmp_path / "dev.yaml"
     data = {"name": "dev", "flash": {"read_bandwidth": "1 GB/s"}, "dram": {"capacity": "1 GB", "bandwidth": "10 GB/s"}}
     data["energy"] = {"flash": "100 pJ/B", "dram": "10 pJ/B", "compute": "1 pJ/FLOP"}
+    data["compute"] = {"throughput": "1 TFLOP/s"}
     path.write_text(yaml.safe_dump(data))
     summary = run(make(tiny_trace(), device=str(path)))[0].summary()
     flops = 2 * 8 / 4 * (SHAPE.mlp_bytes + SHAPE.attention_bytes) + 2 * SHAPE.lm_head_bytes
     flops += 4 * SHAPE.num_hidden_layers * SHAPE.hidden_size * 6.5  # the mean length seen by 12 tokens
     joules = 100 * summary["flash_bytes_per_token"] + 10 * summary["dram_bytes_per_token"] + flops
     assert summary["energy_j_per_token"] == pytest.approx(joules * 1e-12)
+
+
+@pytest.mark.parametrize("energy", [{"flash": "1 pJ/B"}, {"flash": "1 pJ/B", "dram": "1 pJ/B"}])
+def test_energy_that_is_not_wholly_known_is_unknown(tiny_trace, energy):
+    device = Device.load("paper").replace(energy=energy, compute={"throughput": "1 TFLOP/s"})
+    assert dipsim.simulate(tiny_trace(), dipsim.load_policy("dip"), device).summary()["energy_j_per_token"] is None
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"eviction": "LFU"}, "simulate: eviction"),
+        ({"timing": "foo"}, "simulate: timing"),
+        ({"dram": float("nan")}, "simulate: dram"),
+        ({"dram": float("inf")}, "simulate: dram"),
+        ({"dram": -1}, "simulate: dram"),
+        ({"dram": "60"}, "simulate: dram: '60' has no unit"),
+        ({"dram": "900 GB"}, "more than the 8 GB of device paper"),
+        ({"tokens": 2.5}, "simulate: tokens"),
+        ({"tokens": True}, "simulate: tokens"),
+        ({"prompt": -300}, "simulate: prompt"),
+        ({"evicton": "lfu"}, "evicton: unknown key"),
+    ],
+)
+def test_simulate_checks_what_it_is_given(tiny_trace, options, complaint):
+    with pytest.raises(InputError, match=complaint):
+        dipsim.simulate(tiny_trace(), dipsim.load_policy("dip"), dipsim.Device.load("paper"), **options)
+
+
+def test_summary_reports_resources_and_budget(tiny_trace):
+    summary = run(make(tiny_trace(), policies=["magnitude"], dram={"mlp_fraction": 0.8}))[0].summary()
+    budget = summary["dram_budget"]
+    whole, cache = 2 / 3 * SHAPE.mlp_bytes, budget["cache_bytes"]
+    assert budget["whole_resident_bytes"] == pytest.approx(whole)
+    assert budget["capacity_columns"] == {"neuron": int((0.8 - 2 / 3) * 3 * SHAPE.intermediate_size)}
+    assert cache + budget["unused_bytes"] == pytest.approx(0.8 * SHAPE.mlp_bytes - whole)
+    hit_rate_of_down = (summary["hit_rate"] * (2 / 3 + 0.5 / 3) - 2 / 3) / (0.5 / 3)
+    assert summary["hit_rate_mean_of_matrices"] == pytest.approx((1 + 1 + hit_rate_of_down) / 3)
+    assert summary["utilisation"]["flash"] + summary["utilisation"]["dram"] == pytest.approx(1)
 
 
 def test_python_interface(tiny_trace):

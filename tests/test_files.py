@@ -29,7 +29,7 @@ def test_yaml_is_one_plain_mapping(tmp_path, text, complaint):
 def test_yaml_that_is_no_text(tmp_path):
     path = tmp_path / "file.yaml"
     path.write_bytes(b"\xff\xfe\x00\x01")
-    with pytest.raises(InputError, match="not a text file"):
+    with pytest.raises(InputError, match="not a UTF-8 text file"):
         read_yaml(path)
     with pytest.raises(InputError, match="cannot be read"):
         read_yaml(tmp_path / "missing.yaml")

@@ -133,6 +133,38 @@ def test_static_overflow_is_an_error_unless_streaming_is_allowed(tiny_trace):
         make(tiny_trace(), "dip", 10, stream_static=True)
 
 
+@pytest.mark.parametrize(
+    ("body", "complaint"),
+    [
+        ("return scores * float('nan')", "without NaN"),
+        ("return scores[:1]", "must keep the shape"),
+        ("return None", "select failed: AttributeError"),
+        ("resident[:] = True", "select failed: ValueError"),
+        ("scores[:] = 0", "select failed: ValueError"),
+    ],
+)
+def test_a_plugin_cannot_choose_nonsense_or_change_what_others_see(tiny_trace, tmp_path, body, complaint):
+    plugin = tmp_path / "mine.py"
+    plugin.write_text(
+        "from dipsim import Group, Policy\nclass Mine(Policy):\n"
+        " def groups(self, shape): return [Group('neuron', ('down_proj',), 'neuron', 3)]\n"
+        " def scores(self, group, acts): return acts.glu\n"
+        f" def rerank(self, scores, resident): {body}\n"
+    )
+    with pytest.raises(InputError, match=complaint):
+        make(tiny_trace(), plugin)
+
+
+def test_peak_dram_is_what_was_held_not_what_was_given(tiny_trace):
+    full = STATIC + SHAPE.mlp_bytes
+    one = make(tiny_trace(), "dip", full, tokens=1)
+    read = sum(len(g.matrices) * g.k * SHAPE.unit_length(g.matrices[0], g.axis) / 2 for g in one.groups)
+    static = SHAPE.static_bytes(1)
+    assert one.peak_dram_bytes == pytest.approx(static + read * SHAPE.num_hidden_layers)
+    assert make(tiny_trace(), "dip", STATIC + 300).peak_dram_bytes <= STATIC + 300
+    assert make(tiny_trace(), "dense", full).peak_dram_bytes == pytest.approx(full)
+
+
 def test_what_does_not_go_together(tiny_trace, tmp_path):
     trace = tiny_trace()
     for eviction in ("belady", "optimal"):

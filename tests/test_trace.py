@@ -58,7 +58,7 @@ META = Header(model=SHAPE).metadata()
         ({"layers.0.up_proj": np.zeros(12, np.float32)}, {}, "has shape"),
         ({"layers.0.mlp_input": np.zeros((0, 16), np.float32)}, {}, "has shape"),
         ({"layers.0.up_proj": np.zeros((12, 24), np.float64)}, {}, "dtype F64"),
-        ({"layers.0.up_proj": np.zeros((12, 24), np.int8)}, {}, "needs scales"),
+        ({"layers.0.up_proj": np.zeros((12, 24), np.int8)}, {}, r"up_proj\.scale: is missing"),
         ({}, {"format": "other"}, "not a dipsim trace"),
         ({}, {"version": "2"}, "version"),
         ({}, {"model": "{"}, "model: is not JSON"),

@@ -26,25 +26,37 @@ _LAYOUTS: tuple[dict[str, tuple[str, ...]], ...] = (
 class Mlp:
     """One decoder layer's SwiGLU MLP: down_proj(activation(gate_proj(x)) * up_proj(x)).
 
-    `linears` lists the module's linear layers in the order they run, each with the names of the matrices that its
-    weight stacks. Weights and biases are views: writing to them changes the model.
+    `layout` names the module's linear layers in the order they run, and the matrices whose rows each weight stacks.
+    Weights and biases are views: writing to them changes the model.
     """
 
     module: nn.Module
     activation: Callable[[Tensor], Tensor]
-    linears: tuple[tuple[nn.Linear, tuple[str, ...]], ...]
+    layout: dict[str, tuple[str, ...]]
+
+    @property
+    def linears(self) -> list[tuple[nn.Module, tuple[str, ...]]]:
+        """The linear layers as they are now (an adapter may have wrapped them), each with its matrices."""
+        return [(getattr(self.module, attribute), names) for attribute, names in self.layout.items()]
 
     def weight(self, matrix: str) -> Tensor:
         """`gate_proj` or `up_proj` [m, d], or `down_proj` [d, m]. Raises KeyError for any other name."""
         linear, place, count = self._find(matrix)
-        return linear.weight.chunk(count)[place]
+        weight: Tensor = linear.weight
+        return weight.chunk(count)[place]
 
     def bias(self, matrix: str) -> Tensor | None:
         """[m] or [d], or None where the matrix has none. Raises KeyError for an unknown name."""
         linear, place, count = self._find(matrix)
         return None if linear.bias is None else linear.bias.chunk(count)[place]
 
-    def _find(self, matrix: str) -> tuple[nn.Linear, int, int]:
+    def project(self, matrix: str, x: Tensor) -> Tensor:
+        """`matrix` applied to x [..., d or m], adapters included."""
+        linear, place, count = self._find(matrix)
+        product: Tensor = linear(x)
+        return product.chunk(count, dim=-1)[place]
+
+    def _find(self, matrix: str) -> tuple[Any, int, int]:
         for linear, names in self.linears:
             if matrix in names:
                 return linear, names.index(matrix), len(names)
@@ -70,7 +82,6 @@ def _adapt(module: Any) -> Mlp | None:
     if activation is None or not torch.allclose(activation(probe), nn.functional.silu(probe)):
         return None
     for layout in _LAYOUTS:
-        linears = [getattr(module, attribute, None) for attribute in layout]
-        if all(isinstance(linear, nn.Linear) for linear in linears):
-            return Mlp(module, activation, tuple(zip(linears, layout.values(), strict=True)))  # type: ignore[arg-type]
+        if all(isinstance(getattr(module, attribute, None), nn.Linear) for attribute in layout):
+            return Mlp(module, activation, layout)
     return None
