@@ -1,4 +1,4 @@
-"""Closed-form times: a plan's latency without events, and what no order of events can beat or exceed.
+"""Closed-form times: a plan's timeline without events, and what no order of events can beat or exceed.
 
 Within a token the steps follow each other; step p can start its masked transfers and its compute only when step p - 1
 is done. `serial`: Flash, DRAM and compute of a step follow each other. `concurrent`: Flash and DRAM side by side,
@@ -12,41 +12,74 @@ from typing import Literal
 
 import numpy as np
 
-from dipsim.work import Floats, Work
+from dipsim.device import Device
+from dipsim.plan import FetchPlan
+from dipsim.timeline import Timeline
+from dipsim.work import Floats, Work, work
 
 Timing = Literal["serial", "concurrent", "pipelined"]
 TIMINGS: tuple[Timing, ...] = ("serial", "concurrent", "pipelined")
 
 
+def timeline(plan: FetchPlan, device: Device, timing: Timing) -> Timeline:
+    """What the engine finds, without its events and spans."""
+    owed = work(plan, device)
+    parts = held_up_by(owed, timing)
+    seconds = parts.sum(axis=-1)
+    ttft = prefill(owed, timing)
+    sequence = np.searchsorted(plan.sequence_starts, np.arange(plan.tokens), side="right")
+    starts = np.cumsum(seconds) - seconds + ttft * sequence
+    return Timeline(timing, [], starts, seconds, ttft, parts, owed.by_resource().sum(axis=-1).T)
+
+
 def latency(work: Work, timing: Timing) -> Floats:
-    """Seconds per token, [..., T], of work [..., T, P] where every resource serves in order of arrival."""
+    """Seconds per token, [..., T], of work [..., T, P]."""
+    return np.asarray(held_up_by(work, timing).sum(axis=-1))
+
+
+def held_up_by(work: Work, timing: Timing) -> Floats:
+    """Seconds per token by what it was held up by, [..., T, 4]: Flash, DRAM, compute, waiting in a queue."""
+    if timing == "pipelined":
+        return _pipelined(work)
     flash, dram = work.flash_static + work.flash, work.dram_static + work.dram
-    if timing == "serial":
-        return np.asarray((flash + dram + work.compute).sum(axis=-1))
     if timing == "concurrent":
-        return np.asarray((np.maximum(flash, dram) + work.compute).sum(axis=-1))
-    return _pipelined(work)
+        flash, dram = np.where(flash >= dram, flash, 0.0), np.where(flash >= dram, 0.0, dram)
+    parts = [part.sum(axis=-1) for part in np.broadcast_arrays(flash, dram, work.compute)]
+    return np.stack([*parts, np.zeros_like(parts[0])], axis=-1)
 
 
 def _pipelined(work: Work) -> Floats:
-    """At done[p - 1] each resource is asked for the masked transfer of step p, then for the static one of p + 1."""
+    """When step p - 1 is done, each resource is asked for the masked transfer of step p, then for the static of p + 1.
+
+    A step ends with the last of its requests, which is served from `start` or, if it was ahead, from the step's begin.
+    """
+    static, masked = (work.flash_static, work.dram_static), (work.flash, work.dram)
     steps = work.compute.shape[-1]
     done = np.zeros_like(work.compute[..., 0] + work.flash[..., 0] + work.dram[..., 0])
-    flash_free, dram_free = done + work.flash_static[..., 0], done + work.dram_static[..., 0]
+    ahead = [_served(done, done, service[..., 0]) for service in static]  # (start, end) of the step's static requests
+    parts = np.zeros((4, *done.shape))
     for p in range(steps):
         asked = done
-        flash_ready = _after(flash_free, asked, work.flash[..., p])
-        dram_ready = _after(dram_free, asked, work.dram[..., p])
-        done = np.maximum(np.maximum(flash_ready, dram_ready), asked + work.compute[..., p])
+        now = [_served(end, asked, service[..., p]) for (_, end), service in zip(ahead, masked, strict=True)]
+        requests = [*ahead, *now, (asked, asked + work.compute[..., p])]
+        present = [s[..., p] > 0 for s in (*static, *masked, work.compute)]
+        ends = np.stack([np.where(here, end, asked) for here, (_, end) in zip(present, requests, strict=True)])
+        last = ends.argmax(axis=0)
+        done = np.take_along_axis(ends, last[None], axis=0)[0]
+        start = np.maximum(np.choose(last, [start for start, _ in requests]), asked)
+        start = np.where(done > asked, start, asked)
+        for request, resource in enumerate((0, 1, 0, 1, 2)):
+            parts[resource] += np.where(last == request, done - start, 0.0)
+        parts[3] += start - asked
         if p + 1 < steps:
-            flash_free = _after(flash_ready, asked, work.flash_static[..., p + 1])
-            dram_free = _after(dram_ready, asked, work.dram_static[..., p + 1])
-    return done
+            ahead = [_served(end, asked, service[..., p + 1]) for (_, end), service in zip(now, static, strict=True)]
+    return np.moveaxis(parts, 0, -1)
 
 
-def _after(free: Floats, ready: Floats, service: Floats) -> Floats:
-    """When a request made at `ready` is served by a resource that is busy until `free`; nothing to do takes no turn."""
-    return np.where(service > 0, np.maximum(free, ready) + service, free)
+def _served(free: Floats, asked: Floats, service: Floats) -> tuple[Floats, Floats]:
+    """(start, end) of a request made at `asked` to a resource busy until `free`; nothing to do takes no turn."""
+    start = np.maximum(free, asked)
+    return start, np.where(service > 0, start + service, free)
 
 
 def prefill(work: Work, timing: Timing) -> float:

@@ -8,8 +8,7 @@ modes mean is said in `bounds.py`, which must agree with the clock here.
 from __future__ import annotations
 
 from collections.abc import Container, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import simpy
@@ -17,10 +16,8 @@ import simpy
 from dipsim.bounds import Timing
 from dipsim.device import Device
 from dipsim.plan import FetchPlan
+from dipsim.timeline import PARTS, PREFILL, Span, Timeline
 from dipsim.work import RESOURCES, Floats, Work, dram_traffic, work
-
-PARTS = (*RESOURCES, "wait")
-PREFILL = -1  # stands for the step of encoding the prompt
 
 STAGES: dict[Timing, tuple[tuple[int, ...], ...]] = {  # which resources serve a step side by side, in which order
     "serial": ((0,), (1,), (2,)),
@@ -29,36 +26,6 @@ STAGES: dict[Timing, tuple[tuple[int, ...], ...]] = {  # which resources serve a
 }
 Process = Generator[simpy.Event, Any, None]
 Owed = Sequence[Sequence[float]]  # (seconds, bytes) for Flash, DRAM, compute; or nothing
-
-
-class Span(NamedTuple):
-    """One request: made at `request_s`, served from `start_s` to `end_s` (seconds)."""
-
-    resource: str
-    token: int
-    step: int  # position in the plan, or PREFILL
-    request_s: float
-    start_s: float
-    end_s: float
-    bytes: float
-
-
-@dataclass(frozen=True)
-class Timeline:
-    """When everything happened. `start_s`, `latency_s` [T]; `ttft_s` the time to encode the prompt.
-
-    `parts_s` [T, 4] splits each latency by what the token was held up by: of the requests that a step waits for, the
-    last to end counts, its service for its resource, its time in the queue as wait. `busy_s` [T, 3]: service of each
-    resource for each token.
-    """
-
-    timing: Timing
-    spans: list[Span]
-    start_s: Floats
-    latency_s: Floats
-    ttft_s: float
-    parts_s: Floats
-    busy_s: Floats
 
 
 class Server:

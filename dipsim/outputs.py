@@ -19,10 +19,10 @@ from pydantic import AliasPath, BaseModel, Field, PositiveFloat, TypeAdapter, Va
 
 import dipsim
 from dipsim import assets, perfetto
-from dipsim.engine import PARTS
 from dipsim.experiment import Experiment, shown_token
 from dipsim.files import InputError, complain, sha256, write
 from dipsim.result import Result
+from dipsim.timeline import PARTS
 from dipsim.trace import Trace
 from dipsim.units import show
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from dipsim.engine import PREFILL
 from dipsim.result import Result
+from dipsim.timeline import PREFILL
 from dipsim.work import RESOURCES
 
 

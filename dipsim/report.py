@@ -8,8 +8,8 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from dipsim.engine import PARTS
 from dipsim.result import Result
+from dipsim.timeline import PARTS
 from dipsim.units import show
 
 

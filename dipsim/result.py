@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dipsim.device import Device
-from dipsim.engine import PARTS, Timeline
 from dipsim.plan import FetchPlan, Floats
 from dipsim.policy import whole_matrices
+from dipsim.timeline import PARTS, Timeline
 from dipsim.work import RESOURCES, dram_traffic
 
 if TYPE_CHECKING:

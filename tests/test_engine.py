@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from oracles import device, random_plan, reference_seconds
 
 from dipsim import engine
-from dipsim.bounds import TIMINGS, bounds, latency, prefill
+from dipsim.bounds import TIMINGS, bounds, latency, prefill, timeline
 from dipsim.device import Device
 from dipsim.plan import Setting, plan
 from dipsim.policy import load_policy
@@ -101,12 +101,16 @@ DEVICES = st.builds(
 @given(PLANS, DEVICES, st.sampled_from(TIMINGS))
 def test_engine_equals_the_recurrence_and_stays_within_the_bounds(fetch_plan, dev, timing):
     owed = work(fetch_plan, dev)
-    timeline = engine.run(fetch_plan, dev, timing)
-    assert timeline.latency_s == pytest.approx(latency(owed, timing), rel=1e-12)
-    assert timeline.ttft_s == pytest.approx(prefill(owed, timing), rel=1e-12)
+    simulated = engine.run(fetch_plan, dev, timing)
+    assert simulated.latency_s == pytest.approx(latency(owed, timing), rel=1e-12)
+    assert simulated.ttft_s == pytest.approx(prefill(owed, timing), rel=1e-12)
+    closed = timeline(fetch_plan, dev, timing)
+    assert closed.parts_s == pytest.approx(simulated.parts_s, rel=1e-9, abs=1e-15)
+    assert closed.start_s == pytest.approx(simulated.start_s, rel=1e-12)
+    assert closed.busy_s == pytest.approx(simulated.busy_s, rel=1e-12)
     low, high = bounds(owed)
-    assert (timeline.latency_s >= low * (1 - 1e-12)).all()
-    assert (timeline.latency_s <= high * (1 + 1e-12)).all()
+    assert (simulated.latency_s >= low * (1 - 1e-12)).all()
+    assert (simulated.latency_s <= high * (1 + 1e-12)).all()
 
 
 @settings(deadline=None)
