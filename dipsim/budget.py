@@ -19,6 +19,7 @@ class Budget:
     lm_head_bytes: float
     attention_bytes: float
     kv_cache_bytes: float
+    policy_bytes: float  # what the policy itself needs (a predictor), always resident
     streamed_static_bytes: float  # of lm_head and attention, read from Flash for every token
     whole_resident_bytes: float  # matrices that the policy reads whole: resident part
     whole_streamed_bytes: float  # and the part read from Flash for every token
@@ -34,7 +35,7 @@ class Budget:
     @property
     def static_bytes(self) -> float:
         """What every token reads whatever its masks, resident or streamed, the MLP left out."""
-        return self.lm_head_bytes + self.attention_bytes + self.kv_cache_bytes
+        return self.lm_head_bytes + self.attention_bytes + self.kv_cache_bytes + self.policy_bytes
 
     @property
     def static_resident_share(self) -> float:
@@ -53,6 +54,7 @@ def allot(
     dram_bytes: float,
     length: int,
     *,
+    policy_bytes: float = 0.0,
     caching: bool = True,
     stream_static: bool = False,
 ) -> Budget:
@@ -61,17 +63,17 @@ def allot(
     The dynamic part is split equally over the masked matrices of all layers; a capacity never exceeds the number of
     columns. Without `caching` nothing is cached, matrices read whole still stay in DRAM. Raises InputError if the
     static bytes do not fit, unless `stream_static` lets lm_head and attention overflow to Flash, each in proportion;
-    the KV cache must always fit.
+    the KV cache and the policy's own bytes must always fit.
     """
     kv_cache = shape.kv_cache_bytes(length)
-    static = shape.static_bytes(length)
+    static = shape.static_bytes(length) + policy_bytes
     overflow = max(0.0, static - dram_bytes)
     if overflow and not stream_static:
         raise InputError(
             f"dram: {show(dram_bytes, 'size')} is less than the {show(static, 'size')} that lm_head, attention and the "
             f"KV cache of {length} positions need; give more, fewer tokens, or set stream_static: true"
         )
-    if kv_cache > dram_bytes:
+    if kv_cache + policy_bytes > dram_bytes:
         raise InputError(
             f"dram: {show(dram_bytes, 'size')} does not hold the KV cache of {length} positions "
             f"({show(kv_cache, 'size')}); give more, or fewer tokens"
@@ -91,6 +93,7 @@ def allot(
         lm_head_bytes=shape.lm_head_bytes,
         attention_bytes=shape.attention_bytes,
         kv_cache_bytes=kv_cache,
+        policy_bytes=policy_bytes,
         streamed_static_bytes=overflow,
         whole_resident_bytes=whole_resident,
         whole_streamed_bytes=whole - whole_resident,

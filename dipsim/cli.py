@@ -213,6 +213,10 @@ def check(file: Annotated[Path, typer.Argument(help="Device, experiment, trace o
         experiment = Experiment.load(file)
         check_experiment(experiment)
         found = f"an experiment on {experiment.trace} and {experiment.device}"
+    elif "model" in data:
+        trace = Trace.open(file)
+        trace.layer(0, 1)
+        found = f"a recipe: {trace.tokens} tokens of {trace.shape.name}"
     else:
         found = f"a device: {Device.load(file).name}"
     print(f"{file}: ok, {found}")
@@ -228,6 +232,40 @@ def schema(of: Annotated[Format, typer.Argument(help="Which file format.")]) -> 
 
     model = Device if of is Format.device else Experiment
     print(json.dumps(model.model_json_schema(), indent=2))
+
+
+@app.command("fit-recipe")
+def fit_recipe(
+    trace: Annotated[str, typer.Argument(help="Recorded trace, by name or path.")],
+    out: Annotated[Path, typer.Option(help="The recipe to write, ending in .yaml.")],
+) -> None:
+    """Fit a recipe for synthetic traces to a recorded trace."""
+    from dipsim.fit import fit
+    from dipsim.trace import Trace
+
+    if out.suffix != ".yaml":
+        raise InputError(f"--out {out}: a recipe must end in .yaml")
+    with _progress() as progress:
+        recipe = fit(Trace.open(trace), lambda done, total: progress("fitting layers", done, total))
+    recipe.write(out)
+    print(f"{out}: {recipe.tokens} tokens of {recipe.model.name}")
+
+
+@app.command()
+def recipe(
+    shape: Annotated[Path, typer.Option(help="The config.json of a Hugging Face model.")],
+    out: Annotated[Path, typer.Option(help="The recipe to write, ending in .yaml.")],
+    tokens: Annotated[int, typer.Option(help="Tokens of the trace.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Seed of the trace.")] = 0,
+) -> None:
+    """Write a recipe for a synthetic trace of any model's size, with the shipped statistics."""
+    from dipsim.fit import from_config
+
+    if out.suffix != ".yaml":
+        raise InputError(f"--out {out}: a recipe must end in .yaml")
+    made = from_config(shape, tokens, seed)
+    made.write(out)
+    print(f"{out}: {made.tokens} tokens of {made.model.name}")
 
 
 @app.command()

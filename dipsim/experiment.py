@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, PlainSerializer, StrictBool, WithJsonSchema
 
-from dipsim import engine
+from dipsim import engine, quality
 from dipsim.bounds import Timing
 from dipsim.cache import Eviction
 from dipsim.device import Device
@@ -110,7 +110,9 @@ class Experiment(Options):
 
     trace: str
     device: str = "paper"
+    hardware: dict[str, Any] = Field(default_factory=dict)  # fields of the device changed, by dotted name
     policies: tuple[Choice, ...] = Field(min_length=1)
+    sweep: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(default_factory=dict)
 
     @classmethod
     def load(cls, path: Path) -> Experiment:
@@ -123,7 +125,7 @@ class Experiment(Options):
         labels = [policy.label for policy in policies]
         if len(set(labels)) < len(labels):
             raise InputError(f"policies: {max(labels, key=labels.count)} stands there twice; remove one or change it")
-        return Trace.open(self.trace), Device.load(self.device), policies
+        return Trace.open(self.trace), Device.load(self.device).replace("hardware", **self.hardware), policies
 
 
 def run(experiment: Experiment, progress: Progress = lambda *_: None, timeline: bool = False) -> list[Result]:
@@ -131,6 +133,8 @@ def run(experiment: Experiment, progress: Progress = lambda *_: None, timeline: 
 
     Raises InputError if anything in it cannot be used; nothing is written.
     """
+    if experiment.sweep:
+        raise InputError("sweep: an experiment with a sweep is a grid; use `python -m dipsim sweep`")
     return _run(*experiment.open(), experiment, progress, timeline)
 
 
@@ -174,10 +178,12 @@ def _run(
     timeline: bool = False,
 ) -> list[Result]:
     plans = _plan(trace, device, policies, options, progress)
+    measured = quality.load(trace)
     results = []
     for index, fetch_plan in enumerate(plans):
         traced = None if timeline else (shown_token(fetch_plan),)
-        results.append(Result(fetch_plan, device, engine.run(fetch_plan, device, options.timing, traced)))
+        spans = engine.run(fetch_plan, device, options.timing, traced)
+        results.append(Result(fetch_plan, device, spans, *quality.lookup(measured, fetch_plan)))
         progress("simulating policies", index + 1, len(plans))
     return results
 

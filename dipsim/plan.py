@@ -16,7 +16,17 @@ from dipsim.budget import Budget, allot, unit_bytes
 from dipsim.cache import CLAIRVOYANT, Eviction, Mask
 from dipsim.files import InputError
 from dipsim.model import ModelShape
-from dipsim.policy import ATTENTION, LM_HEAD, WHOLE, Group, Policy, checked_groups, whole_matrices
+from dipsim.policy import (
+    ATTENTION,
+    LM_HEAD,
+    PREDICTOR_BITS,
+    WHOLE,
+    Group,
+    Policy,
+    checked_groups,
+    guarded,
+    whole_matrices,
+)
 from dipsim.selection import choose, scores, select_aware, sequences, serve
 from dipsim.trace import Trace
 
@@ -140,8 +150,16 @@ def empty(shape: ModelShape, setting: Setting, tokens: int, starts: tuple[int, .
         )
     position = np.concatenate([np.arange(end - begin) for begin, end in sequences(starts, tokens)])
     length = setting.prompt + int(position.max()) + 1
-    caching = setting.eviction != "none"
-    budget = allot(shape, groups, setting.dram_bytes, length, caching=caching, stream_static=setting.stream_static)
+    own = guarded(policy, "static_bytes", lambda: float(policy.static_bytes(shape)))
+    budget = allot(
+        shape,
+        groups,
+        setting.dram_bytes,
+        length,
+        policy_bytes=own,
+        caching=setting.eviction != "none",
+        stream_static=setting.stream_static,
+    )
 
     whole = whole_matrices(groups)
     steps = (ATTENTION, *((WHOLE,) if whole else ()), *(group.name for group in groups))
@@ -167,6 +185,8 @@ def empty(shape: ModelShape, setting: Setting, tokens: int, starts: tuple[int, .
             seen = setting.prompt + position + 1  # a token attends to all before it and to itself
             dram[:, index] += shape.kv_position_bytes * seen
             flops[:, index] += 4 * shape.query_size * seen
+            dram[:, index] += own / shape.num_hidden_layers
+            flops[:, index] += 2 * own / shape.num_hidden_layers * 8 / PREDICTOR_BITS
     classes = max((shape.axis_size(group.axis).bit_length() for group in groups), default=1)
     return FetchPlan(
         setting=setting,

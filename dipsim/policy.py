@@ -24,6 +24,7 @@ from dipsim.model import MATRICES, ModelShape
 
 Fraction = Annotated[float, Field(strict=True, gt=0, le=1)]
 Axis = Literal["input", "neuron"]
+PREDICTOR_BITS = 16  # of the weights that a policy brings along (reference section 3)
 ATTENTION, WHOLE, LM_HEAD = RESERVED = ("attention", "whole", "lm_head")  # steps of a token that are no group
 Result = TypeVar("Result")
 

@@ -25,6 +25,7 @@ class Result:
     device: Device
     timeline: Timeline
     perplexity: float | None = None
+    standard_error: float | None = None
 
     @property
     def policy(self) -> str:
@@ -153,6 +154,7 @@ class Result:
             "dram_budget": self._budget(),
             "energy_j_per_token": None if energy is None else float(energy.mean()),
             "perplexity": self.perplexity,
+            "perplexity_standard_error": self.standard_error,
         }
 
     def _budget(self) -> dict[str, Any]:

@@ -1,0 +1,152 @@
+"""The closed loop: a model whose MLPs compute only with what the policy's masks let through.
+
+The masks change the activations, the cache sees the changed masks, and its hits go into the same FetchPlan as those of
+a recorded trace. With teacher forcing a layer's caches depend on that layer alone, so whole sequences pass through a
+layer at once: matrix products and attention are parallel over tokens, only the choice of a cache-aware policy and the
+caches step from token to token. That equals decoding token by token with a KV cache (`tests/test_closed_loop.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property, partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dipsim.cache import ColumnCache, Mask
+from dipsim.files import InputError
+from dipsim.live.swiglu import Mlp
+from dipsim.plan import FetchPlan, account
+from dipsim.policy import Group, guarded
+from dipsim.selection import choose, choose_aware, serve
+
+Numbers = np.ndarray[Any, np.dtype[Any]]
+
+
+class LiveActivations:
+    """What a policy's `scores` sees, as torch tensors [..., d or m]: computed from what earlier groups let through."""
+
+    def __init__(self, mlp: Mlp, x: Tensor, layer: int) -> None:
+        self.mlp_input, self.layer = x, layer
+        self._mlp = mlp
+        self._inputs: dict[str, Tensor] = {}
+
+    def prune(self, group: Group, mask: Tensor) -> None:
+        """Let only the masked inputs into the group's matrices."""
+        for matrix in group.matrices:
+            self._inputs[matrix] = self.mlp_input * mask
+
+    @cached_property
+    def gate_proj(self) -> Tensor:
+        return self._mlp.project("gate_proj", self._inputs.get("gate_proj", self.mlp_input))
+
+    @cached_property
+    def up_proj(self) -> Tensor:
+        return self._mlp.project("up_proj", self._inputs.get("up_proj", self.mlp_input))
+
+    @cached_property
+    def gate(self) -> Tensor:
+        return self._mlp.activation(self.gate_proj)
+
+    @cached_property
+    def glu(self) -> Tensor:
+        return self.gate * self.up_proj
+
+
+def as_numpy(values: Tensor) -> Numbers:
+    """float64 stays, everything else becomes float32; shares memory where it can."""
+    values = values.detach()
+    return (values if values.dtype == torch.float64 else values.float()).cpu().numpy()
+
+
+class SparseMlp:
+    """Replaces one MLP's forward by the policy's, and books what each plan's caches hit and miss.
+
+    All plans must be of one policy; of a cache-aware one, whose masks depend on the cache, there can be only one plan.
+    Called with [S, T, d] hidden states of S sequences; called again, it goes on where the sequences were.
+    """
+
+    def __init__(self, mlp: Mlp, layer: int, plans: Sequence[FetchPlan], limits: dict[str, float]) -> None:
+        self.mlp, self.layer, self.plans, self.limits = mlp, layer, plans, limits
+        self.policy, self.groups = plans[0].setting.policy, plans[0].groups
+        self.masks: dict[str, list[Mask]] = {group.name: [] for group in self.groups}
+        self.hits: dict[str, list[Mask]] = {group.name: [] for group in self.groups}
+        self.caches: dict[str, list[ColumnCache]] = {}
+        self.position = 0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        acts = LiveActivations(self.mlp, x, self.layer)
+        kept: Tensor | None = None
+        for group in self.groups:
+            values = guarded(self.policy, "scores", partial(self.policy.scores, group, acts))
+            mask = torch.from_numpy(self._choose(group, as_numpy(values))).to(x.device)
+            if group.axis == "input":
+                acts.prune(group, mask)
+            else:
+                kept = mask if kept is None else kept & mask
+        self.position += x.shape[1]
+        return self.mlp.project("down_proj", acts.glu if kept is None else acts.glu * kept)
+
+    def _choose(self, group: Group, values: Numbers) -> Mask:
+        """Masks [S, T, N] from scores [S, T, N]."""
+        if not self.policy.cache_aware:
+            masks = choose(group, values, self.limits.get(group.name))
+        else:
+            masks, hits = self._choose_aware(group, values)
+            self.hits[group.name].append(hits)
+        self.masks[group.name].append(masks)
+        return masks
+
+    def _choose_aware(self, group: Group, values: Numbers) -> tuple[Mask, Mask]:
+        plan = self.plans[0]
+        columns, capacity = values.shape[-1], plan.budget.capacities[self.groups.index(group)]
+        caches = self.caches.setdefault(
+            group.name, [ColumnCache(columns, capacity, plan.setting.eviction) for _ in values]
+        )
+        masks, hits = np.zeros(values.shape, dtype=bool), np.zeros(values.shape, dtype=bool)
+        for index, cache in enumerate(caches):
+            for token, scores in enumerate(values[index]):
+                masks[index, token] = choose_aware(self.policy, group, scores, cache, self.position + token)
+                hits[index, token] = cache.step(masks[index, token])
+        return masks, hits
+
+    def book(self) -> None:
+        """Enter all masks and hits into the plans, sequence after sequence."""
+        for group in self.groups:
+            masks = np.concatenate(self.masks[group.name], axis=1)
+            masks = masks.reshape(-1, masks.shape[-1])
+            for plan in self.plans:
+                if self.policy.cache_aware:
+                    hits = np.concatenate(self.hits[group.name], axis=1).reshape(masks.shape)
+                else:
+                    capacity = plan.budget.capacities[self.groups.index(group)]
+                    hits = serve(masks, capacity, plan.setting.eviction, plan.sequence_starts)
+                account(plan, self.layer, group, masks, hits)
+
+
+@contextmanager
+def sparsified(
+    mlps: Sequence[Mlp], plans: Sequence[FetchPlan], limits: Sequence[dict[str, float]] = ()
+) -> Iterator[None]:
+    """Inside, the model computes as the plans' policy lets it; on leaving, the plans are filled in.
+
+    `limits`: per layer the thresholds of its groups, where the policy has such. Raises InputError for several plans
+    of a cache-aware policy.
+    """
+    policy = plans[0].setting.policy
+    if policy.cache_aware and len(plans) > 1:
+        raise InputError(f"policy {policy.label}: its masks depend on the cache; evaluate one setting at a time")
+    sparse = [SparseMlp(mlp, i, plans, limits[i] if limits else {}) for i, mlp in enumerate(mlps)]
+    for mlp, replacement in zip(mlps, sparse, strict=True):
+        mlp.module.forward = replacement
+    try:
+        yield
+    finally:
+        for mlp in mlps:
+            del mlp.module.forward  # the class's own forward shows again
+    for replacement in sparse:
+        replacement.book()

@@ -1,0 +1,85 @@
+"""The quality table: perplexities that were measured on a trace's model, each for one exact setting.
+
+`traces/NAME.quality.csv` beside a trace, written by `evaluate`. Perplexity is never interpolated: a run shows one only
+if its policy, all parameters and, where the masks depend on the cache, DRAM share and eviction were measured.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import pandas as pd
+
+from dipsim.files import InputError, write
+from dipsim.plan import FetchPlan, Setting
+from dipsim.trace import Trace
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One row: a setting, its perplexity over `tokens` tokens in sequences of `length`, and what the run found.
+
+    `mlp_fraction`: share of the MLP that DRAM holds beside the static parts. `standard_error`: of the perplexity,
+    paired with the dense model. `tokens_per_s` is simulated on `device` from the very masks that gave the perplexity.
+    """
+
+    policy: str
+    parameters: str  # JSON, all of them
+    mlp_fraction: float
+    eviction: str
+    tokens: int
+    length: int
+    perplexity: float
+    standard_error: float
+    hit_rate: float
+    mlp_fraction_read: float
+    device: str
+    timing: str
+    tokens_per_s: float
+    text: str
+    model: str
+
+
+def parameters(setting: Setting) -> str:
+    """All parameters of the setting's policy, as JSON with sorted keys."""
+    return json.dumps(setting.policy.model_dump(mode="json"), sort_keys=True)
+
+
+def mlp_fraction(plan: FetchPlan) -> float:
+    """The share of the MLP that the plan's DRAM could hold beside the static parts, to six digits."""
+    return round((plan.setting.dram_bytes - plan.budget.static_bytes) / plan.shape.mlp_bytes, 6)
+
+
+def save(rows: Iterable[Measured], path: Path) -> None:
+    """Write a table, whole or not at all."""
+    write(path, pd.DataFrame([asdict(row) for row in rows]).to_csv(index=False))
+
+
+def load(trace: Trace) -> list[Measured]:
+    """The table beside a trace; empty where there is none. Raises InputError if it is not one."""
+    path = trace.path.with_name(f"{trace.path.stem}.quality.csv")
+    if not path.is_file():
+        return []
+    try:
+        table = pd.read_csv(path, keep_default_na=False)
+        return [Measured(**dict(zip(table.columns, row, strict=True))) for row in table.itertuples(index=False)]
+    except (ValueError, TypeError):
+        names = ", ".join(field.name for field in fields(Measured))
+        raise InputError(f"{path}: is not a quality table; its columns must be {names}") from None
+
+
+def lookup(rows: Iterable[Measured], plan: FetchPlan) -> tuple[float, float] | tuple[None, None]:
+    """The measured perplexity of exactly the plan's setting and its standard error, or nothing.
+
+    A cache-blind policy's masks, hence its perplexity, are the same for every DRAM size and eviction.
+    """
+    setting = plan.setting
+    for row in rows:
+        same = (row.policy, row.parameters) == (setting.policy.name, parameters(setting))
+        cache = (row.mlp_fraction, row.eviction) == (mlp_fraction(plan), setting.eviction)
+        if same and (cache or not setting.policy.cache_aware):
+            return row.perplexity, row.standard_error
+    return None, None
