@@ -42,6 +42,8 @@ def find(kind: str, name_or_path: str | Path) -> Path:
     """
     text, path = str(name_or_path), Path(name_or_path)
     if path.suffix in _SUFFIXES[kind] or len(path.parts) > 1:
+        if path.is_dir():
+            raise InputError(f"{text}: is a folder; give a file")
         if not path.is_file():
             raise InputError(f"{text}: no such file (looked in {Path.cwd()})")
         return path

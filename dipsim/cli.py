@@ -114,12 +114,20 @@ def run(
 def _resolve(path: Path, changes: dict[str, Any], policies: list[str] | None, settings: list[str]) -> Experiment:
     """The experiment of a file with what the command line changes."""
     from dipsim.experiment import Experiment
-    from dipsim.files import parse, parse_yaml
+    from dipsim.files import parse
 
     data = Experiment.load(path).model_dump(mode="json") | changes
     if policies:
         data["policies"] = policies
     chosen = [{entry: {}} if isinstance(entry, str) else entry for entry in data["policies"]]
+    _apply_settings(chosen, settings)
+    return parse(Experiment, data | {"policies": chosen}, "command line" if changes or policies else path)
+
+
+def _apply_settings(chosen: list[dict[str, dict[str, Any]]], settings: list[str]) -> None:
+    """Put `--set POLICY.PARAMETER=VALUE` into the parameters of the policies chosen."""
+    from dipsim.files import parse_yaml
+
     for setting in settings:
         target, equals, value = setting.partition("=")
         name, dot, parameter = target.rpartition(".")
@@ -129,7 +137,6 @@ def _resolve(path: Path, changes: dict[str, Any], policies: list[str] | None, se
             raise InputError(f"--set {setting}: write POLICY.PARAMETER=VALUE with a policy of this run ({known})")
         for parameters in matching:
             parameters[parameter] = parse_yaml(value, f"--set {setting}")
-    return parse(Experiment, data | {"policies": chosen}, "command line" if changes or policies else path)
 
 
 def _stem(policy: str) -> str:
@@ -138,11 +145,34 @@ def _stem(policy: str) -> str:
 
 
 @app.command()
-def plot(folder: Annotated[Path, typer.Argument(help="Output folder of a run.")]) -> None:
-    """Draw the figures of an output folder again."""
-    from dipsim import plots
+def sweep(
+    experiment: Annotated[Path, typer.Argument(help="Experiment file with a sweep.")],
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; by default one a core.")] = None,
+    dask: Annotated[str | None, typer.Option(help="Address of a Dask scheduler to run on (extra `dask`).")] = None,
+    out: Annotated[Path | None, typer.Option(help="Output folder; by default results/<experiment>.")] = None,
+) -> None:
+    """Simulate a grid: every combination of the values in an experiment's sweep. Killed, it resumes by itself."""
+    from dipsim import report, sweep_plots
+    from dipsim.experiment import Experiment
+    from dipsim.sweep_run import sweep as run_sweep
 
-    for path in plots.draw(folder):
+    chosen = Experiment.load(experiment)
+    folder = out or Path("results") / experiment.stem
+    with _progress() as progress:
+        table = run_sweep(chosen, folder, workers or len(os.sched_getaffinity(0)), dask, progress, experiment)
+        progress("drawing figures", 0, 1)
+        sweep_plots.draw(folder)
+    _console().print(report.sweep_table(table))
+    print(f"{folder}: sweep.csv, a row for each of {len(table)} points, figures as .png and .svg")
+
+
+@app.command()
+def plot(folder: Annotated[Path, typer.Argument(help="Output folder of a run or a sweep.")]) -> None:
+    """Draw the figures of an output folder again."""
+    from dipsim import plots, sweep_plots
+
+    draw = sweep_plots.draw if sweep_plots.is_sweep(folder) else plots.draw
+    for path in draw(folder):
         print(path)
 
 
@@ -174,11 +204,13 @@ def _describe_device(name: str) -> tuple[str, ...]:
 
 
 def _describe_policy(name: str) -> tuple[str, ...]:
-    from dipsim.policy import load_policy
+    from dipsim.policy import policy_class
 
-    policy = load_policy(name)
-    parameters = ", ".join(f"{key}={getattr(policy, key)!r}" for key in type(policy).model_fields)
-    return parameters, (type(policy).__doc__ or "").splitlines()[0]
+    policy = policy_class(name)
+    parameters = [
+        key if field.is_required() else f"{key}={field.default!r}" for key, field in policy.model_fields.items()
+    ]
+    return ", ".join(parameters), (policy.__doc__ or "").splitlines()[0]
 
 
 def _describe_trace(name: str) -> tuple[str, ...]:
@@ -294,13 +326,121 @@ def record(
     print(f"{out}: {tokens} tokens of {header.model.name}, {out.stat().st_size / 1e6:.1f} MB")
 
 
+@app.command()
+def evaluate(
+    experiment: Annotated[Path, typer.Argument(help="Experiment file; its sweep may list DRAM sizes and evictions.")],
+    model: Annotated[str, typer.Option(help="smollm2-135m, a folder, a .gguf file or a Hugging Face id.")],
+    text: Annotated[Path, typer.Option(help="UTF-8 text to measure perplexity on.")],
+    sequences: Annotated[int, typer.Option(help="How many sequences of the text.")] = 8,
+    length: Annotated[int, typer.Option(help="Tokens of a sequence.")] = 512,
+    calibration: Annotated[Path | None, typer.Option(help="Text for thresholds; by default the same.")] = None,
+    adapter: Annotated[Path | None, typer.Option(help="LoRA adapter folder, merged into the weights.")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")] = "float32",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    out: Annotated[Path | None, typer.Option(help="Output folder; by default results/<experiment>.")] = None,
+) -> None:
+    """Measure perplexity and simulated speed of every policy in the closed loop (extra `live`)."""
+    from dipsim import outputs, quality, report
+    from dipsim.experiment import Experiment
+
+    chosen = Experiment.load(experiment)
+    folder = out or Path("results") / experiment.stem
+    with _live(), _progress() as progress:
+        from dipsim.live import evaluate as live
+        from dipsim.live.models import load
+
+        progress("loading the model", 0, 1)
+        loaded = load(model, dtype, device, adapter)
+        ids = live.read_tokens(loaded, text, sequences, length)
+        others = live.read_tokens(loaded, calibration, sequences, length) if calibration else None
+        progress("loading the model", 1, 1)
+        found = live.evaluate(loaded, ids, chosen, others, progress)
+    rows = [live.row(result, length, text.name, loaded.shape.name) for _, result in found]
+    results = [result for _, result in found]
+    quality.save(rows, folder / "quality.csv")
+    outputs.save_summary(results, folder)
+    _console().print(report.table(results))
+    print(f"{folder}: quality.csv, summary.json")
+
+
+@app.command("train-predictor")
+def train_predictor(
+    trace: Annotated[str, typer.Argument(help="Recorded trace, by name or path.")],
+    out: Annotated[Path, typer.Option(help="The networks to write, ending in .safetensors.")],
+    fraction: Annotated[float, typer.Option(help="Share of the neurons that matter.")] = 0.5,
+    rank: Annotated[int, typer.Option(help="Hidden size of the networks.")] = 64,
+    steps: Annotated[int, typer.Option(help="Training steps of each layer.")] = 200,
+) -> None:
+    """Train the networks of the `predictor` policy on a trace (extra `live`)."""
+    from dipsim.trace import Trace
+
+    if out.suffix != ".safetensors":
+        raise InputError(f"--out {out}: the networks' file must end in .safetensors")
+    with _live(), _progress() as progress:
+        from dipsim.live.predictor import train
+
+        found = train(
+            Trace.open(trace), out, fraction=fraction, rank=rank, steps=steps,
+            progress=lambda done, total: progress("training layers", done, total),
+        )  # fmt: skip
+    print(f"{out}: finds {found:.1%} of the neurons that matter, on the trace itself")
+
+
+@app.command()
+def adapt(
+    model: Annotated[str, typer.Option(help="smollm2-135m, a folder, a .gguf file or a Hugging Face id.")],
+    text: Annotated[Path, typer.Option(help="UTF-8 text to train on; not the one to evaluate on.")],
+    out: Annotated[Path, typer.Option(help="Folder for the adapter.")],
+    policy: Annotated[str, typer.Option(help="Policy, by name or path.")] = "dip",
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Policy parameter, POLICY.PARAMETER=VALUE; may be repeated.")
+    ] = None,
+    rank: Annotated[int, typer.Option(help="Rank of the adapters.")] = 32,
+    steps: Annotated[int, typer.Option(help="Training steps.")] = 800,
+    batch: Annotated[int, typer.Option(help="Sequences a step.")] = 8,
+    length: Annotated[int, typer.Option(help="Tokens of a sequence.")] = 512,
+    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+) -> None:
+    """Train LoRA adapters that win back what a policy costs (extra `live`)."""
+    from dipsim.policy import load_policy
+
+    chosen: list[dict[str, dict[str, Any]]] = [{policy: {}}]
+    _apply_settings(chosen, settings or [])
+    loaded_policy = load_policy(policy, **chosen[0][policy])
+    with _live(), _progress() as progress:
+        from dipsim.live import adapt as live
+        from dipsim.live.evaluate import read_tokens
+        from dipsim.live.models import load
+
+        progress("loading the model", 0, 1)
+        loaded = load(model, dtype, device)
+        ids = read_tokens(loaded, text, None, length)
+        progress("loading the model", 1, 1)
+        adapted, losses = live.adapt(
+            loaded, ids, loaded_policy, rank=rank, steps=steps, batch=batch, learning_rate=learning_rate,
+            progress=progress,
+        )  # fmt: skip
+        live.save(adapted, out)
+    tail = losses[-max(1, len(losses) // 20) :]
+    print(f"{out}: {loaded_policy.label}, rank {rank}, {steps} steps; divergence {losses[0]:.3f} -> ", end="")
+    print(f"{sum(tail) / len(tail):.3f} nats")
+
+
 @contextlib.contextmanager
 def _live() -> Iterator[None]:
-    """Import what needs torch, or say how to get it."""
+    """Around what needs torch: say how to get it where it is missing, and what to do where memory is."""
     try:
         yield
     except ModuleNotFoundError as error:
-        raise InputError(f"{error.name} is not installed; run `pip install 'dipsim[live]'`") from None
+        raise InputError(
+            f"{error.name} is not installed; install dipsim with its extra `live` (see the README)"
+        ) from None
+    except Exception as error:
+        if type(error).__name__ not in ("OutOfMemoryError", "MemoryError"):
+            raise
+        raise InputError("out of memory; ask for fewer or shorter sequences, or a smaller dtype") from None
 
 
 def _console() -> Any:

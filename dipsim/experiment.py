@@ -121,11 +121,16 @@ class Experiment(Options):
 
     def open(self) -> tuple[Trace, Device, list[Policy]]:
         """What the experiment names. Raises InputError if one cannot be used, or a policy stands there twice."""
+        device, policies = self.hardware_and_policies()
+        return Trace.open(self.trace), device, policies
+
+    def hardware_and_policies(self) -> tuple[Device, list[Policy]]:
+        """What the experiment names, but the trace."""
         policies = [choice.load() for choice in self.policies]
         labels = [policy.label for policy in policies]
         if len(set(labels)) < len(labels):
             raise InputError(f"policies: {max(labels, key=labels.count)} stands there twice; remove one or change it")
-        return Trace.open(self.trace), Device.load(self.device).replace("hardware", **self.hardware), policies
+        return Device.load(self.device).replace("hardware", **self.hardware), policies
 
 
 def run(experiment: Experiment, progress: Progress = lambda *_: None, timeline: bool = False) -> list[Result]:
@@ -164,7 +169,7 @@ def _plan(
     progress: Progress = lambda *_: None,
     layers: int | None = None,
 ) -> list[FetchPlan]:
-    size = dram_bytes(options, trace, device)
+    size = dram_bytes(options, trace.shape, longest_sequence(trace, options.tokens), device)
     settings = [Setting(policy, size, options.eviction, options.prompt, options.stream_static) for policy in policies]
     return plan(trace, settings, options.tokens, partial(progress, "planning layers"), layers)
 
@@ -193,15 +198,21 @@ def shown_token(fetch_plan: FetchPlan) -> int:
     return fetch_plan.tokens // 2
 
 
-def dram_bytes(options: Options, trace: Trace, device: Device) -> float:
-    """The DRAM to be simulated, in bytes. Raises InputError if the device has less."""
-    if options.dram is None:
-        return device.dram.capacity
-    size = options.dram
+def longest_sequence(trace: Trace, tokens: int | None) -> int:
+    """Positions of the longest sequence among the first `tokens` tokens of a trace."""
+    count = min(tokens or trace.tokens, trace.tokens)
+    starts = [start for start in trace.sequence_starts if start < count]
+    return max(end - begin for begin, end in sequences(starts, count))
+
+
+def dram_bytes(options: Options, shape: ModelShape, length: int, device: Device) -> float:
+    """The DRAM to be simulated, in bytes, for sequences of `length` tokens after the prompt.
+
+    Raises InputError if the device has less.
+    """
+    size = device.dram.capacity if options.dram is None else options.dram
     if isinstance(size, MlpFraction):
-        tokens = min(options.tokens or trace.tokens, trace.tokens)
-        longest = max(end - begin for begin, end in sequences([s for s in trace.sequence_starts if s < tokens], tokens))
-        size = size.bytes(trace.shape, options.prompt + longest)
+        size = size.bytes(shape, options.prompt + length)
     if size > device.dram.capacity:
         raise InputError(
             f"dram: {show(size, 'size')} is more than the {show(device.dram.capacity, 'size')} of device "

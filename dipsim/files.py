@@ -88,6 +88,8 @@ def complain(error: ValidationError, where: object) -> NoReturn:
     message = {
         "extra_forbidden": "unknown key; remove it or check its spelling",
         "missing": "is required but missing",
+        "too_short": "must not be empty",
+        "tuple_type": "must be a list",
     }.get(first["type"], first["msg"].removeprefix("Value error, "))
     if "input" in first and isinstance(first["input"], (str, int, float)) and first["type"] != "value_error":
         message += f" (got {first['input']!r})"

@@ -26,6 +26,7 @@ from dipsim.timeline import PARTS
 from dipsim.trace import Trace
 from dipsim.units import show
 
+FIGURES = ("latency", "policies", "hit_rate_by_layer", "token_gantt")
 TABLES: dict[str, dict[str, Any]] = {  # the columns that are read back
     "tokens.csv": {"policy": str, "token": int, "latency_s": float} | {f"{part}_s": float for part in PARTS},
     "layers.csv": {"policy": str, "layer": int, "hit_rate": float},
@@ -41,15 +42,25 @@ def save(experiment: Experiment, results: Sequence[Result], out: Path, timeline:
         "layers.csv": [result.layers() for result in results],
         "spans.csv": [result.spans(shown_token(result.plan)) for result in results],
     }
-    write(out / "summary.json", json.dumps([result.summary() for result in results], indent=2) + "\n")
+    for name in (
+        "summary.json",
+        "timeline.json",
+        *(f"{figure}.{kind}" for figure in FIGURES for kind in ("png", "svg")),
+    ):
+        if (out / name).is_file():
+            (out / name).unlink()  # it would belong to another run; a folder without summary.json is not finished
     for name, parts in tables.items():
         write(out / name, pd.concat(parts, ignore_index=True).to_csv(index=False))
     write(out / "experiment.yaml", yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False))
     write(out / "provenance.json", json.dumps(_provenance(experiment), indent=2) + "\n")
     if timeline:
         write(out / "timeline.json", partial(perfetto.write_events, results))
-    elif (out / "timeline.json").is_file():
-        (out / "timeline.json").unlink()  # it would belong to another run
+    save_summary(results, out)
+
+
+def save_summary(results: Sequence[Result], out: Path) -> None:
+    """Write `summary.json`, one object a run."""
+    write(out / "summary.json", json.dumps([result.summary() for result in results], indent=2) + "\n")
 
 
 def _provenance(experiment: Experiment) -> dict[str, Any]:

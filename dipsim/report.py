@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.markup import escape
@@ -11,6 +12,9 @@ from rich.table import Table
 from dipsim.result import Result
 from dipsim.timeline import PARTS
 from dipsim.units import show
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def heading(results: Sequence[Result]) -> str:
@@ -35,6 +39,9 @@ def table(results: Sequence[Result]) -> Table:
     summaries = [result.summary() for result in results]
     parts = [part for part in PARTS if any(summary["parts_s"][part] for summary in summaries)]
     rows = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    settings = [name for name in ("dram_bytes", "eviction", "device") if len({s[name] for s in summaries}) > 1]
+    for name in settings:
+        rows.add_column(name.removesuffix("_bytes"), no_wrap=True, vertical="bottom")
     rows.add_column("policy", overflow="fold")
     numbers = ("tokens/s", "ms/token", *(f"{part} time" for part in parts), "hit rate", "MLP read", "perplexity")
     for name in numbers:
@@ -42,12 +49,32 @@ def table(results: Sequence[Result]) -> Table:
     for summary in summaries:
         mean, perplexity = summary["latency_s"]["mean"], summary["perplexity"]
         rows.add_row(
+            *(show(summary[name], "size") if name == "dram_bytes" else summary[name] for name in settings),
             escape(summary["policy"]),
             f"{summary['tokens_per_s']:.2f}",
             f"{1e3 * mean:.2f}",
             *(f"{summary['parts_s'][part] / mean:.1%}" for part in parts),
             f"{summary['hit_rate']:.1%}",
             f"{summary['mlp_fraction_read']:.1%}",
-            "not measured" if perplexity is None else f"{perplexity:.2f}",
+            "not measured" if perplexity is None else f"{perplexity:.2f} ± {summary['perplexity_standard_error']:.2f}",
+        )
+    return rows
+
+
+def sweep_table(points: pd.DataFrame) -> Table:
+    """One row a policy of a sweep: from the slowest of its points to the fastest."""
+    rows = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    rows.add_column("policy", overflow="fold")
+    for name in ("points", "tokens/s", "hit rate", "perplexity"):
+        rows.add_column(name, justify="right", no_wrap=True)
+    for policy, mine in points.groupby("policy", sort=False):
+        speeds, hits = mine["tokens_per_s"], mine["hit_rate"]
+        prices = list(dict.fromkeys(mine["perplexity"].map(lambda p: p if isinstance(p, str) else f"{p:.2f}")))
+        rows.add_row(
+            escape(str(policy)),
+            str(len(mine)),
+            f"{speeds.min():.2f} to {speeds.max():.2f}",
+            f"{hits.min():.1%} to {hits.max():.1%}",
+            prices[0] if len(prices) == 1 else "several",
         )
     return rows

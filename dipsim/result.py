@@ -95,8 +95,8 @@ class Result:
                 "policy": self.policy,
                 "layer": np.arange(len(hits)),
                 "hit_rate": _ratio(hits, hits + misses),
-                "dram_bytes_per_token": hits,
-                "flash_bytes_per_token": misses,
+                "mlp_dram_bytes_per_token": hits,
+                "mlp_flash_bytes_per_token": misses,
             }
         )
 

@@ -124,7 +124,7 @@ class SyntheticTrace(Trace):
             draw(getattr(here, name), count, size, np.random.default_rng(seed))
             for name, size, seed in zip(TENSORS, sizes, seeds, strict=True)
         )
-        return Activations(mlp_input, gate_proj, up_proj)
+        return Activations(mlp_input, gate_proj, up_proj, layer=index)
 
 
 def at(statistics: Sequence[Depth], depth: float) -> Depth:

@@ -43,6 +43,7 @@ class Activations:
     gate_proj: Any
     up_proj: Any
     activation: Callable[[Any], Any] = silu
+    layer: int = 0
 
     @cached_property
     def gate(self) -> Any:
@@ -152,7 +153,7 @@ class Trace:
                 if not np.isfinite(values).all():
                     raise InputError(f"{self.path}: {key}: holds NaN or infinite values; record the trace again")
                 tensors.append(_read_only(values.astype(np.float32, copy=False)))
-        return Activations(*tensors)
+        return Activations(*tensors, layer=index)
 
 
 def _check_tensors(file: Any, shape: ModelShape, path: Path) -> int:

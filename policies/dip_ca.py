@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 from pydantic import NonNegativeInt
 
 from dipsim.policy import Fraction, Group, top_k
@@ -22,7 +23,7 @@ class DipCa(Dip):
 
     def rerank(self, scores: Any, resident: Any) -> Any:
         exempt = resident | top_k(scores, self.fixed_top_n) if self.fixed_top_n else resident
-        return scores * (self.gamma + (1 - self.gamma) * exempt)
+        return np.maximum(scores * self.gamma, scores * exempt)  # none is negative, so this is one or the other
 
     def select(self, group: Group, scores: Any, resident: Any, position: int) -> Any:
         if position >= self.warmup:

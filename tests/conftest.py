@@ -49,6 +49,7 @@ def cli_run(capsys, monkeypatch):
 
     def call(*args):
         monkeypatch.setattr(sys, "argv", ["dipsim", *map(str, args)])
+        capsys.readouterr()  # what the test itself wrote before
         with pytest.raises(SystemExit) as caught:
             cli.main()
         captured = capsys.readouterr()

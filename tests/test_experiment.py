@@ -32,7 +32,7 @@ def test_results_agree_with_their_tables(tiny_trace, tmp_path):
         assert summary["flash_bytes_per_token"] == pytest.approx(rows.flash_bytes.mean())
         assert summary["mlp_fraction_read"] == pytest.approx(rows.mlp_fraction_read.mean())
         by_layer = layers[layers.policy == result.policy]
-        read = by_layer.dram_bytes_per_token + by_layer.flash_bytes_per_token
+        read = by_layer.mlp_dram_bytes_per_token + by_layer.mlp_flash_bytes_per_token
         assert summary["hit_rate"] == pytest.approx((by_layer.hit_rate * read).sum() / read.sum())
         assert summary["utilisation"]["flash"] <= 1
         assert summary["bandwidth_bytes_per_s"]["flash"] == pytest.approx(1e9)
@@ -71,7 +71,8 @@ def test_timeline_opens_as_trace_events_and_an_old_one_does_not_stay(tiny_trace,
 def test_dram_by_share_and_by_size(tiny_trace):
     trace = tiny_trace()
     static = SHAPE.static_bytes(12)
-    assert experiment.dram_bytes(make(trace), trace, Device.load("paper")) == static + SHAPE.mlp_bytes / 2
+    assert experiment.longest_sequence(trace, None) == 12
+    assert experiment.dram_bytes(make(trace), SHAPE, 12, Device.load("paper")) == static + SHAPE.mlp_bytes / 2
     assert make(trace, dram="2 kB").dram == 2000.0
     assert make(trace, dram={"mlp_fraction": 1}).dram == MlpFraction(1.0)
     by_share, by_size = (

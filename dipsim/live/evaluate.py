@@ -5,17 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dipsim.files import InputError
+from dipsim import bounds
+from dipsim.device import Device
+from dipsim.experiment import Experiment, Progress, dram_bytes
+from dipsim.files import InputError, read_text
 from dipsim.live.models import LoadedModel
 from dipsim.live.sparse import LiveActivations, as_numpy, sparsified
+from dipsim.model import ModelShape
 from dipsim.plan import FetchPlan, Setting, empty
 from dipsim.policy import Policy, calibrated, checked_groups
+from dipsim.quality import Measured, mlp_fraction, parameters
+from dipsim.result import Result
+from dipsim.sweep import grid
 
 Floats = NDArray[np.float64]
 
@@ -28,24 +36,100 @@ class Quality:
     standard_error: float
 
 
-def read_tokens(loaded: LoadedModel, text: Path, sequences: int, length: int) -> Tensor:
+def evaluate(
+    loaded: LoadedModel,
+    ids: Tensor,
+    experiment: Experiment,
+    calibration: Tensor | None = None,
+    progress: Progress = lambda *_: None,
+) -> list[tuple[Experiment, Result]]:
+    """Every policy at every point of an experiment's grid, on tokens [S, T]: perplexity and speed of the same masks.
+
+    A cache-blind policy needs one pass of the model for all points, a cache-aware one a pass for each DRAM size and
+    eviction. `calibration` [S, T]: tokens for the limits of threshold policies, by default those evaluated. Raises
+    InputError if a point cannot work.
+    """
+    points = grid(experiment)
+    prepared = [(point, *hardware(point, loaded.shape, ids.shape[1])) for point in points]
+    with torch.inference_mode():
+        dense = nll(loaded, ids)
+    passes = _passes(prepared)
+    results: dict[tuple[int, str], Result] = {}
+    for done, (policy, uses) in enumerate(passes):
+        settings = list(dict.fromkeys(setting for _, setting in uses))
+        limits = calibrate(loaded, ids if calibration is None else calibration, policy)
+        losses, plans = measure(loaded, ids, settings, limits)
+        found = quality(losses, dense)
+        for index, setting in uses:
+            point, device, _, _ = prepared[index]
+            plan = plans[settings.index(setting)]
+            spans = bounds.timeline(plan, device, point.timing)
+            results[index, policy.label] = Result(plan, device, spans, found.perplexity, found.standard_error)
+        progress("evaluating", done + 1, len(passes))
+    return [(point, results[i, p.label]) for i, (point, _, _, policies) in enumerate(prepared) for p in policies]
+
+
+def hardware(point: Experiment, shape: ModelShape, length: int) -> tuple[Device, float, list[Policy]]:
+    """The device of a point, its DRAM in bytes for sequences of `length`, and its policies."""
+    device, policies = point.hardware_and_policies()
+    return device, dram_bytes(point, shape, length, device), policies
+
+
+def _passes(prepared: Sequence[Any]) -> list[tuple[Policy, list[tuple[int, Setting]]]]:
+    """The passes of the model that are needed, each with the points that it serves and their settings."""
+    passes: dict[Any, tuple[Policy, list[tuple[int, Setting]]]] = {}
+    for index, (point, _, size, policies) in enumerate(prepared):
+        for policy in policies:
+            setting = Setting(policy, size, point.eviction, point.prompt, point.stream_static)
+            key = (policy.label, setting if policy.cache_aware else None)
+            passes.setdefault(key, (policy, []))[1].append((index, setting))
+    return list(passes.values())
+
+
+def row(result: Result, length: int, text: str, model: str) -> Measured:
+    """A result as a row of the quality table."""
+    setting, plan = result.plan.setting, result.plan
+    assert result.perplexity is not None
+    assert result.standard_error is not None
+    summary = result.summary()
+    return Measured(
+        policy=setting.policy.name,
+        parameters=parameters(setting),
+        mlp_fraction=mlp_fraction(plan),
+        eviction=setting.eviction,
+        tokens=plan.tokens,
+        length=length,
+        perplexity=round(result.perplexity, 4),
+        standard_error=round(result.standard_error, 4),
+        hit_rate=round(result.hit_rate, 6),
+        mlp_fraction_read=round(summary["mlp_fraction_read"], 6),
+        device=result.device.name,
+        timing=result.timeline.timing,
+        tokens_per_s=round(result.tokens_per_s, 4),
+        text=text,
+        model=model,
+    )
+
+
+def read_tokens(loaded: LoadedModel, text: Path, sequences: int | None, length: int) -> Tensor:
     """The first `sequences` x `length` tokens of a UTF-8 text, tokenised as one stream without special tokens.
 
-    Raises InputError if the file is no text, or too short.
+    Without `sequences`, as many as there are. Raises InputError if the file is no text, or too short.
     """
-    try:
-        content = text.read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{text}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{text}: is not UTF-8 text; convert it first") from None
-    ids = loaded.tokenizer(content, add_special_tokens=False, verbose=False)["input_ids"]
-    wanted = sequences * length
+    for name, value in (("sequences", 1 if sequences is None else sequences), ("length", length - 1)):
+        if value < 1:
+            raise InputError(f"{name}: too few; at least 1 sequence of 2 tokens is needed")
+    ids = loaded.tokenizer(read_text(text), add_special_tokens=False, verbose=False)["input_ids"]
+    count = len(ids) // length if sequences is None else sequences
+    wanted = max(count, 1) * length
     if len(ids) < wanted:
         raise InputError(
-            f"{text}: has {len(ids)} tokens; {sequences} x {length} are wanted, so give a longer text or ask for less"
+            f"{text}: has {len(ids)} tokens; {max(count, 1)} x {length} are wanted; give a longer text or ask for less"
         )
-    return torch.tensor(ids[:wanted], device=loaded.model.device).reshape(sequences, length)
+    limit = getattr(loaded.model.config, "max_position_embeddings", None)
+    if limit and length > limit:
+        raise InputError(f"length: {length} is more than the {limit} positions that {loaded.shape.name} takes")
+    return torch.tensor(ids[:wanted], device=loaded.model.device).reshape(-1, length)
 
 
 def measure(

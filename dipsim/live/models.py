@@ -23,7 +23,7 @@ from dipsim.live.swiglu import Mlp, find_mlps
 from dipsim.model import ModelShape
 
 KNOWN: dict[str, Callable[[], Path]] = {"smollm2-135m": smollm2.path}
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,11 @@ class LoadedModel:
     source: dict[str, Any]
 
 
-def load(name: str, dtype: str = "float32", device: str = "cpu") -> LoadedModel:
+def load(name: str, dtype: str = "float32", device: str = "cpu", adapter: Path | None = None) -> LoadedModel:
     """Load a known name, a `.gguf` file, a local folder or else a model of the Hugging Face hub.
 
-    `dtype` is one of DTYPES. Only hub ids touch the network. Raises InputError if the dtype or the device
-    cannot be had, the model cannot be loaded, or it is not a SwiGLU decoder.
+    `dtype` is one of DTYPES; `adapter` is a LoRA folder to merge. Only hub ids touch the network. Raises InputError
+    if the dtype or the device cannot be had, the model cannot be loaded, or it is not a SwiGLU decoder.
     """
     if dtype not in DTYPES:
         raise InputError(f"torch dtype {dtype!r}: is not known; use one of {', '.join(DTYPES)}")
@@ -51,12 +51,14 @@ def load(name: str, dtype: str = "float32", device: str = "cpu") -> LoadedModel:
     options |= {"local_files_only": True, "trust_remote_code": False}  # no code of a stranger, nor a question about it
     folder = path.parent if path.is_file() else path
     try:
-        with _quiet():
+        with quiet():
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
             options["dtype"] = getattr(torch, dtype)
             model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, **options)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         raise InputError(f"{name}: cannot be loaded ({_first_line(error)}); check the model's files") from None
+    if adapter is not None:
+        model = _merged(model, adapter)
     mlps = find_mlps(model)
     hub = name not in KNOWN and not Path(name).exists()
     source = {"model": name if hub else (path if path.is_file() else path.resolve()).name}
@@ -96,6 +98,22 @@ def _locate(name: str) -> Path:
         raise InputError(f"{name}: no folder, and the hub does not give it ({_first_line(error)}); {hint}") from None
 
 
+def _merged(model: Any, adapter: Path) -> Any:
+    """The model with a LoRA adapter added into its weights, which takes no bytes of its own."""
+    if not (adapter / "adapter_config.json").is_file():
+        raise InputError(f"{adapter}: holds no adapter_config.json; give the folder that `adapt` wrote")
+    import peft
+
+    try:
+        with quiet():
+            return peft.PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+    except (RuntimeError, ValueError, KeyError, OSError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise InputError(
+            f"{adapter}: is not an adapter of this model ({reason}); give one that was trained on it"
+        ) from None
+
+
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".: ")
 
@@ -108,7 +126,7 @@ def _check_device(device: str) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without the library's warnings and progress bars; the latter go to stderr whatever it is told."""
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity(logging.ERROR)

@@ -8,7 +8,7 @@ caches step from token to token. That equals decoding token by token with a KV c
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
 from typing import Any
@@ -19,9 +19,10 @@ from torch import Tensor
 
 from dipsim.cache import ColumnCache, Mask
 from dipsim.files import InputError
+from dipsim.live import tensors
 from dipsim.live.swiglu import Mlp
 from dipsim.plan import FetchPlan, account
-from dipsim.policy import Group, guarded
+from dipsim.policy import Group, Policy, guarded
 from dipsim.selection import choose, choose_aware, serve
 
 Numbers = np.ndarray[Any, np.dtype[Any]]
@@ -57,6 +58,29 @@ class LiveActivations:
         return self.gate * self.up_proj
 
 
+def forward(
+    mlp: Mlp,
+    x: Tensor,
+    layer: int,
+    policy: Policy,
+    groups: Sequence[Group],
+    masks: Callable[[Group, Tensor], Tensor],
+) -> Tensor:
+    """An MLP's output [..., d] for x [..., d], of what `masks` lets through: masks [..., N] from scores [..., N].
+
+    A group's scores see what earlier groups left: in DIP the glu that is ranked comes from the pruned gate and up.
+    """
+    acts = LiveActivations(mlp, x, layer)
+    kept: Tensor | None = None
+    for group in groups:
+        mask = masks(group, guarded(policy, "scores", partial(policy.scores, group, acts)).detach())
+        if group.axis == "input":
+            acts.prune(group, mask)
+        else:
+            kept = mask if kept is None else kept & mask
+    return mlp.project("down_proj", acts.glu if kept is None else acts.glu * kept)
+
+
 def as_numpy(values: Tensor) -> Numbers:
     """float64 stays, everything else becomes float32; shares memory where it can."""
     values = values.detach()
@@ -79,27 +103,21 @@ class SparseMlp:
         self.position = 0
 
     def __call__(self, x: Tensor) -> Tensor:
-        acts = LiveActivations(self.mlp, x, self.layer)
-        kept: Tensor | None = None
-        for group in self.groups:
-            values = guarded(self.policy, "scores", partial(self.policy.scores, group, acts))
-            mask = torch.from_numpy(self._choose(group, as_numpy(values))).to(x.device)
-            if group.axis == "input":
-                acts.prune(group, mask)
-            else:
-                kept = mask if kept is None else kept & mask
+        out = forward(self.mlp, x, self.layer, self.policy, self.groups, self._choose)
         self.position += x.shape[1]
-        return self.mlp.project("down_proj", acts.glu if kept is None else acts.glu * kept)
+        return out
 
-    def _choose(self, group: Group, values: Numbers) -> Mask:
+    def _choose(self, group: Group, values: Tensor) -> Tensor:
         """Masks [S, T, N] from scores [S, T, N]."""
-        if not self.policy.cache_aware:
-            masks = choose(group, values, self.limits.get(group.name))
-        else:
-            masks, hits = self._choose_aware(group, values)
+        if self.policy.cache_aware:
+            masks, hits = self._choose_aware(group, as_numpy(values))
             self.hits[group.name].append(hits)
+        elif values.is_cuda:
+            masks = tensors.choose(group, values, self.limits.get(group.name)).cpu().numpy()
+        else:
+            masks = choose(group, as_numpy(values), self.limits.get(group.name))
         self.masks[group.name].append(masks)
-        return masks
+        return torch.from_numpy(masks).to(values.device)
 
     def _choose_aware(self, group: Group, values: Numbers) -> tuple[Mask, Mask]:
         plan = self.plans[0]
@@ -129,6 +147,18 @@ class SparseMlp:
 
 
 @contextmanager
+def replaced(mlps: Sequence[Mlp], forwards: Sequence[Callable[[Tensor], Tensor]]) -> Iterator[None]:
+    """Inside, each MLP's forward is another one."""
+    for mlp, replacement in zip(mlps, forwards, strict=True):
+        mlp.module.forward = replacement
+    try:
+        yield
+    finally:
+        for mlp in mlps:
+            del mlp.module.forward  # the class's own forward shows again
+
+
+@contextmanager
 def sparsified(
     mlps: Sequence[Mlp], plans: Sequence[FetchPlan], limits: Sequence[dict[str, float]] = ()
 ) -> Iterator[None]:
@@ -141,12 +171,7 @@ def sparsified(
     if policy.cache_aware and len(plans) > 1:
         raise InputError(f"policy {policy.label}: its masks depend on the cache; evaluate one setting at a time")
     sparse = [SparseMlp(mlp, i, plans, limits[i] if limits else {}) for i, mlp in enumerate(mlps)]
-    for mlp, replacement in zip(mlps, sparse, strict=True):
-        mlp.module.forward = replacement
-    try:
+    with replaced(mlps, sparse):
         yield
-    finally:
-        for mlp in mlps:
-            del mlp.module.forward  # the class's own forward shows again
-    for replacement in sparse:
-        replacement.book()
+    for each in sparse:
+        each.book()

@@ -1,0 +1,99 @@
+"""LoRA adapters that win back what a policy costs: the sparse model learns the dense model's predictions.
+
+Distillation: the loss is the Kullback-Leibler divergence of the sparsified model's next-token distribution from the
+dense one's, on any text. The adapters sit on gate_proj, up_proj and down_proj (paper section 6); the masks come from
+the policy with an empty cache, so that a cache-aware policy is trained as the plain one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+from torch import Tensor
+
+from dipsim.files import InputError
+from dipsim.live import tensors
+from dipsim.live.models import LoadedModel, quiet
+from dipsim.live.sparse import forward, replaced
+from dipsim.policy import Policy, checked_groups
+
+Progress = Callable[[str, int, int], object]
+
+
+def adapt(
+    loaded: LoadedModel,
+    ids: Tensor,
+    policy: Policy,
+    *,
+    rank: int = 32,
+    steps: int = 800,
+    batch: int = 8,
+    learning_rate: float = 1e-3,
+    seed: int = 0,
+    progress: Progress = lambda *_: None,
+) -> tuple[Any, list[float]]:
+    """Train adapters on token sequences [S, T]; returns the peft model and the loss of every step, in nats.
+
+    Each step takes `batch` stretches of T tokens at random; the learning rate warms up over 5 % of the steps and
+    falls as a cosine. Raises InputError for settings that make no sense.
+    """
+    for name, value in (("rank", rank), ("steps", steps), ("batch", batch), ("learning rate", learning_rate)):
+        if not 0 < value < math.inf:
+            raise InputError(f"{name}: must be more than 0 (got {value})")
+    torch.manual_seed(seed)
+    names = [name for mlp in loaded.mlps[:1] for name in mlp.layout]
+    config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=names, task_type="CAUSAL_LM")
+    with quiet():
+        model: Any = peft.get_peft_model(loaded.model, config)
+    model.peft_config["default"].base_model_name_or_path = loaded.shape.name  # not a path of this machine
+    weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for weight in weights:
+        weight.data = weight.data.float()  # small, and their updates are too fine for bfloat16
+    optimizer = torch.optim.AdamW(weights, lr=learning_rate, weight_decay=0.0)
+    warmup = max(1, steps // 20)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * step / steps))
+    )
+    stream, length = ids.flatten(), ids.shape[1]
+    order = torch.Generator().manual_seed(seed)
+    losses = []
+    for step in range(steps):
+        starts = torch.randint(len(stream) - length + 1, (batch,), generator=order).tolist()
+        tokens = torch.stack([stream[start : start + length] for start in starts])
+        with torch.no_grad(), model.disable_adapter():
+            dense = model(input_ids=tokens, use_cache=False).logits.float().log_softmax(dim=-1)
+        with replaced(loaded.mlps, _pruned(loaded, policy)):
+            sparse = model(input_ids=tokens, use_cache=False).logits.float().log_softmax(dim=-1)
+        loss = (dense.exp() * (dense - sparse)).sum(dim=-1).mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+        progress("training", step + 1, steps)
+    return model, losses
+
+
+def _pruned(loaded: LoadedModel, policy: Policy) -> list[Callable[[Tensor], Tensor]]:
+    """Each MLP's forward under the policy's masks without a cache, differentiable in all but the masks."""
+    groups = checked_groups(policy, loaded.shape)
+    return [
+        partial(forward, mlp, layer=layer, policy=policy, groups=groups, masks=tensors.choose)
+        for layer, mlp in enumerate(loaded.mlps)
+    ]
+
+
+def save(model: Any, out: Path) -> None:
+    """Write the adapters as a standard peft folder. Raises InputError if it cannot be written."""
+    try:
+        with quiet():
+            model.save_pretrained(str(out), safe_serialization=True, save_embedding_layers=False)
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written ({error.strerror})") from None

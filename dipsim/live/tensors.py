@@ -1,0 +1,29 @@
+"""Selection on torch tensors, where they are: twins of `policy.top_k` and `selection.choose`, with the same ties."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dipsim.policy import Group
+
+
+def top_k(scores: Tensor, k: int) -> Tensor:
+    """Mask [..., N] of the k largest scores of each row [..., N]; among equals the lowest index first."""
+    if k <= 0 or k >= scores.shape[-1]:
+        return torch.full(scores.shape, k > 0, device=scores.device)
+    threshold = scores.topk(k, dim=-1, sorted=True).values[..., -1:]
+    above, equal = scores > threshold, scores == threshold
+    room = k - above.sum(dim=-1, keepdim=True)
+    return above | (equal & (equal.cumsum(dim=-1) <= room))
+
+
+def choose(group: Group, scores: Tensor, limit: float | None = None) -> Tensor:
+    """Masks [..., N] from scores [..., N] that do not see the cache; `limit` of a threshold group."""
+    if not group.threshold:
+        return top_k(scores, group.k)
+    if limit is None:
+        flat = scores.flatten()
+        kept = round(group.k / scores.shape[-1] * flat.numel())
+        limit = float(flat.topk(max(kept, 1)).values[-1])
+    return scores >= limit
