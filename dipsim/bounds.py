@@ -15,7 +15,7 @@ import numpy as np
 from dipsim.device import Device
 from dipsim.plan import FetchPlan
 from dipsim.timeline import Timeline
-from dipsim.work import Floats, Work, work
+from dipsim.work import RESOURCES, Floats, Work, work
 
 Timing = Literal["serial", "concurrent", "pipelined"]
 TIMINGS: tuple[Timing, ...] = ("serial", "concurrent", "pipelined")
@@ -53,26 +53,28 @@ def _pipelined(work: Work) -> Floats:
 
     A step ends with the last of its requests, which is served from `start` or, if it was ahead, from the step's begin.
     """
-    static, masked = (work.flash_static, work.dram_static), (work.flash, work.dram)
-    steps = work.compute.shape[-1]
-    done = np.zeros_like(work.compute[..., 0] + work.flash[..., 0] + work.dram[..., 0])
-    ahead = [_served(done, done, service[..., 0]) for service in static]  # (start, end) of the step's static requests
-    parts = np.zeros((4, *done.shape))
-    for p in range(steps):
-        asked = done
-        now = [_served(end, asked, service[..., p]) for (_, end), service in zip(ahead, masked, strict=True)]
-        requests = [*ahead, *now, (asked, asked + work.compute[..., p])]
-        present = [s[..., p] > 0 for s in (*static, *masked, work.compute)]
-        ends = np.stack([np.where(here, end, asked) for here, (_, end) in zip(present, requests, strict=True)])
-        last = ends.argmax(axis=0)
-        done = np.take_along_axis(ends, last[None], axis=0)[0]
-        start = np.maximum(np.choose(last, [start for start, _ in requests]), asked)
-        start = np.where(done > asked, start, asked)
+    services = (work.flash_static, work.dram_static, work.flash, work.dram, work.compute)
+    owed = [np.ascontiguousarray(np.moveaxis(service, -1, 0)) for service in np.broadcast_arrays(*services)]  # [P, ...]
+    anything = [[bool(step.any()) for step in service] for service in owed]
+    done = np.zeros_like(owed[0][0])
+    early = [_served(done, done, service[0]) for service in owed[:2]]  # the step's static requests
+    parts = np.zeros((len(RESOURCES) + 1, *done.shape))
+    for p in range(len(owed[0])):
+        asked = start = done
+        masked = [_served(end, asked, service[p]) for (_, end), service in zip(early, owed[2:4], strict=True)]
+        last = np.zeros(done.shape, dtype=np.int8)
+        for request, (begin, end) in enumerate((*early, *masked, (asked, asked + owed[4][p]))):
+            if anything[request][p]:
+                later = (owed[request][p] > 0) & (end > done)
+                done, start = np.where(later, end, done), np.where(later, begin, start)
+                last[later] = request
+        start = np.maximum(start, asked)
         for request, resource in enumerate((0, 1, 0, 1, 2)):
-            parts[resource] += np.where(last == request, done - start, 0.0)
-        parts[3] += start - asked
-        if p + 1 < steps:
-            ahead = [_served(end, asked, service[..., p + 1]) for (_, end), service in zip(now, static, strict=True)]
+            if anything[request][p]:
+                parts[resource] += np.where(last == request, done - start, 0.0)
+        parts[-1] += start - asked
+        if p + 1 < len(owed[0]):
+            early = [_served(end, asked, service[p + 1]) for (_, end), service in zip(masked, owed[:2], strict=True)]
     return np.moveaxis(parts, 0, -1)
 
 

@@ -16,40 +16,26 @@ the most valuable newcomers take the places left. Ties: lowest column index firs
 
 from __future__ import annotations
 
-from heapq import heapify, heappop, heappush
-from typing import Literal
+from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
+from dipsim.eviction import CLAIRVOYANT, EVICTIONS, Eviction, Ints, Mask, Values, checked, least, next_use
 from dipsim.files import InputError
+from dipsim.stack import hit_curve, next_use_classes, recency_stack
 
-Eviction = Literal["none", "lru", "lfu", "belady", "optimal"]
-EVICTIONS: tuple[Eviction, ...] = ("none", "lru", "lfu", "belady", "optimal")
-CLAIRVOYANT = ("belady", "optimal")
-
-Mask = NDArray[np.bool_]
-Ints = NDArray[np.int64]
-
-
-class Values:
-    """The value of every column after each use, under one eviction rule; `masks` [T, N] only if clairvoyant."""
-
-    def __init__(self, columns: int, eviction: Eviction, masks: Mask | None = None) -> None:
-        self.now: Ints = np.full(columns, -1 if eviction == "lru" else 0, dtype=np.int64)
-        self._eviction = eviction
-        self._token = -1
-        self._next_use = next_use(masks) if masks is not None else None
-
-    def use(self, mask: Mask) -> None:
-        """Account for one token's mask."""
-        self._token += 1
-        if self._next_use is not None:
-            self.now = -self._next_use[self._token]
-        elif self._eviction == "lfu":
-            self.now += mask
-        else:
-            self.now[mask] = self._token
+__all__ = [
+    "CLAIRVOYANT",
+    "EVICTIONS",
+    "ColumnCache",
+    "Eviction",
+    "Ints",
+    "Mask",
+    "hit_curve",
+    "hits_at",
+    "next_use",
+    "replay",
+]
 
 
 class ColumnCache:
@@ -61,9 +47,11 @@ class ColumnCache:
     def __init__(self, columns: int, capacity: int, eviction: Eviction, masks: Mask | None = None) -> None:
         self.capacity = 0 if eviction == "none" else min(capacity, columns)
         self.resident: Mask = np.zeros(columns, dtype=bool)
-        self._size = 0
+        self.found = 0  # hits of the last token
         self._bypass = eviction == "optimal"
         self._values = Values(columns, eviction, masks)
+        self._size = 0
+        self._leave = self._enter = 0  # the last limits of value, near which the next search begins
 
     def step(self, mask: Mask) -> Mask:
         """Present one token's mask [columns]; return its hits [columns] and make the mask resident."""
@@ -71,50 +59,30 @@ class ColumnCache:
         if self.capacity == 0:
             return hits
         self._values.use(mask)
+        self.found = int(np.count_nonzero(hits))
         wanted = int(np.count_nonzero(mask))
-        if self._bypass:
+        if self._bypass or wanted < self.capacity:
             self.resident = self.resident | mask
-            self._evict(self.resident, int(np.count_nonzero(self.resident)) - self.capacity)
-        elif wanted < self.capacity:
-            kept = self.resident & ~mask
-            self._evict(kept, int(np.count_nonzero(kept)) + wanted - self.capacity)
-            self.resident = kept | mask
+            self._size += wanted - self.found
+            if self._size > self.capacity:
+                self._evict(self.resident if self._bypass else self.resident > mask)
         else:
-            self._admit(hits, mask & ~hits)
+            new = mask ^ hits
+            free = self.capacity - self.found
+            self.resident = hits | (self._most_valuable(new, free) if free < wanted - self.found else new)
+            self._size = self.capacity
         return hits
 
-    def _evict(self, columns: Mask, excess: int) -> None:
-        """Take the `excess` least valuable out of `columns`, in place."""
-        if excess > 0:
-            candidates = np.flatnonzero(columns)
-            columns[_least(self._values.now[candidates], candidates, excess)] = False
+    def _evict(self, among: Mask) -> None:
+        values = self._values
+        leaving, self._leave = least(values.now, among, self._size - self.capacity, self._leave + values.drift)
+        self.resident ^= leaving
+        self._size = self.capacity
 
-    def _admit(self, hits: Mask, new: Mask) -> None:
-        """The hits stay; the most valuable of `new` fill the places left."""
-        self.resident = hits.copy()
-        free = self.capacity - int(np.count_nonzero(hits))
-        if free > 0:
-            candidates = np.flatnonzero(new)
-            self.resident[_least(-self._values.now[candidates], candidates, free)] = True
-
-
-def _least(values: Ints, columns: Ints, count: int) -> Ints:
-    """The `count` columns of least value; among equals those of lowest index."""
-    if count >= len(columns):
-        return columns
-    keys = values * (1 << 32) + columns  # unique, so a partition is exact
-    return columns[np.argpartition(keys, count - 1)[:count]]
-
-
-def next_use(masks: Mask) -> Ints:
-    """[T, N]: the token after t that uses each column next; T + 1 if none does."""
-    tokens = len(masks)
-    result = np.empty(masks.shape, dtype=np.int64)
-    upcoming = np.full(masks.shape[1], tokens + 1, dtype=np.int64)
-    for token in range(tokens - 1, -1, -1):
-        result[token] = upcoming
-        upcoming[masks[token]] = token
-    return result
+    def _most_valuable(self, new: Mask, free: int) -> Mask:
+        values = self._values
+        entering, self._enter = least(-values.now, new, free, self._enter - values.drift)
+        return entering
 
 
 def replay(masks: Mask, capacity: int, eviction: Eviction) -> Ints:
@@ -122,76 +90,37 @@ def replay(masks: Mask, capacity: int, eviction: Eviction) -> Ints:
 
     Raises InputError for masks of another shape or dtype, a capacity out of range and an unknown eviction.
     """
-    masks = _checked(masks, eviction)
+    masks = checked(masks, eviction)
     columns = masks.shape[1]
+    _check_capacity(capacity, columns)
+    cache = ColumnCache(columns, int(capacity), eviction, masks if eviction in CLAIRVOYANT else None)
+    hits = np.empty(len(masks), dtype=np.int64)
+    for token, mask in enumerate(masks):
+        cache.step(mask)
+        hits[token] = cache.found
+    return hits
+
+
+def hits_at(masks: Mask, capacities: Sequence[int], eviction: Eviction) -> Ints:
+    """Hits per token at several capacities, [T, C]: the columns are those of `replay` at each.
+
+    LRU and Belady take one pass for all capacities that hold every mask. Raises InputError as `replay`.
+    """
+    masks = checked(masks, eviction)
+    for capacity in capacities:
+        _check_capacity(capacity, masks.shape[1])
+    largest = int(np.count_nonzero(masks, axis=1).max(initial=0))
+    hits = np.empty((len(masks), len(capacities)), dtype=np.int64)
+    one_pass = {"lru": recency_stack, "belady": next_use_classes}.get(eviction)
+    together = [c for c, capacity in enumerate(capacities) if one_pass and capacity >= largest]
+    if one_pass and together:
+        hits[:, together] = one_pass(masks, [capacities[c] for c in together])
+    for c, capacity in enumerate(capacities):
+        if c not in together:
+            hits[:, c] = replay(masks, capacity, eviction)
+    return hits
+
+
+def _check_capacity(capacity: int, columns: int) -> None:
     if isinstance(capacity, bool) or not isinstance(capacity, (int, np.integer)) or not 0 <= capacity <= columns:
         raise InputError(f"capacity: must be a whole number of columns from 0 to {columns} (got {capacity!r})")
-    cache = ColumnCache(columns, int(capacity), eviction, masks if eviction in CLAIRVOYANT else None)
-    return np.array([np.count_nonzero(cache.step(mask)) for mask in masks], dtype=np.int64)
-
-
-def hit_curve(masks: Mask, eviction: Eviction) -> Ints:
-    """Total hits at every capacity, [N + 1], in one pass over masks [T, N] (bool).
-
-    LRU, LFU and Belady are stack algorithms (Mattson et al. 1970), also with whole masks and overflow: the columns
-    of a cache of capacity c are always among those of capacity c + 1, so one order of the columns, the stack, holds
-    the caches of all capacities as its prefixes. Raises InputError as `replay`.
-    """
-    masks = _checked(masks, eviction)
-    columns = masks.shape[1]
-    at = np.zeros(columns + 1, dtype=np.int64)  # at[c]: hits that need a capacity of c or more
-    if eviction != "none" and columns:
-        values = Values(columns, eviction, masks if eviction in CLAIRVOYANT else None)
-        stack: list[int] = []
-        for mask in masks:
-            values.use(mask)
-            at[1 + np.flatnonzero(mask[stack])] += 1
-            stack = _restack(stack, mask.tolist(), values.now.tolist(), bypass=eviction == "optimal")
-    return np.cumsum(at)
-
-
-def _restack(stack: list[int], mask: list[bool], value: list[int], bypass: bool) -> list[int]:
-    """The stack after a token: position c holds the column that capacity c + 1 has and capacity c has not.
-
-    Growing the capacity by one uncovers the next column of the old stack. While the mask is not yet covered, that
-    column follows if it is in the mask, otherwise the most valuable newcomer does; from then on the most valuable of
-    all uncovered columns outside the mask. With bypass the mask enjoys no such right: it is uncovered from the start.
-    """
-    wanted = [column for column, used in enumerate(mask) if used]
-    old = iter(stack)
-    new: list[int] = []
-    uncovered: list[tuple[int, int]] = []  # a heap, the most valuable first, of equals the highest index
-    if bypass:
-        uncovered = [(-value[column], -column) for column in wanted]
-        heapify(uncovered)
-    else:
-        newcomers = [(-value[column], column) for column in wanted]
-        heapify(newcomers)
-        taken: set[int] = set()
-        while len(taken) < len(wanted):
-            column = next(old, -1)
-            if column >= 0 and not mask[column]:
-                heappush(uncovered, (-value[column], -column))
-            if column < 0 or not mask[column] or column in taken:
-                column = heappop(newcomers)[1]
-                while column in taken:
-                    column = heappop(newcomers)[1]
-            taken.add(column)
-            new.append(column)
-    for column in old:
-        if not mask[column]:
-            heappush(uncovered, (-value[column], -column))
-        if uncovered:
-            new.append(-heappop(uncovered)[1])
-    while uncovered:
-        new.append(-heappop(uncovered)[1])
-    return new
-
-
-def _checked(masks: Mask, eviction: Eviction) -> Mask:
-    if eviction not in EVICTIONS:
-        raise InputError(f"eviction: {eviction!r} is not one of {', '.join(EVICTIONS)}")
-    masks = np.asarray(masks)
-    if masks.ndim != 2 or masks.dtype != np.bool_:
-        raise InputError(f"masks: must be bool [tokens, columns] (got {masks.dtype} {list(masks.shape)})")
-    return masks

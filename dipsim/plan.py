@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dipsim.bits import ones, pack, packed_runs
 from dipsim.budget import Budget, allot, unit_bytes
 from dipsim.cache import CLAIRVOYANT, Eviction, Mask
 from dipsim.files import InputError
@@ -75,6 +78,15 @@ class FetchPlan:
     def tokens(self) -> int:
         return len(self.dram_hits)
 
+    @cached_property
+    def fetches(self) -> tuple[NDArray[np.intp], Floats, Floats]:
+        """The positions [Q] with reads of misses, how many and their bytes [T, Q, S]; S: the size classes in use."""
+        sizes = np.flatnonzero(self.reads.any(axis=(0, 1)))
+        where = np.flatnonzero(self.reads[..., sizes].any(axis=(0, 2)))
+        picked = (sizes[:, None, None], np.arange(self.tokens)[:, None], where)
+        count, total = np.moveaxis(self.reads, 2, 0)[picked], np.moveaxis(self.read_bytes, 2, 0)[picked]
+        return where, np.moveaxis(count.astype(np.float64), 0, 2), np.moveaxis(total, 0, 2)
+
     @property
     def peak_dram_bytes(self) -> float:
         """The most DRAM in use at any time: static parts, matrices read whole, and what the caches came to hold."""
@@ -118,14 +130,17 @@ def plan(
     layers = trace.shape.num_hidden_layers if layers is None else layers
     for index in range(layers):
         acts = trace.layer(index, tokens)
+        valued: dict[tuple[str, Group], NDArray[Any]] = {}  # scores, of cache-aware policies only
         blind: dict[tuple[str, Group], Mask] = {}  # masks that serve every DRAM size and eviction
         for fetch_plan in plans:
             for group, capacity in zip(fetch_plan.groups, fetch_plan.budget.capacities, strict=True):
                 policy, eviction = fetch_plan.setting.policy, fetch_plan.setting.eviction
+                key = (policy.label, group)
                 if policy.cache_aware:
-                    masks, hits = select_aware(policy, group, acts, capacity, eviction, starts)
+                    if key not in valued:
+                        valued[key] = scores(policy, group, acts)
+                    masks, hits = select_aware(policy, group, valued[key], capacity, eviction, starts)
                 else:
-                    key = (policy.label, group)
                     if key not in blind:
                         blind[key] = choose(group, scores(policy, group, acts))
                     masks = blind[key]
@@ -201,8 +216,8 @@ def empty(shape: ModelShape, setting: Setting, tokens: int, starts: tuple[int, .
         static_reads=static_reads,
         dram_hits=np.zeros(size),
         flash_misses=np.zeros(size),
-        reads=np.zeros((*size, classes), dtype=np.int32),
-        read_bytes=np.zeros((*size, classes)),
+        reads=np.moveaxis(np.zeros((classes, *size), dtype=np.int32), 0, 2),  # a class that is never used costs nothing
+        read_bytes=np.moveaxis(np.zeros((classes, *size)), 0, 2),
         flops=flops,
         peak_cache_bytes=np.zeros(len(names)),
     )
@@ -214,32 +229,16 @@ def account(fetch_plan: FetchPlan, layer: int, group: Group, masks: Mask, hits: 
     column = unit_bytes(shape, group)
     steps = (len(fetch_plan.step) - 1) // shape.num_hidden_layers
     index = layer * steps + fetch_plan.step.index(group.name)
-    misses = masks & ~hits
-    wanted = np.count_nonzero(masks, axis=1)
-    fetch_plan.dram_hits[:, index] = np.count_nonzero(hits, axis=1) * (matrices * column)
-    fetch_plan.flash_misses[:, index] = np.count_nonzero(misses, axis=1) * (matrices * column)
-    fetch_plan.flops[:, index] = wanted * (2.0 * matrices * column * 8 / shape.bits.mlp)
+    wanted, found = pack(masks), pack(hits)
+    missed = wanted & ~found
+    fetch_plan.dram_hits[:, index] = ones(found) * (matrices * column)
+    fetch_plan.flash_misses[:, index] = ones(missed) * (matrices * column)
+    fetch_plan.flops[:, index] = ones(wanted) * (2.0 * matrices * column * 8 / shape.bits.mlp)
     capacity = fetch_plan.budget.capacities[fetch_plan.groups.index(group)]
     spans = sequences(fetch_plan.sequence_starts, len(masks))
-    used = max(int(np.count_nonzero(masks[begin:end].any(axis=0))) for begin, end in spans)
-    fetch_plan.peak_cache_bytes[index] = min(capacity, used) * matrices * column  # a cache never shrinks by itself
-    count, columns = runs(misses)
-    classes = count.shape[1]
-    fetch_plan.reads[:, index, :classes] = count * matrices
-    fetch_plan.read_bytes[:, index, :classes] = columns * (matrices * column)
-
-
-def runs(misses: Mask) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Runs of adjacent columns in each row of [T, N]: how many, and how many columns they hold, both [T, R] by class.
-
-    Class r: runs of 2^r to 2^(r+1) - 1 columns; R = bit length of N.
-    """
-    tokens, size = misses.shape
-    edges = np.diff(np.pad(misses, ((0, 0), (1, 1))).astype(np.int8), axis=1)
-    token, first = np.nonzero(edges == 1)
-    lengths = np.nonzero(edges == -1)[1] - first
-    classes = size.bit_length()
-    key = token * classes + np.frexp(lengths)[1] - 1  # the exponent is the bit length
-    count = np.bincount(key, minlength=tokens * classes)
-    columns = np.bincount(key, weights=lengths, minlength=tokens * classes)
-    return count.reshape(tokens, classes), columns.astype(np.int64).reshape(tokens, classes)
+    touched = max(int(ones(np.bitwise_or.reduce(wanted[begin:end]))) for begin, end in spans)
+    fetch_plan.peak_cache_bytes[index] = min(capacity, touched) * matrices * column  # a cache never shrinks by itself
+    count, columns = packed_runs(missed, masks.shape[1].bit_length())
+    used = np.flatnonzero(count.any(axis=0))
+    fetch_plan.reads[:, index, used] = count[:, used] * matrices
+    fetch_plan.read_bytes[:, index, used] = columns[:, used] * (matrices * column)

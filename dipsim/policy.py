@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from dipsim import assets
+from dipsim.eviction import first
 from dipsim.files import InputError, Strict, parse
 from dipsim.model import MATRICES, ModelShape
 
@@ -93,15 +94,13 @@ def top_k(scores: NDArray[Any], k: int) -> NDArray[np.bool_]:
     size = scores.shape[-1]
     if k >= size or k <= 0:
         return np.full(scores.shape, k > 0)
-    rows = scores.reshape(-1, size)
-    threshold = np.partition(rows, size - k, axis=-1)[:, size - k, None]
-    mask = rows >= threshold
-    surplus = np.flatnonzero(np.count_nonzero(mask, axis=-1) > k)
-    if surplus.size:  # equals at the threshold: of those, only as many as there is room for
-        above, equal = rows[surplus] > threshold[surplus], rows[surplus] == threshold[surplus]
-        room = k - np.count_nonzero(above, axis=-1, keepdims=True)
-        mask[surplus] = above | (equal & (np.cumsum(equal, axis=-1) <= room))
-    return mask.reshape(scores.shape)
+    mask = np.empty(scores.shape, dtype=bool)
+    for row, best in zip(scores.reshape(-1, size), mask.reshape(-1, size), strict=True):
+        limit = np.partition(row, size - k)[size - k]
+        if np.count_nonzero(np.greater_equal(row, limit, out=best)) > k:  # equals at the limit: only as many as fit
+            np.greater(row, limit, out=best)
+            best |= first(row == limit, k - int(np.count_nonzero(best)))
+    return mask
 
 
 def calibrated(scores: NDArray[Any], k: int) -> float:
@@ -152,6 +151,12 @@ def load_policy(name_or_path: str | Path, /, **parameters: Any) -> Policy:
     Raises InputError for an unknown policy, a file that cannot be imported or holds no single Policy, and for
     parameters that it does not have or that are out of range.
     """
+    cls = policy_class(name_or_path)
+    return parse(cls, parameters, f"policy {cls.name}")
+
+
+def policy_class(name_or_path: str | Path) -> type[Policy]:
+    """The class of a shipped policy by name or of a plugin by path. Raises InputError as `load_policy`."""
     path = assets.find("policies", name_or_path)
     module = _import(path)
     found = [
@@ -164,7 +169,7 @@ def load_policy(name_or_path: str | Path, /, **parameters: Any) -> Policy:
         raise InputError(f"{path}: must define exactly one subclass of dipsim.Policy (found {names})")
     cls = found[0]
     cls.name = path.stem.replace("_", "-")
-    return parse(cls, parameters, f"policy {cls.name}")
+    return cls
 
 
 def _import(path: Path) -> ModuleType:

@@ -49,10 +49,9 @@ def serve(masks: Mask, capacity: int, eviction: Eviction, starts: Sequence[int])
 
 
 def select_aware(
-    policy: Policy, group: Group, acts: Activations, capacity: int, eviction: Eviction, starts: Sequence[int]
+    policy: Policy, group: Group, values: NDArray[Any], capacity: int, eviction: Eviction, starts: Sequence[int]
 ) -> tuple[Mask, Mask]:
-    """Masks and hits [T, N] of a cache-aware policy: each token's ranking sees who is resident."""
-    values = scores(policy, group, acts)
+    """Masks and hits [T, N] of a cache-aware policy from its scores [T, N]: each ranking sees who is resident."""
     masks, hits = np.zeros(values.shape, dtype=bool), np.zeros(values.shape, dtype=bool)
     for begin, end in sequences(starts, len(masks)):
         cache = ColumnCache(values.shape[-1], capacity, eviction)

@@ -36,9 +36,16 @@ class Work:
 def work(plan: FetchPlan, device: Device) -> Work:
     """The service times of a plan on a device; compute takes no time on a device that does not have it."""
     static, masked = dram_traffic(plan, device)
+    where, count, total = plan.fetches
+    flash, flash_static = np.zeros_like(plan.flash_misses), np.zeros_like(plan.flash_static)
+    flash[:, where] = device.flash.batch_time(count, total)
+    streamed = np.flatnonzero(plan.static_reads)
+    flash_static[:, streamed] = device.flash.batch_time(
+        plan.static_reads[streamed, None], plan.flash_static[:, streamed, None]
+    )
     return Work(
-        flash_static=device.flash.batch_time(plan.static_reads[:, None], plan.flash_static[..., None]),
-        flash=device.flash.batch_time(plan.reads, plan.read_bytes),
+        flash_static=flash_static,
+        flash=flash,
         dram_static=static / device.dram.bandwidth,
         dram=masked / device.dram.bandwidth,
         compute=plan.flops / _throughput(device),

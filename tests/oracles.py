@@ -8,10 +8,11 @@ import numpy as np
 import simpy
 from scipy.optimize import linprog
 
+from dipsim.bits import runs
 from dipsim.cache import next_use
 from dipsim.device import Device, Flash
 from dipsim.files import parse
-from dipsim.plan import Setting, empty, runs
+from dipsim.plan import Setting, empty
 from dipsim.policy import load_policy
 
 DATA = Path(__file__).parent / "data"

@@ -5,10 +5,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from dipsim.bits import runs
 from dipsim.budget import allot
 from dipsim.cache import hit_curve
 from dipsim.files import InputError
-from dipsim.plan import Setting, plan, runs
+from dipsim.plan import Setting, plan
 from dipsim.policy import checked_groups, load_policy, top_k
 
 STATIC = SHAPE.static_bytes(12)
