@@ -16,6 +16,9 @@ from dipsim.units import show
 if TYPE_CHECKING:
     import pandas as pd
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 
 def heading(results: Sequence[Result]) -> str:
     """What ran on what, and how its DRAM is divided."""
@@ -77,4 +80,12 @@ def sweep_table(points: pd.DataFrame) -> Table:
             f"{hits.min():.1%} to {hits.max():.1%}",
             prices[0] if len(prices) == 1 else "several",
         )
+    return rows
+
+
+def frame(data: pd.DataFrame) -> Table:
+    """Any table of text and numbers as it is."""
+    rows = Table(*map(str, data.columns), box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for row in data.itertuples(index=False):
+        rows.add_row(*(escape(str(value)) for value in row))
     return rows

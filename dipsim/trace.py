@@ -153,7 +153,8 @@ class Trace:
                 if not np.isfinite(values).all():
                     raise InputError(f"{self.path}: {key}: holds NaN or infinite values; record the trace again")
                 tensors.append(_read_only(values.astype(np.float32, copy=False)))
-        return Activations(*tensors, layer=index)
+        mlp_input, gate_proj, up_proj = tensors
+        return Activations(mlp_input, gate_proj, up_proj, layer=index)
 
 
 def _check_tensors(file: Any, shape: ModelShape, path: Path) -> int:

@@ -272,3 +272,33 @@ def test_a_text_is_cut_into_whole_sequences(tmp_path):
     text.write_text(" ".join(f"w{i % 50}" for i in range(40)))
     assert read_tokens(model, text, None, 16).shape == (2, 16)
     assert read_tokens(model, text, 1, 16)[0].tolist() == [i + 2 for i in range(16)]
+
+
+@pytest.mark.slow
+def test_the_real_model_through_the_command_line(tmp_path, cli_run, checkout):
+    """SmolLM2 on a page of this project: dense equals a direct computation, light pruning costs little, hard much."""
+    from dipsim.live import smollm2
+
+    smollm2.fetch()
+    data = {"trace": "smollm2-135m", "dram": {"mlp_fraction": 0.7}}
+    data["policies"] = [
+        "dense",
+        {"dip": {"keep": 0.9}},
+        {"dip": {"keep": 0.3}},
+        {"dip-ca": {"keep": 0.9, "gamma": 0.5}},
+    ]
+    (tmp_path / "exp.yaml").write_text(yaml.safe_dump(data))
+    options = ["--model", "smollm2-135m", "--text", checkout / "traces/README.md", "--sequences", 2, "--length", 128]
+    status, _, err = cli_run("evaluate", tmp_path / "exp.yaml", *options, "--out", tmp_path / "out")
+    assert (status, err) == (0, "")
+    dense, light, hard, aware = pd.read_csv(tmp_path / "out/quality.csv").to_dict("records")
+    model = load("smollm2-135m")
+    ids = read_tokens(model, checkout / "traces/README.md", 2, 128)
+    with torch.inference_mode():
+        logits = model.model(ids).logits[:, :-1].log_softmax(-1)
+    expected = np.exp(-torch.gather(logits, 2, ids[:, 1:, None]).double().mean().item())
+    assert dense["perplexity"] == pytest.approx(expected, rel=1e-4)
+    assert abs(light["perplexity"] / dense["perplexity"] - 1) < 0.03
+    assert hard["perplexity"] > 1.3 * dense["perplexity"]
+    assert aware["hit_rate"] > light["hit_rate"]
+    assert aware["tokens_per_s"] > light["tokens_per_s"] > dense["tokens_per_s"]

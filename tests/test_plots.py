@@ -110,7 +110,7 @@ def test_a_missing_table_says_what_to_run(tmp_path: Path, name: str) -> None:
     ("name", "content", "complaint"),
     [
         ("summary.json", "{}", "summary.json: Input should be a valid"),
-        ("summary.json", "[]", "summary.json: List should have at least 1 item"),
+        ("summary.json", "[]", "summary.json: must not be empty"),
         ("summary.json", "\x00", "summary.json: Invalid JSON"),
         ("summary.json", '[{"policy": "dense"}]', "device: is required but missing"),
         ("summary.json", json.dumps([run("dense", 3, None), run("dense", 3, None)]), "must stand there once"),
