@@ -58,7 +58,7 @@ def draw(folder: Path) -> list[Path]:
             "hit_rate_by_layer": _hit_rate(runs, layers),
             "token_gantt": _gantt(runs, spans),
         }
-        return [path for name, figure in figures.items() for path in _save(figure, folder / name)]
+        return [path for name, figure in figures.items() for path in save(figure, folder / name)]
 
 
 def _latency(runs: list[Run], table: pd.DataFrame) -> Figure:
@@ -214,16 +214,22 @@ def _lines(runs: list[Run]) -> int:
 
 
 def _figure(title: str, runs: list[Run], width: float, height: float) -> Figure:
-    """A figure of this size (inches) below its header: the title, and the setting of the runs."""
+    """A figure headed by the setting of the runs."""
+    return blank(title, runs[0].setting, width, height)
+
+
+def blank(title: str, setting: str, width: float, height: float) -> Figure:
+    """A figure of this size (inches) below its header: the title, and the setting."""
     height += HEADER
     figure = Figure(figsize=(width, height))
     figure.set_layout_engine("constrained", w_pad=0.1, h_pad=0.08, rect=(0, 0, 1, 1 - HEADER / height))
     figure.text(0.1 / width, 1 - 0.1 / height, title, size=13, weight="bold", va="top")
-    figure.text(0.1 / width, 1 - 0.36 / height, runs[0].setting, color="0.35", va="top")
+    figure.text(0.1 / width, 1 - 0.36 / height, setting, color="0.35", va="top")
     return figure
 
 
-def _save(figure: Figure, path: Path) -> list[Path]:
+def save(figure: Figure, path: Path) -> list[Path]:
+    """Write a figure as PNG and SVG; the paths."""
     figure.draw_without_rendering()  # lay it out once for all formats
     figure.set_layout_engine("none")
     paths = [path.with_suffix(f".{kind}") for kind in METADATA]

@@ -1,0 +1,185 @@
+"""Sweeps behind the paper's claims: runs `examples/paper/*.yaml`, or what is missing of them, into `results/paper/`.
+
+`python benchmarks/paper.py` prints the tables of docs/paper.md; `--write` also puts them and the figures there.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from dipsim.experiment import Experiment
+from dipsim.sweep_plots import draw
+from dipsim.sweep_run import NOT_MEASURED, sweep
+from dipsim.trace import Trace
+from dipsim.work import Floats
+
+ROOT = Path(__file__).resolve().parent.parent
+FIGURES = {  # of docs/figures: sweep, figure
+    "phi-3-medium-speed": ("phi-3-medium", "speed"),
+    "phi-3-medium-speedup": ("phi-3-medium", "speedup"),
+    "phi-3-medium-winner": ("phi-3-medium", "winner"),
+    "phi-3-medium-dram": ("phi-3-medium", "dram"),
+    "phi-3-medium-flash": ("phi-3-medium", "flash"),
+    "models": ("models", "dram"),
+    "evictions": ("evictions", "dram"),
+}
+GB = 1e9
+
+
+def simulate(name: str) -> pd.DataFrame:
+    """The table of one sweep, with each point's speed-up over dense at the same trace, DRAM and Flash."""
+    folder = ROOT / "results/paper" / name
+    path = ROOT / f"examples/paper/{name}.yaml"
+    table = sweep(Experiment.load(path), folder, len(os.sched_getaffinity(0)), where=path, progress=_say(name))
+    draw(folder)
+    same = ["trace", "dram_bytes", "flash_bandwidth_bytes_per_s"]
+    dense = table[table["policy"] == "dense"].set_index(same)["tokens_per_s"]
+    table["speedup"] = table["tokens_per_s"] / dense.reindex(pd.MultiIndex.from_frame(table[same])).to_numpy()
+    return table
+
+
+def _say(name: str) -> Callable[[str, int, int], None]:
+    def say(what: str, done: int, total: int) -> None:
+        if what == "points":
+            print(f"{name}: {done} of {total} points", file=sys.stderr)
+
+    return say
+
+
+def memory(table: pd.DataFrame) -> list[list[str]]:
+    """Claim 1, Flash 1 GB/s: gain at the same DRAM, and DRAM for what dense does with 6 GB."""
+    at = table[table["flash_bandwidth_bytes_per_s"] == GB]
+    shape = Trace.open("phi-3-medium").shape
+    whole = (shape.static_bytes(1000) + shape.mlp_bytes) / GB
+    dense = _curve(at, "dense")
+    size = 0.54 * whole
+    rows = [["policy", f"speed-up at {size:.2f} GB, 46 % less than the model", "DRAM for dense's speed with 6 GB",
+             "DRAM for 1.4 times that", "perplexity"]]  # fmt: skip
+    for policy, mine in at.groupby("policy", sort=False):
+        curve = _curve(mine, policy)
+        target = np.interp(6.0, *dense)
+        gain = np.interp(size, *dense) / np.interp(size, *curve)
+        rows.append([f"`{policy}`", f"{gain:.2f}", _needed(curve, target), _needed(curve, target / 1.4), _price(mine)])
+    return rows
+
+
+def _curve(table: pd.DataFrame, policy: object) -> tuple[Floats, Floats]:
+    """(DRAM in GB, seconds per token), rising DRAM; between the points time is close to a straight line."""
+    mine = table[table["policy"] == policy].sort_values("dram_bytes")
+    return mine["dram_bytes"].to_numpy() / GB, 1 / mine["tokens_per_s"].to_numpy()
+
+
+def _needed(curve: tuple[Floats, Floats], seconds: float) -> str:
+    """The least DRAM for so many seconds per token, and how much less than 6 GB that is."""
+    sizes, times = curve
+    if times[-1] > seconds:
+        return f"more than {sizes[-1]:g} GB"
+    if times[0] <= seconds:
+        return f"less than {sizes[0]:g} GB"
+    size = float(np.interp(-seconds, -times, sizes))
+    return f"{size:.2f} GB ({size / 6 - 1:+.0%})"
+
+
+def models(table: pd.DataFrame) -> list[list[str]]:
+    """Claim 2: the largest speed-up on each model, and with how much of the MLP in DRAM."""
+    rows = [["model", *(f"`{policy}`" for policy in dict.fromkeys(table["policy"]) if policy != "dense"), "perplexity"]]
+    for trace, mine in table.groupby("trace", sort=False):
+        row = [str(trace)]
+        for policy, points in mine.groupby("policy", sort=False):
+            if policy != "dense":
+                best = points.sort_values("speedup").iloc[-1]
+                row.append(f"{best['speedup']:.2f} at {best['mlp_fraction_in_dram']:.0%}")
+        rows.append([*row, _price(mine)])
+    return rows
+
+
+def gamma(table: pd.DataFrame) -> list[list[str]]:
+    """Claim 2, on recorded activations: what each gamma brings, and its price where it was measured."""
+    rows = [["policy", "speed-up over dense", "hit rate", "MLP read", "perplexity"]]
+    for point in table.itertuples():
+        numbers = (f"{point.speedup:.2f}", f"{point.hit_rate:.1%}", f"{point.mlp_fraction_read:.1%}")
+        rows.append([f"`{point.policy}`", *numbers, _price(table[table["key"] == point.key])])
+    return rows
+
+
+def flash(table: pd.DataFrame) -> list[list[str]]:
+    """Claim 3: speed-ups over all Flash speeds at one DRAM size."""
+    at = table[table["dram_bytes"] == 4 * GB]
+    speeds = sorted(at["flash_bandwidth_bytes_per_s"].unique())
+    rows = [["policy", *(f"{speed / GB:g} GB/s" for speed in speeds), "perplexity"]]
+    for policy, mine in at.groupby("policy", sort=False):
+        if policy != "dense":
+            gains = mine.sort_values("flash_bandwidth_bytes_per_s")["speedup"]
+            rows.append([f"`{policy}`", *(f"{gain:.2f}" for gain in gains), _price(mine)])
+    return rows
+
+
+def dram(table: pd.DataFrame) -> list[list[str]]:
+    """Claim 4: tokens/s over all DRAM sizes at one Flash speed."""
+    at = table[table["flash_bandwidth_bytes_per_s"] == GB]
+    rows = [["policy", *(f"{size / GB:g} GB" for size in sorted(at["dram_bytes"].unique())), "perplexity"]]
+    for policy, mine in at.groupby("policy", sort=False):
+        speeds = mine.sort_values("dram_bytes")["tokens_per_s"]
+        rows.append([f"`{policy}`", *(f"{speed:.2f}" for speed in speeds), _price(mine)])
+    return rows
+
+
+def evictions(table: pd.DataFrame) -> list[list[str]]:
+    """Claim 5: hit rates by eviction."""
+    names = ["lru", "lfu", "belady", "optimal"]
+    rows = [["trace", "policy", "MLP in DRAM", *names, "perplexity"]]
+    keys = ["trace", "policy", "mlp_fraction_in_dram"]
+    for (trace, policy, share), mine in table.groupby(keys, sort=False):
+        rates = mine.set_index("eviction")["hit_rate"]
+        rows.append(
+            [str(trace), f"`{policy}`", f"{share:.0%}", *(f"{rates[name]:.1%}" for name in names), _price(mine)]
+        )
+    return [rows[0], *sorted(rows[1:], key=lambda row: (row[0] != "smollm2-135m", row[1], row[2]))]
+
+
+def _price(points: pd.DataFrame) -> str:
+    found = {p if isinstance(p, str) else f"{p:.2f}" for p in points["perplexity"]}
+    return found.pop() if len(found) == 1 else f"partly {NOT_MEASURED}" if NOT_MEASURED in found else "several"
+
+
+def markdown(rows: list[list[str]]) -> str:
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
+
+
+def main() -> int:
+    phi = simulate("phi-3-medium")
+    tables = {
+        "memory": memory(phi),
+        "models": models(simulate("models")),
+        "gamma": gamma(simulate("gamma")),
+        "flash": flash(phi),
+        "dram": dram(phi),
+        "evictions": evictions(simulate("evictions")),
+    }
+    for name, rows in tables.items():
+        print(f"{name}\n{markdown(rows)}\n")
+    if "--write" in sys.argv:
+        page = ROOT / "docs/paper.md"
+        text = page.read_text(encoding="utf-8")
+        for name, rows in tables.items():
+            pattern = rf"(<!-- {name} -->\n).*?(<!-- end -->)"
+            filled = f"{markdown(rows)}\n"
+            text = re.sub(pattern, lambda m, filled=filled: m[1] + filled + m[2], text, flags=re.DOTALL)  # type: ignore[misc]
+        page.write_text(text, encoding="utf-8")
+        (ROOT / "docs/figures").mkdir(exist_ok=True)
+        for name, (folder, figure) in FIGURES.items():
+            shutil.copyfile(ROOT / f"results/paper/{folder}/{figure}.png", ROOT / f"docs/figures/{name}.png")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,184 @@
+"""The commands that make inputs and measure models: recipes, traces, perplexities, adapters, predictors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dipsim.files import InputError
+from dipsim.terminal import apply_settings, console, progress_bar, torch_needed
+
+commands = typer.Typer()
+
+
+@commands.command("fit-recipe")
+def fit_recipe(
+    trace: Annotated[str, typer.Argument(help="Recorded trace, by name or path.")],
+    out: Annotated[Path, typer.Option(help="The recipe to write, ending in .yaml.")],
+) -> None:
+    """Fit a recipe for synthetic traces to a recorded trace."""
+    from dipsim.fit import fit
+    from dipsim.trace import Trace
+
+    if out.suffix != ".yaml":
+        raise InputError(f"--out {out}: a recipe must end in .yaml")
+    with progress_bar() as progress:
+        recipe = fit(Trace.open(trace), lambda done, total: progress("fitting layers", done, total))
+    recipe.write(out)
+    print(f"{out}: {recipe.tokens} tokens of {recipe.model.name}")
+
+
+@commands.command()
+def recipe(
+    shape: Annotated[Path, typer.Option(help="The config.json of a Hugging Face model.")],
+    out: Annotated[Path, typer.Option(help="The recipe to write, ending in .yaml.")],
+    tokens: Annotated[int, typer.Option(help="Tokens of the trace.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Seed of the trace.")] = 0,
+) -> None:
+    """Write a recipe for a synthetic trace of any model's size, with the shipped statistics."""
+    from dipsim.fit import from_config
+
+    if out.suffix != ".yaml":
+        raise InputError(f"--out {out}: a recipe must end in .yaml")
+    made = from_config(shape, tokens, seed)
+    made.write(out)
+    print(f"{out}: {made.tokens} tokens of {made.model.name}")
+
+
+@commands.command()
+def record(
+    model: Annotated[str, typer.Option(help="smollm2-135m, a folder, a .gguf file or a Hugging Face id.")],
+    text: Annotated[Path, typer.Option(help="UTF-8 text to run through the model.")],
+    out: Annotated[Path, typer.Option(help="The trace to write, ending in .safetensors.")],
+    tokens: Annotated[int, typer.Option(help="Tokens to record.")] = 256,
+    sequence_length: Annotated[int | None, typer.Option(help="Cut into sequences of so many; by default one.")] = None,
+    dtype: Annotated[str, typer.Option(help="Of the trace: int8 (with scales), float16 or float32.")] = "int8",
+    torch_dtype: Annotated[str, typer.Option(help="Of the model: float32, bfloat16 or float16.")] = "float32",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+) -> None:
+    """Record a real model's activations as a trace (extra `live`)."""
+    if out.suffix != ".safetensors":
+        raise InputError(f"--out {out}: a trace file must end in .safetensors")
+    with torch_needed():
+        from dipsim.live.record import record as record_trace
+    with progress_bar() as progress:
+        progress("loading the model", 0, 1)
+
+        def recording(done: int, total: int) -> None:
+            progress("recording layers", done, total)
+
+        header = record_trace(model, text, out, tokens, sequence_length, dtype, torch_dtype, device, recording)
+    print(f"{out}: {tokens} tokens of {header.model.name}, {out.stat().st_size / 1e6:.1f} MB")
+
+
+@commands.command()
+def evaluate(
+    experiment: Annotated[Path, typer.Argument(help="Experiment file; its sweep may list DRAM sizes and evictions.")],
+    model: Annotated[str, typer.Option(help="smollm2-135m, a folder, a .gguf file or a Hugging Face id.")],
+    text: Annotated[Path, typer.Option(help="UTF-8 text to measure perplexity on.")],
+    sequences: Annotated[int, typer.Option(help="How many sequences of the text.")] = 8,
+    length: Annotated[int, typer.Option(help="Tokens of a sequence.")] = 512,
+    calibration: Annotated[Path | None, typer.Option(help="Text for thresholds; by default the same.")] = None,
+    adapter: Annotated[Path | None, typer.Option(help="LoRA adapter folder, merged into the weights.")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")] = "float32",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    out: Annotated[Path | None, typer.Option(help="Output folder; by default results/<experiment>.")] = None,
+) -> None:
+    """Measure perplexity and simulated speed of every policy in the closed loop (extra `live`)."""
+    from dataclasses import asdict
+
+    import pandas as pd
+
+    from dipsim import outputs, quality, report, tradeoff
+    from dipsim.experiment import Experiment
+
+    chosen = Experiment.load(experiment)
+    folder = out or Path("results") / experiment.stem
+    with torch_needed(), progress_bar() as progress:
+        from dipsim.live import evaluate as live
+        from dipsim.live.models import load
+
+        progress("loading the model", 0, 1)
+        loaded = load(model, dtype, device, adapter)
+        ids = live.read_tokens(loaded, text, sequences, length)
+        others = live.read_tokens(loaded, calibration, sequences, length) if calibration else None
+        progress("loading the model", 1, 1)
+        found = live.evaluate(loaded, ids, chosen, others, progress)
+    rows = [live.row(result, length, text.name, loaded.shape.name) for _, result in found]
+    results = [result for _, result in found]
+    quality.save(rows, folder / "quality.csv")
+    outputs.save_summary(results, folder)
+    console().print(report.table(results))
+    measured = pd.DataFrame([asdict(row) for row in rows])
+    if len(measured) > 1 and "dense" in set(measured["policy"]):
+        print("Best speed-up over dense at the same DRAM, by perplexity budget:")
+        console().print(report.frame(tradeoff.speedups(measured)))
+        tradeoff.draw(measured, folder)
+    print(f"{folder}: quality.csv, summary.json, pareto.png and .svg")
+
+
+@commands.command("train-predictor")
+def train_predictor(
+    trace: Annotated[str, typer.Argument(help="Recorded trace, by name or path.")],
+    out: Annotated[Path, typer.Option(help="The networks to write, ending in .safetensors.")],
+    fraction: Annotated[float, typer.Option(help="Share of the neurons that matter.")] = 0.5,
+    rank: Annotated[int, typer.Option(help="Hidden size of the networks.")] = 64,
+    steps: Annotated[int, typer.Option(help="Training steps of each layer.")] = 200,
+) -> None:
+    """Train the networks of the `predictor` policy on a trace (extra `live`)."""
+    from dipsim.trace import Trace
+
+    if out.suffix != ".safetensors":
+        raise InputError(f"--out {out}: the networks' file must end in .safetensors")
+    with torch_needed(), progress_bar() as progress:
+        from dipsim.live.predictor import train
+
+        found = train(
+            Trace.open(trace), out, fraction=fraction, rank=rank, steps=steps,
+            progress=lambda done, total: progress("training layers", done, total),
+        )  # fmt: skip
+    print(f"{out}: finds {found:.1%} of the neurons that matter, on the trace itself")
+
+
+@commands.command()
+def adapt(
+    model: Annotated[str, typer.Option(help="smollm2-135m, a folder, a .gguf file or a Hugging Face id.")],
+    text: Annotated[Path, typer.Option(help="UTF-8 text to train on; not the one to evaluate on.")],
+    out: Annotated[Path, typer.Option(help="Folder for the adapter.")],
+    policy: Annotated[str, typer.Option(help="Policy, by name or path.")] = "dip",
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Policy parameter, POLICY.PARAMETER=VALUE; may be repeated.")
+    ] = None,
+    rank: Annotated[int, typer.Option(help="Rank of the adapters.")] = 32,
+    steps: Annotated[int, typer.Option(help="Training steps.")] = 800,
+    batch: Annotated[int, typer.Option(help="Sequences a step.")] = 8,
+    length: Annotated[int, typer.Option(help="Tokens of a sequence.")] = 512,
+    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+) -> None:
+    """Train LoRA adapters that win back what a policy costs (extra `live`)."""
+    from dipsim.policy import load_policy
+
+    chosen: list[dict[str, dict[str, Any]]] = [{policy: {}}]
+    apply_settings(chosen, settings or [])
+    loaded_policy = load_policy(policy, **chosen[0][policy])
+    with torch_needed(), progress_bar() as progress:
+        from dipsim.live import adapt as live
+        from dipsim.live.evaluate import read_tokens
+        from dipsim.live.models import load
+
+        progress("loading the model", 0, 1)
+        loaded = load(model, dtype, device)
+        ids = read_tokens(loaded, text, None, length)
+        progress("loading the model", 1, 1)
+        adapted, losses = live.adapt(
+            loaded, ids, loaded_policy, rank=rank, steps=steps, batch=batch, learning_rate=learning_rate,
+            progress=progress,
+        )  # fmt: skip
+        live.save(adapted, out)
+    tail = losses[-max(1, len(losses) // 20) :]
+    print(f"{out}: {loaded_policy.label}, rank {rank}, {steps} steps; divergence {losses[0]:.3f} -> ", end="")
+    print(f"{sum(tail) / len(tail):.3f} nats")
