@@ -30,7 +30,13 @@ def test_only_the_command_line_prints_or_exits(checkout):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         blocks = [n for n in tree.body if not (isinstance(n, ast.If) and "__main__" in ast.unparse(n.test))]
         calls = {ast.unparse(n.func) for block in blocks for n in ast.walk(block) if isinstance(n, ast.Call)}
-        assert path.name in ("cli.py", "cli_live.py") or not calls & {"print", "exit", "sys.exit", "os._exit", "quit"}, path
+        assert path.name in ("cli.py", "cli_live.py") or not calls & {
+            "print",
+            "exit",
+            "sys.exit",
+            "os._exit",
+            "quit",
+        }, path
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["list", "policies"]])
