@@ -68,8 +68,9 @@ def test_the_shipped_table_covers_the_quickstart_and_its_own_experiment():
     assert all(result.perplexity for result in results)
     accuracy = yaml.safe_load((assets.directory("examples") / "accuracy.yaml").read_text())
     assert len(rows) == len(accuracy["policies"]) * len(accuracy["sweep"]["dram"])
-    dense = {row.perplexity for row in rows if row.policy == "dense"}
-    assert dense == {min(row.perplexity for row in rows)} == {pytest.approx(16.80, abs=0.005)}
+    (dense,) = {row.perplexity for row in rows if row.policy == "dense"}
+    assert dense == pytest.approx(16.80, abs=0.005)
+    assert all(row.perplexity > dense - 3 * row.standard_error for row in rows)
 
 
 def table(*rows):
