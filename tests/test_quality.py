@@ -70,7 +70,7 @@ def test_the_shipped_table_covers_the_quickstart_and_its_own_experiment():
     assert len(rows) == len(accuracy["policies"]) * len(accuracy["sweep"]["dram"])
     (dense,) = {row.perplexity for row in rows if row.policy == "dense"}
     assert dense == pytest.approx(16.80, abs=0.005)
-    assert all(row.perplexity > dense - 3 * row.standard_error for row in rows)
+    assert all(row.perplexity >= dense - 3 * row.standard_error for row in rows)
 
 
 def table(*rows):
