@@ -196,7 +196,7 @@ def test_other_models_are_refused(model):
         (None, {}, "text.txt: cannot be read"),
         (b"", {}, "text.txt: is empty"),
         (b" \n", {}, "text.txt: is empty"),
-        (b"caf\xe9", {}, "text.txt: is not UTF-8"),
+        (b"caf\xe9", {}, "text.txt: is not a UTF-8 text file"),
         (b"w1 w2 w3", {}, "text.txt: has 3 tokens; 5 are wanted"),
         (b"w1 w2 w3", {"tokens": 0}, "tokens 0: must be more than 0"),
         (b"w1 w2 w3", {"sequence_length": 0}, "sequence length 0: must be more than 0"),

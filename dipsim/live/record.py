@@ -111,12 +111,7 @@ def collect(loaded: LoadedModel, sequences: list[list[int]], progress: Progress 
 
 
 def _read_text(path: Path) -> str:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: is not UTF-8 text; convert it first") from None
+    text = files.read_text(path)
     if not text.strip():
         raise InputError(f"{path}: is empty; give a file with some text")
     return text
