@@ -81,10 +81,10 @@ def evaluate(
     sequences: Annotated[int, typer.Option(help="How many sequences of the text.")] = 8,
     length: Annotated[int, typer.Option(help="Tokens of a sequence.")] = 512,
     calibration: Annotated[Path | None, typer.Option(help="Text for thresholds; by default the same.")] = None,
-    adapter: Annotated[Path | None, typer.Option(help="LoRA adapter folder, merged into the weights.")] = None,
+    adapter: Annotated[Path | None, typer.Option(help="LoRA adapter folder; merged, also for dense.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")] = "float32",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    out: Annotated[Path | None, typer.Option(help="Output folder; by default results/<experiment>.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Output folder; by default results/<experiment>-evaluation.")] = None,
 ) -> None:
     """Measure perplexity and simulated speed of every policy in the closed loop (extra `live`)."""
     from dataclasses import asdict
@@ -95,7 +95,7 @@ def evaluate(
     from dipsim.experiment import Experiment
 
     chosen = Experiment.load(experiment)
-    folder = out or Path("results") / experiment.stem
+    folder = out or Path("results") / f"{experiment.stem}-evaluation"
     with torch_needed(), progress_bar() as progress:
         from dipsim.live import evaluate as live
         from dipsim.live.models import load
@@ -106,7 +106,8 @@ def evaluate(
         others = live.read_tokens(loaded, calibration, sequences, length) if calibration else None
         progress("loading the model", 1, 1)
         found = live.evaluate(loaded, ids, chosen, others, progress)
-    rows = [live.row(result, length, text.name, loaded.shape.name) for _, result in found]
+    merged = adapter.resolve().name if adapter else ""
+    rows = [live.row(result, length, text.name, loaded.shape.name, merged) for _, result in found]
     results = [result for _, result in found]
     quality.save(rows, folder / "quality.csv")
     outputs.save_summary(results, folder)
@@ -165,6 +166,8 @@ def adapt(
     chosen: list[dict[str, dict[str, Any]]] = [{policy: {}}]
     apply_settings(chosen, settings or [])
     loaded_policy = load_policy(policy, **chosen[0][policy])
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out}: is a file; give a folder")
     with torch_needed(), progress_bar() as progress:
         from dipsim.live import adapt as live
         from dipsim.live.evaluate import read_tokens

@@ -83,6 +83,10 @@ class Policy(Strict):
         return type(self).rerank is not Policy.rerank or type(self).select is not Policy.select
 
     @property
+    def shipped(self) -> bool:
+        return type(self).__module__.startswith("dipsim.policies.")
+
+    @property
     def label(self) -> str:
         """Name and parameters, e.g. `dip-ca(keep=0.75, gamma=0.5)`: those that were set, in the order declared."""
         shown = [f"{key}={getattr(self, key)!r}" for key in type(self).model_fields if key in self.model_fields_set]

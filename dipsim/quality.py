@@ -41,6 +41,7 @@ class Measured:
     tokens_per_s: float
     text: str
     model: str
+    adapter: str = ""  # folder name of the LoRA adapter that was merged
 
 
 def parameters(setting: Setting) -> str:
@@ -50,7 +51,8 @@ def parameters(setting: Setting) -> str:
 
 def mlp_fraction(plan: FetchPlan) -> float:
     """The share of the MLP that the plan's DRAM could hold beside the static parts, to six digits."""
-    return round((plan.setting.dram_bytes - plan.budget.static_bytes) / plan.shape.mlp_bytes, 6)
+    static = plan.budget.static_bytes - plan.budget.policy_bytes
+    return round((plan.setting.dram_bytes - static) / plan.shape.mlp_bytes, 6)
 
 
 def save(rows: Iterable[Measured], path: Path) -> None:
@@ -59,12 +61,18 @@ def save(rows: Iterable[Measured], path: Path) -> None:
 
 
 def load(trace: Trace) -> list[Measured]:
-    """The table beside a trace; empty where there is none. Raises InputError if it is not one."""
+    """The table beside a recorded trace; empty where there is none. Raises InputError if it is not one.
+
+    A synthetic trace has no perplexity, whatever lies beside its recipe.
+    """
+    if trace.header.source.get("synthetic"):
+        return []
     path = trace.path.with_name(f"{trace.path.stem}.quality.csv")
     if not path.is_file():
         return []
     try:
-        table = pd.read_csv(path, keep_default_na=False)
+        kinds = {field.name: {"float": float, "int": int}.get(str(field.type), str) for field in fields(Measured)}
+        table = pd.read_csv(path, keep_default_na=False, dtype=kinds)
         return [Measured(**dict(zip(table.columns, row, strict=True))) for row in table.itertuples(index=False)]
     except (ValueError, TypeError):
         names = ", ".join(field.name for field in fields(Measured))
@@ -74,11 +82,15 @@ def load(trace: Trace) -> list[Measured]:
 def lookup(rows: Iterable[Measured], plan: FetchPlan) -> tuple[float, float] | tuple[None, None]:
     """The measured perplexity of exactly the plan's setting and its standard error, or nothing.
 
-    A cache-blind policy's masks, hence its perplexity, are the same for every DRAM size and eviction.
+    A cache-blind policy's masks, hence its perplexity, are the same for every DRAM size and eviction. A plugin of the
+    user's has none: its file may be another than the one that was measured.
     """
     setting = plan.setting
+    if not setting.policy.shipped:
+        return None, None
     for row in rows:
         same = (row.policy, row.parameters) == (setting.policy.name, parameters(setting))
+        same = same and (row.model, row.adapter) == (plan.shape.name, "")
         cache = (row.mlp_fraction, row.eviction) == (mlp_fraction(plan), setting.eviction)
         if same and (cache or not setting.policy.cache_aware):
             return row.perplexity, row.standard_error

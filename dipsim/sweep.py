@@ -193,9 +193,10 @@ def _point(
 
 
 def policy_hash(policy: Policy) -> str:
-    """The hash of the policy's file and of the plugins that it builds on."""
+    """The hash of the policy's file, of the plugins that it builds on, and of files that its parameters name."""
     plugins = [cls for cls in type(policy).__mro__ if issubclass(cls, Policy) and cls is not Policy]
-    return _hash([sha256(Path(inspect.getfile(cls))) for cls in plugins])
+    named = [Path(value) for value in policy.model_dump().values() if isinstance(value, str) and Path(value).is_file()]
+    return _hash([sha256(file) for file in (*(Path(inspect.getfile(cls)) for cls in plugins), *named)])
 
 
 @cache

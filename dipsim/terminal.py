@@ -38,7 +38,8 @@ def torch_needed() -> Iterator[None]:
             f"{error.name} is not installed; install dipsim with its extra `live` (see the README)"
         ) from None
     except Exception as error:
-        if type(error).__name__ not in ("OutOfMemoryError", "MemoryError"):
+        out_of_memory = type(error).__name__ in ("OutOfMemoryError", "MemoryError")
+        if not out_of_memory and not (isinstance(error, RuntimeError) and "not enough memory" in str(error)):
             raise
         raise InputError("out of memory; ask for fewer or shorter sequences, or a smaller dtype") from None
 

@@ -35,7 +35,9 @@ def speedups(table: pd.DataFrame) -> pd.DataFrame:
     only if it was measured; where none stays within the budget the cell is empty.
     """
     rows = []
-    for fraction, at in table.groupby("mlp_fraction"):
+    for (fraction, *_), at in table.groupby(["mlp_fraction", "eviction", "device", "timing"]):
+        if "dense" not in set(at["policy"]):
+            continue  # nothing to compare with
         dense = at[at["policy"] == "dense"].iloc[0]
         for policy, mine in at[at["policy"] != "dense"].groupby("policy", sort=False):
             row: dict[str, object] = {"mlp_fraction": fraction, "policy": policy}
@@ -68,8 +70,8 @@ def draw(table: pd.DataFrame, folder: Path) -> list[Path]:
                 axes.scatter(mine["tokens_per_s"], mine["perplexity"], s=26, alpha=0.45, **look)
                 best = front(mine).sort_values("tokens_per_s")
                 axes.plot(best["tokens_per_s"], best["perplexity"], label=policy, lw=1.3, ms=6, **look)
-            dense = at[at["policy"] == "dense"].iloc[0]
-            axes.axhline(dense["perplexity"], color="0.6", lw=0.8, ls=":")
+            for perplexity in at[at["policy"] == "dense"]["perplexity"].head(1):
+                axes.axhline(perplexity, color="0.6", lw=0.8, ls=":")
             axes.set_title(f"DRAM for {fraction:.0%} of the MLP")
             axes.set_xlabel("tokens/s")
             axes.set_yscale("log")

@@ -17,14 +17,18 @@ from dipsim.model import MATRICES, ModelShape
 from dipsim.policy import Fraction, Group, Policy
 
 
-@lru_cache(maxsize=4)
 def _networks(path: str) -> dict[str, Any]:
     try:
-        return load_file(path)
+        return _read(path, Path(path).stat().st_mtime_ns)
     except (OSError, SafetensorError) as error:
         raise InputError(
             f"{path}: not a predictor ({error}); make one with `python -m dipsim train-predictor`"
         ) from None
+
+
+@lru_cache(maxsize=4)
+def _read(path: str, _changed: int) -> dict[str, Any]:
+    return load_file(path)
 
 
 class Predictor(Policy):

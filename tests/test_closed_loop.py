@@ -173,6 +173,23 @@ def test_evaluate_runs_the_grid_and_pairs_with_dense():
     assert len({r.perplexity for _, r in found if r.policy == "dip-ca"}) == 2
 
 
+def test_scores_of_the_live_model_are_checked_and_tokens_refused(tmp_path):
+    tiny, ids = loaded(), tokens()
+    plugin = tmp_path / "mine.py"
+    head = "from dipsim import Group, Policy\nclass Mine(Policy):\n"
+    head += " def groups(self, shape): return [Group('neuron', ('down_proj',), 'neuron', 3)]\n"
+    for body in ("return acts.glu * float('nan')", "return acts.glu[..., :1]"):
+        plugin.write_text(f"{head} def scores(self, group, acts): {body}\n")
+        with pytest.raises(InputError, match="scores of group neuron must be numbers"):
+            measure(tiny, ids, [setting(plugin, tiny.shape)])
+    given = {"trace": "unused", "policies": ["dip"], "dram": "20 kB"}
+    with pytest.raises(InputError, match="tokens: an evaluation takes its tokens from the text"):
+        evaluate(tiny, ids, parse(Experiment, given | {"tokens": 4}, "exp"))
+    tiny.model.config.logits_scaling = 8.0
+    with pytest.raises(InputError, match="logits are scaled"):
+        evaluate(tiny, ids, parse(Experiment, given, "exp"))
+
+
 def test_adapters_learn_and_serve(tmp_path, cli_run):
     folder = save(tmp_path / "model", make("Llama"))
     text = tmp_path / "text.txt"
@@ -201,6 +218,11 @@ def test_adapters_learn_and_serve(tmp_path, cli_run):
     assert status == 2
     assert "is not an adapter of this model" in err
     assert err.count("\n") == 1
+    deeper = save(tmp_path / "deeper", make("Llama", num_hidden_layers=4))
+    status, _, err = cli_run("evaluate", tmp_path / "exp.yaml", *["--model", deeper, *options[2:]], "--sequences", 2,
+                             "--adapter", adapter)  # fmt: skip
+    assert status == 2
+    assert "18 matrices for 24" in err
 
 
 def test_lora_gradients_reach_every_matrix():

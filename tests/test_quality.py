@@ -42,6 +42,18 @@ def test_a_perplexity_is_shown_only_for_exactly_its_setting(tiny_trace):
     assert quality.lookup([blind], measured(trace, "dip", keep=0.51)[1]) == (None, None)
 
 
+def test_no_perplexity_for_another_model_a_plugin_or_an_adapted_model(tiny_trace, tmp_path):
+    row, fetch_plan = measured(tiny_trace(), "dip", keep=0.5)
+    assert quality.lookup([replace(row, model="other")], fetch_plan) == (None, None)
+    assert quality.lookup([replace(row, adapter="lora")], fetch_plan) == (None, None)
+    plugin = tmp_path / "dip.py"
+    plugin.write_text("from dipsim.policies.dip import Dip as Shipped\nclass Dip(Shipped): pass")
+    own = replace(fetch_plan, setting=replace(fetch_plan.setting, policy=load_policy(plugin, keep=0.5)))
+    assert quality.lookup([row], own) == (None, None)
+    recorded = Trace.open("smollm2-135m-synthetic")
+    assert quality.load(recorded) == []
+
+
 def test_run_takes_it_from_the_table_beside_the_trace(tiny_trace):
     trace = tiny_trace()
     row, _ = measured(trace, "dip", keep=0.75, perplexity=17.5)
@@ -75,7 +87,7 @@ def test_the_shipped_table_covers_the_quickstart_and_its_own_experiment():
 
 def table(*rows):
     names = ("policy", "parameters", "mlp_fraction", "perplexity", "tokens_per_s")
-    return pd.DataFrame(rows, columns=names)
+    return pd.DataFrame(rows, columns=names).assign(eviction="lfu", device="paper", timing="serial")
 
 
 def test_front_and_speedups():

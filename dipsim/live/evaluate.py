@@ -26,6 +26,7 @@ from dipsim.result import Result
 from dipsim.sweep import grid
 
 Floats = NDArray[np.float64]
+SCALED_LOGITS = ("logits_scaling", "logit_scale", "final_logit_softcapping")
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,11 @@ def evaluate(
     eviction. `calibration` [S, T]: tokens for the limits of threshold policies, by default those evaluated. Raises
     InputError if a point cannot work.
     """
+    if experiment.tokens is not None:
+        raise InputError("tokens: an evaluation takes its tokens from the text; remove it (see --sequences, --length)")
+    scaled = [name for name in SCALED_LOGITS if getattr(loaded.model.config, name, None) not in (None, 1, 1.0)]
+    if scaled:
+        raise InputError(f"{loaded.shape.name}: {scaled[0]}: logits are scaled after lm_head, which is not supported")
     points = grid(experiment)
     prepared = [(point, *hardware(point, loaded.shape, ids.shape[1])) for point in points]
     with torch.inference_mode():
@@ -56,7 +62,7 @@ def evaluate(
     passes = _passes(prepared)
     results: dict[tuple[int, str], Result] = {}
     for done, (policy, uses) in enumerate(passes):
-        settings = list(dict.fromkeys(setting for _, setting in uses))
+        settings = [setting for i, (_, setting) in enumerate(uses) if setting not in [s for _, s in uses[:i]]]
         limits = calibrate(loaded, ids if calibration is None else calibration, policy)
         losses, plans = measure(loaded, ids, settings, limits)
         found = quality(losses, dense)
@@ -81,12 +87,13 @@ def _passes(prepared: Sequence[Any]) -> list[tuple[Policy, list[tuple[int, Setti
     for index, (point, _, size, policies) in enumerate(prepared):
         for policy in policies:
             setting = Setting(policy, size, point.eviction, point.prompt, point.stream_static)
-            key = (policy.label, setting if policy.cache_aware else None)
+            cache = (size, point.eviction, point.prompt, point.stream_static)
+            key = (policy.label, cache if policy.cache_aware else None)
             passes.setdefault(key, (policy, []))[1].append((index, setting))
     return list(passes.values())
 
 
-def row(result: Result, length: int, text: str, model: str) -> Measured:
+def row(result: Result, length: int, text: str, model: str, adapter: str = "") -> Measured:
     """A result as a row of the quality table."""
     setting, plan = result.plan.setting, result.plan
     assert result.perplexity is not None
@@ -108,6 +115,7 @@ def row(result: Result, length: int, text: str, model: str) -> Measured:
         tokens_per_s=round(result.tokens_per_s, 4),
         text=text,
         model=model,
+        adapter=adapter,
     )
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import huggingface_hub
 import torch
 import transformers
+from safetensors import SafetensorError, safe_open
 
 from dipsim import files
 from dipsim.files import InputError
@@ -55,7 +56,7 @@ def load(name: str, dtype: str = "float32", device: str = "cpu", adapter: Path |
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
             options["dtype"] = getattr(torch, dtype)
             model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, **options)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise InputError(f"{name}: cannot be loaded ({_first_line(error)}); check the model's files") from None
     if adapter is not None:
         model = _merged(model, adapter)
@@ -106,8 +107,13 @@ def _merged(model: Any, adapter: Path) -> Any:
 
     try:
         with quiet():
-            return peft.PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
-    except (RuntimeError, ValueError, KeyError, OSError) as error:
+            adapted = peft.PeftModel.from_pretrained(model, str(adapter))
+            wanted = sum("lora_" in name for name, _ in adapted.named_parameters())
+            with safe_open(adapter / "adapter_model.safetensors", framework="pt") as file:
+                if (found := len(file.keys())) != wanted:
+                    raise ValueError(f"{found} matrices for {wanted}")
+            return adapted.merge_and_unload()
+    except (RuntimeError, ValueError, KeyError, OSError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:160]
         raise InputError(
             f"{adapter}: is not an adapter of this model ({reason}); give one that was trained on it"

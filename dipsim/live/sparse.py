@@ -73,7 +73,14 @@ def forward(
     acts = LiveActivations(mlp, x, layer)
     kept: Tensor | None = None
     for group in groups:
-        mask = masks(group, guarded(policy, "scores", partial(policy.scores, group, acts)).detach())
+        scores = guarded(policy, "scores", partial(policy.scores, group, acts)).detach()
+        expected = (acts.mlp_input if group.axis == "input" else acts.gate_proj).shape
+        if scores.shape != expected or scores.isnan().any():
+            raise InputError(
+                f"policy {policy.label}: scores of group {group.name} must be numbers {list(expected)} without NaN "
+                f"(got {list(scores.shape)})"
+            )
+        mask = masks(group, scores)
         if group.axis == "input":
             acts.prune(group, mask)
         else:
