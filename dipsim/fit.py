@@ -14,7 +14,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from dipsim.files import InputError, sha256
+from dipsim.files import InputError, parse, sha256
 from dipsim.model import ModelShape
 from dipsim.synthesis import Depth, Recipe, Signal
 from dipsim.trace import TENSORS, Trace
@@ -115,4 +115,5 @@ def from_config(path: Path, tokens: int = 1000, seed: int = 0) -> Recipe:
     if not isinstance(config, dict):
         raise InputError(f"{path}: is not a JSON object; a Hugging Face config.json is expected")
     shape = ModelShape.from_config(config, path)
-    return Recipe(description=f"Synthetic, {LIKE} at this size", model=shape, tokens=tokens, seed=seed, like=LIKE)
+    fields = {"description": f"Synthetic, {LIKE} at this size", "model": shape, "tokens": tokens, "seed": seed}
+    return parse(Recipe, fields | {"like": LIKE}, "recipe")

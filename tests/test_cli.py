@@ -133,6 +133,7 @@ BAD = [
     (["check", "nan.yaml"], "nan.yaml: flash.read_bandwidth"),
     (["check", "cut.safetensors"], "cut.safetensors: not a readable safetensors file"),
     (["plot", "nowhere"], "nowhere"),
+    (["recipe", "--shape", "config.json", "--out", "r.yaml", "--tokens", "0"], "recipe: tokens"),
     (["record", "--model", "x", "--text", "t.txt", "--out", "trace.bin"], "must end in .safetensors"),
 ]
 
@@ -152,6 +153,8 @@ def test_bad_input_is_one_line(here, cli_run, arguments, complaint):
         "{name: n, flash: {read_bandwidth: .nan}, dram: {capacity: 1 GB, bandwidth: 1 GB/s}}"
     )
     (here / "cut.safetensors").write_bytes((here / "tiny.safetensors").read_bytes()[:300])
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4}
+    (here / "config.json").write_text(json.dumps(sizes | {"vocab_size": 32}))
     before = sorted(path for path in here.rglob("*"))
     status, out, err = cli_run(*arguments)
     assert status == 2

@@ -78,6 +78,9 @@ def evaluate(
 def hardware(point: Experiment, shape: ModelShape, length: int) -> tuple[Device, float, list[Policy]]:
     """The device of a point, its DRAM in bytes for sequences of `length`, and its policies."""
     device, policies = point.hardware_and_policies()
+    if point.hardware:  # a name of its own, so that rows of different hardware are never compared
+        changed = ", ".join(f"{field}={value}" for field, value in point.hardware.items())
+        device = device.replace(name=f"{device.name} ({changed})")
     return device, dram_bytes(point, shape, length, device), policies
 
 
