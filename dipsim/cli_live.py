@@ -76,8 +76,8 @@ def record(
 @commands.command()
 def evaluate(
     experiment: Annotated[Path, typer.Argument(help="Experiment file; its sweep may list DRAM sizes and evictions.")],
-    model: Annotated[str, typer.Option(help="smollm2-135m, a folder, a .gguf file or a Hugging Face id.")],
     text: Annotated[Path, typer.Option(help="UTF-8 text to measure perplexity on.")],
+    model: Annotated[str, typer.Option(help="smollm2-135m, a folder, a .gguf file or a hub id.")] = "smollm2-135m",
     sequences: Annotated[int, typer.Option(help="How many sequences of the text.")] = 8,
     length: Annotated[int, typer.Option(help="Tokens of a sequence.")] = 512,
     calibration: Annotated[Path | None, typer.Option(help="Text for thresholds; by default the same.")] = None,
