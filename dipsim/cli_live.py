@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from dipsim.files import InputError
-from dipsim.terminal import apply_settings, console, progress_bar, torch_needed
+from dipsim.terminal import apply_settings, console, must_end, progress_bar, torch_needed
 
 commands = typer.Typer()
 
@@ -22,8 +22,7 @@ def fit_recipe(
     from dipsim.fit import fit
     from dipsim.trace import Trace
 
-    if out.suffix != ".yaml":
-        raise InputError(f"--out {out}: a recipe must end in .yaml")
+    must_end(out, ".yaml", "a recipe")
     with progress_bar() as progress:
         recipe = fit(Trace.open(trace), lambda done, total: progress("fitting layers", done, total))
     recipe.write(out)
@@ -40,8 +39,7 @@ def recipe(
     """Write a recipe for a synthetic trace of any model's size, with the shipped statistics."""
     from dipsim.fit import from_config
 
-    if out.suffix != ".yaml":
-        raise InputError(f"--out {out}: a recipe must end in .yaml")
+    must_end(out, ".yaml", "a recipe")
     made = from_config(shape, tokens, seed)
     made.write(out)
     print(f"{out}: {made.tokens} tokens of {made.model.name}")
@@ -59,8 +57,7 @@ def record(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
     """Record a real model's activations as a trace (extra `live`)."""
-    if out.suffix != ".safetensors":
-        raise InputError(f"--out {out}: a trace file must end in .safetensors")
+    must_end(out, ".safetensors", "a trace file")
     with torch_needed():
         from dipsim.live.record import record as record_trace
     with progress_bar() as progress:
@@ -131,8 +128,7 @@ def train_predictor(
     """Train the networks of the `predictor` policy on a trace (extra `live`)."""
     from dipsim.trace import Trace
 
-    if out.suffix != ".safetensors":
-        raise InputError(f"--out {out}: the networks' file must end in .safetensors")
+    must_end(out, ".safetensors", "the networks' file")
     with torch_needed(), progress_bar() as progress:
         from dipsim.live.predictor import train
 

@@ -149,6 +149,13 @@ def guarded(policy: Policy, method: str, call: Callable[[], Result]) -> Result:
         raise InputError(f"policy {policy.label}: {method} failed: {type(error).__name__}: {text}") from error
 
 
+def wrong_scores(policy: Policy, group: Group, expected: Sequence[int], got: str) -> InputError:
+    """What to say of scores that are not numbers of the `expected` shape without NaN."""
+    return InputError(
+        f"policy {policy.label}: scores of group {group.name} must be numbers {list(expected)} without NaN (got {got})"
+    )
+
+
 def load_policy(name_or_path: str | Path, /, **parameters: Any) -> Policy:
     """A shipped policy by name or a plugin by path, with its parameters.
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from dipsim.cache import CLAIRVOYANT, ColumnCache, Eviction, Mask
 from dipsim.files import InputError
-from dipsim.policy import Group, Policy, calibrated, guarded, top_k
+from dipsim.policy import Group, Policy, calibrated, guarded, top_k, wrong_scores
 from dipsim.trace import Activations
 
 
@@ -20,10 +20,7 @@ def scores(policy: Policy, group: Group, acts: Activations) -> NDArray[Any]:
     expected = (acts.mlp_input if group.axis == "input" else acts.gate_proj).shape
     values = np.asarray(guarded(policy, "scores", partial(policy.scores, group, acts)))
     if values.shape != expected or values.dtype.kind not in "fiu" or np.isnan(values).any():
-        raise InputError(
-            f"policy {policy.label}: scores of group {group.name} must be numbers {list(expected)} without NaN "
-            f"(got {values.dtype} {list(values.shape)})"
-        )
+        raise wrong_scores(policy, group, expected, f"{values.dtype} {list(values.shape)}")
     return values
 
 

@@ -10,6 +10,12 @@ from typing import Any
 from dipsim.files import InputError, parse_yaml
 
 
+def must_end(out: Path, suffix: str, what: str) -> None:
+    """Raises InputError unless the file to be written has the suffix by which it will be found again."""
+    if out.suffix != suffix:
+        raise InputError(f"--out {out}: {what} must end in {suffix}")
+
+
 def apply_settings(chosen: list[dict[str, dict[str, Any]]], settings: list[str]) -> None:
     """Put `--set POLICY.PARAMETER=VALUE` into the parameters of the policies chosen."""
     for setting in settings:

@@ -22,7 +22,7 @@ from dipsim.files import InputError
 from dipsim.live import tensors
 from dipsim.live.swiglu import Mlp
 from dipsim.plan import FetchPlan, account
-from dipsim.policy import Group, Policy, guarded
+from dipsim.policy import Group, Policy, guarded, wrong_scores
 from dipsim.selection import choose, choose_aware, serve
 
 Numbers = np.ndarray[Any, np.dtype[Any]]
@@ -74,12 +74,10 @@ def forward(
     kept: Tensor | None = None
     for group in groups:
         scores = guarded(policy, "scores", partial(policy.scores, group, acts)).detach()
-        expected = (acts.mlp_input if group.axis == "input" else acts.gate_proj).shape
+        columns = mlp.weight("gate_proj").shape[1 if group.axis == "input" else 0]
+        expected = (*x.shape[:-1], columns)  # without computing what the policy did not ask for
         if scores.shape != expected or scores.isnan().any():
-            raise InputError(
-                f"policy {policy.label}: scores of group {group.name} must be numbers {list(expected)} without NaN "
-                f"(got {list(scores.shape)})"
-            )
+            raise wrong_scores(policy, group, expected, f"{scores.dtype} {list(scores.shape)}")
         mask = masks(group, scores)
         if group.axis == "input":
             acts.prune(group, mask)
@@ -129,11 +127,10 @@ class SparseMlp:
     def _choose_aware(self, group: Group, values: Numbers) -> tuple[Mask, Mask]:
         plan = self.plans[0]
         columns, capacity = values.shape[-1], plan.budget.capacities[self.groups.index(group)]
-        caches = self.caches.setdefault(
-            group.name, [ColumnCache(columns, capacity, plan.setting.eviction) for _ in values]
-        )
+        if group.name not in self.caches:
+            self.caches[group.name] = [ColumnCache(columns, capacity, plan.setting.eviction) for _ in values]
         masks, hits = np.zeros(values.shape, dtype=bool), np.zeros(values.shape, dtype=bool)
-        for index, cache in enumerate(caches):
+        for index, cache in enumerate(self.caches[group.name]):
             for token, scores in enumerate(values[index]):
                 masks[index, token] = choose_aware(self.policy, group, scores, cache, self.position + token)
                 hits[index, token] = cache.step(masks[index, token])
