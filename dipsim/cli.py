@@ -12,7 +12,7 @@ import typer
 
 from dipsim.cli_live import commands
 from dipsim.files import InputError
-from dipsim.terminal import apply_settings, console, progress_bar
+from dipsim.terminal import apply_settings, console, progress_bar, torch_needed
 
 if TYPE_CHECKING:
     from dipsim.experiment import Experiment
@@ -31,6 +31,13 @@ class Kind(StrEnum):
     devices = "devices"
     policies = "policies"
     traces = "traces"
+
+
+class Where(StrEnum):
+    """Where a sweep is planned."""
+
+    cpu = "cpu"
+    cuda = "cuda"
 
 
 class Format(StrEnum):
@@ -130,6 +137,9 @@ def sweep(
     experiment: Annotated[Path, typer.Argument(help="Experiment file with a sweep.")],
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; by default one a core.")] = None,
     dask: Annotated[str | None, typer.Option(help="Address of a Dask scheduler to run on (extra `dask`).")] = None,
+    device: Annotated[
+        Where, typer.Option(help="Who plans; cuda is the GPU of this machine (extra `cuda`).")
+    ] = Where.cpu,
     out: Annotated[Path | None, typer.Option(help="Output folder; by default results/<experiment>.")] = None,
 ) -> None:
     """Simulate a grid: every combination of the values in an experiment's sweep. Killed, it resumes by itself."""
@@ -139,8 +149,9 @@ def sweep(
 
     chosen = Experiment.load(experiment)
     folder = out or Path("results") / experiment.stem
-    with progress_bar() as progress:
-        table = run_sweep(chosen, folder, workers or len(os.sched_getaffinity(0)), dask, progress, experiment)
+    workers = workers or len(os.sched_getaffinity(0))
+    with progress_bar() as progress, torch_needed("tokens or settings at a time"):
+        table = run_sweep(chosen, folder, workers, dask, progress, experiment, device.value)
         progress("drawing figures", 0, 1)
         sweep_plots.draw(folder)
     console().print(report.sweep_table(table))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,9 @@ from dipsim.selection import choose, scores, select_aware, sequences, serve
 from dipsim.trace import Trace
 
 Floats = NDArray[np.float64]
+Whole = NDArray[np.signedinteger[Any]]
+Where = Literal["cpu", "cuda"]  # a plan is made
+Progress = Callable[[int, int], object]  # layers done, layers
 
 
 @dataclass(frozen=True)
@@ -113,21 +116,41 @@ def plan(
     trace: Trace,
     settings: Sequence[Setting],
     tokens: int | None = None,
-    progress: Callable[[int, int], object] = lambda _done, _total: None,
+    progress: Progress = lambda _done, _total: None,
     layers: int | None = None,
+    device: Where = "cpu",
 ) -> list[FetchPlan]:
     """Plan every setting over the first `tokens` tokens and `layers` layers, by default all.
 
-    `progress(layers done, layers)` is called after each layer.
+    `progress(layers done, layers)` is called after each layer. With `device` "cuda" a GPU plans all settings side by
+    side (extra `live`); the plans are the same.
 
-    Raises InputError if a setting does not fit the trace, its policy or its DRAM.
+    Raises InputError if a setting does not fit the trace, its policy or its DRAM, and if there is no such device.
     """
     tokens = trace.tokens if tokens is None else tokens
     if not 0 < tokens <= trace.tokens:
         raise InputError(f"tokens: {tokens} asked for, the trace {trace.name} has {trace.tokens}; ask for 1 to that")
     starts = tuple(start for start in trace.sequence_starts if start < tokens)
     plans = [empty(trace.shape, setting, tokens, starts) for setting in settings]
+    if not plans:
+        return plans
     layers = trace.shape.num_hidden_layers if layers is None else layers
+    if device == "cpu":
+        fill(trace, plans, layers, progress)
+    else:
+        from dipsim.live import planning
+
+        planning.fill(trace, plans, layers, progress, device)
+    for fetch_plan in plans:
+        for array in vars(fetch_plan).values():
+            if isinstance(array, np.ndarray):
+                array.setflags(write=False)
+    return plans
+
+
+def fill(trace: Trace, plans: Sequence[FetchPlan], layers: int, progress: Progress) -> None:
+    """Enter what the masks of each layer read into empty plans, which are of one trace and as many tokens."""
+    tokens, starts = plans[0].tokens, plans[0].sequence_starts
     for index in range(layers):
         acts = trace.layer(index, tokens)
         valued: dict[tuple[str, Group], NDArray[Any]] = {}  # scores, of cache-aware policies only
@@ -147,11 +170,6 @@ def plan(
                     hits = serve(masks, capacity, eviction, starts)
                 account(fetch_plan, index, group, masks, hits)
         progress(index + 1, layers)
-    for fetch_plan in plans:
-        for array in vars(fetch_plan).values():
-            if isinstance(array, np.ndarray):
-                array.setflags(write=False)
-    return plans
 
 
 def empty(shape: ModelShape, setting: Setting, tokens: int, starts: tuple[int, ...]) -> FetchPlan:
@@ -223,22 +241,47 @@ def empty(shape: ModelShape, setting: Setting, tokens: int, starts: tuple[int, .
     )
 
 
-def account(fetch_plan: FetchPlan, layer: int, group: Group, masks: Mask, hits: Mask) -> None:
-    """Enter one group's masks and hits [T, N] of one layer into the plan."""
+@dataclass(frozen=True)
+class Counts:
+    """What T tokens did to the caches of one group in L layers, in columns.
+
+    `wanted`, `found` [T, L]; `runs` of adjacent missed columns and the `run_columns` in them [T, L, R] by class (see
+    `bits.runs`); `held` [L]: the most that each cache ever held.
+    """
+
+    wanted: Whole
+    found: Whole
+    runs: Whole
+    run_columns: Whole
+    held: Whole
+
+
+def count(masks: Mask, hits: Mask, capacity: int, starts: Sequence[int]) -> Counts:
+    """The counts of one cache from masks and hits [T, N]."""
+    wanted, found = pack(masks), pack(hits)
+    seen = max(int(ones(np.bitwise_or.reduce(wanted[a:b]))) for a, b in sequences(starts, len(masks)))
+    held = np.array([min(capacity, seen)])  # a cache never shrinks by itself
+    runs, columns = packed_runs(wanted & ~found, masks.shape[1].bit_length())
+    return Counts(ones(wanted)[:, None], ones(found)[:, None], runs[:, None], columns[:, None], held)
+
+
+def book(fetch_plan: FetchPlan, layers: range, group: Group, counts: Counts) -> None:
+    """Enter one group's counts of adjacent layers into the plan."""
     shape, matrices = fetch_plan.shape, len(group.matrices)
     column = unit_bytes(shape, group)
     steps = (len(fetch_plan.step) - 1) // shape.num_hidden_layers
-    index = layer * steps + fetch_plan.step.index(group.name)
-    wanted, found = pack(masks), pack(hits)
-    missed = wanted & ~found
-    fetch_plan.dram_hits[:, index] = ones(found) * (matrices * column)
-    fetch_plan.flash_misses[:, index] = ones(missed) * (matrices * column)
-    fetch_plan.flops[:, index] = ones(wanted) * (2.0 * matrices * column * 8 / shape.bits.mlp)
+    step = fetch_plan.step.index(group.name)
+    here = slice(layers.start * steps + step, layers.stop * steps, steps)
+    fetch_plan.dram_hits[:, here] = counts.found * (matrices * column)
+    fetch_plan.flash_misses[:, here] = (counts.wanted - counts.found) * (matrices * column)
+    fetch_plan.flops[:, here] = counts.wanted * (2.0 * matrices * column * 8 / shape.bits.mlp)
+    fetch_plan.peak_cache_bytes[here] = counts.held * matrices * column
+    used = np.flatnonzero(counts.runs.any(axis=(0, 1)))
+    fetch_plan.reads[:, here, used] = counts.runs[..., used] * matrices
+    fetch_plan.read_bytes[:, here, used] = counts.run_columns[..., used] * (matrices * column)
+
+
+def account(fetch_plan: FetchPlan, layer: int, group: Group, masks: Mask, hits: Mask) -> None:
+    """Enter one group's masks and hits [T, N] of one layer into the plan."""
     capacity = fetch_plan.budget.capacities[fetch_plan.groups.index(group)]
-    spans = sequences(fetch_plan.sequence_starts, len(masks))
-    touched = max(int(ones(np.bitwise_or.reduce(wanted[begin:end]))) for begin, end in spans)
-    fetch_plan.peak_cache_bytes[index] = min(capacity, touched) * matrices * column  # a cache never shrinks by itself
-    count, columns = packed_runs(missed, masks.shape[1].bit_length())
-    used = np.flatnonzero(count.any(axis=0))
-    fetch_plan.reads[:, index, used] = count[:, used] * matrices
-    fetch_plan.read_bytes[:, index, used] = columns[:, used] * (matrices * column)
+    book(fetch_plan, range(layer, layer + 1), group, count(masks, hits, capacity, fetch_plan.sequence_starts))

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,12 +67,16 @@ class Policy(Strict):
         """Scores [N] of one token, changed by who is resident [N] (bool). Only the ranking is affected."""
         return scores
 
-    def select(self, group: Group, scores: Any, resident: Any, position: int) -> Any:
-        """Mask [N] of one token, the `position`-th of its sequence, from its scores [N] and who is resident [N].
+    def select(self, group: Group, scores: Any, resident: Any) -> Any:
+        """Mask [N] of one token from its scores [N] and who is resident [N].
 
         The k best after `rerank`; to be overridden only where selection is something else.
         """
         return top_k(self.rerank(scores, resident), group.k)
+
+    def at(self, position: int) -> Self:
+        """The policy as it is at the `position`-th token of a sequence: always the same, unless it warms up."""
+        return self
 
     def static_bytes(self, shape: ModelShape) -> float:
         """Bytes that the policy itself keeps in DRAM and reads for every token (a predictor's weights)."""
@@ -93,8 +97,15 @@ class Policy(Strict):
         return f"{self.name}({', '.join(shown)})" if shown else self.name
 
 
-def top_k(scores: NDArray[Any], k: int) -> NDArray[np.bool_]:
-    """Mask [..., N] of the k largest scores of each row [..., N]; among equals the lowest index first."""
+def top_k(scores: Any, k: int) -> Any:
+    """Mask [..., N] of the k largest scores of each row [..., N]; among equals the lowest index first.
+
+    Of a torch tensor where it is.
+    """
+    if hasattr(scores, "topk"):
+        from dipsim.live import tensors  # only where there is torch already
+
+        return tensors.top_k(scores, k)
     size = scores.shape[-1]
     if k >= size or k <= 0:
         return np.full(scores.shape, k > 0)
@@ -154,6 +165,11 @@ def wrong_scores(policy: Policy, group: Group, expected: Sequence[int], got: str
     return InputError(
         f"policy {policy.label}: scores of group {group.name} must be numbers {list(expected)} without NaN (got {got})"
     )
+
+
+def wrong_ranking(policy: Policy, group: Group, must: str) -> InputError:
+    """What to say of a `rerank` that does not do what it must."""
+    return InputError(f"policy {policy.label}: group {group.name}: rerank must {must}")
 
 
 def load_policy(name_or_path: str | Path, /, **parameters: Any) -> Policy:

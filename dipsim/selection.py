@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dipsim.cache import CLAIRVOYANT, ColumnCache, Eviction, Mask
-from dipsim.files import InputError
-from dipsim.policy import Group, Policy, calibrated, guarded, top_k, wrong_scores
+from dipsim.policy import Group, Policy, calibrated, guarded, top_k, wrong_ranking, wrong_scores
 from dipsim.trace import Activations
 
 
@@ -21,6 +20,8 @@ def scores(policy: Policy, group: Group, acts: Activations) -> NDArray[Any]:
     values = np.asarray(guarded(policy, "scores", partial(policy.scores, group, acts)))
     if values.shape != expected or values.dtype.kind not in "fiu" or np.isnan(values).any():
         raise wrong_scores(policy, group, expected, f"{values.dtype} {list(values.shape)}")
+    values = values.view()
+    values.setflags(write=False)  # other settings rank by them too
     return values
 
 
@@ -30,7 +31,7 @@ def choose(group: Group, values: NDArray[Any], limit: float | None = None) -> Ma
     `limit` of a threshold group: by default calibrated on these very tokens.
     """
     if not group.threshold:
-        return top_k(values, group.k)
+        return np.asarray(top_k(values, group.k))
     return np.asarray(values >= (calibrated(values, group.k) if limit is None else limit))
 
 
@@ -62,11 +63,11 @@ def choose_aware(policy: Policy, group: Group, values: NDArray[Any], cache: Colu
     """Mask [N] of one token from its scores [N]. Raises InputError if the policy does not choose k of the columns."""
     resident = cache.resident.view()
     resident.setflags(write=False)
-    mask = guarded(policy, "select", partial(policy.select, group, values, resident, position))
+    mask = guarded(policy, "select", lambda: policy.at(position).select(group, values, resident))
     if not isinstance(mask, np.ndarray) or mask.shape != values.shape or mask.dtype != np.bool_:
-        raise InputError(f"policy {policy.label}: group {group.name}: rerank must keep the shape {list(values.shape)}")
+        raise wrong_ranking(policy, group, f"keep the shape {list(values.shape)}")
     if not group.threshold and np.count_nonzero(mask) != group.k:
-        raise InputError(f"policy {policy.label}: group {group.name}: rerank must leave numbers, without NaN")
+        raise wrong_ranking(policy, group, "leave numbers, without NaN")
     return mask
 
 

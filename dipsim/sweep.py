@@ -202,8 +202,9 @@ def policy_hash(policy: Policy) -> str:
 @cache
 def code_hash() -> str:
     """dipsim's version and the hash of those of its modules that figures come from."""
-    modules = sorted(path for path in Path(dipsim.__file__).parent.glob("*.py") if path.stem not in SHOWING)
-    return _hash([dipsim.__version__, *(sha256(path) for path in modules)])
+    package = Path(dipsim.__file__).parent
+    modules = [path for path in (*package.glob("*.py"), *package.glob("live/*.py")) if path.stem not in SHOWING]
+    return _hash([dipsim.__version__, *(sha256(path) for path in sorted(modules))])
 
 
 def _hash(value: Any) -> str:

@@ -35,19 +35,20 @@ def stem(policy: str) -> str:
 
 
 @contextlib.contextmanager
-def torch_needed() -> Iterator[None]:
-    """Around what needs torch: say how to get it where it is missing, and what to do where memory is."""
+def torch_needed(less: str = "or shorter sequences, or a smaller dtype") -> Iterator[None]:
+    """Around what needs torch: say how to get it where it is missing, and ask for fewer of what where memory is."""
     try:
         yield
     except ModuleNotFoundError as error:
+        extra = "cuda" if error.name == "triton" else "live"
         raise InputError(
-            f"{error.name} is not installed; install dipsim with its extra `live` (see the README)"
+            f"{error.name} is not installed; install dipsim with its extra `{extra}` (see the README)"
         ) from None
     except Exception as error:
         out_of_memory = type(error).__name__ in ("OutOfMemoryError", "MemoryError")
         if not out_of_memory and not (isinstance(error, RuntimeError) and "not enough memory" in str(error)):
             raise
-        raise InputError("out of memory; ask for fewer or shorter sequences, or a smaller dtype") from None
+        raise InputError(f"out of memory; ask for fewer {less}") from None
 
 
 def console() -> Any:

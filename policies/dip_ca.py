@@ -1,11 +1,11 @@
 """Cache-aware masking (paper section 5): DIP that prefers, among similar columns, those already in DRAM."""
 
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from pydantic import NonNegativeInt
 
-from dipsim.policy import Fraction, Group, top_k
+from dipsim.policy import Fraction, top_k
 
 from .dip import Dip
 
@@ -23,10 +23,11 @@ class DipCa(Dip):
 
     def rerank(self, scores: Any, resident: Any) -> Any:
         exempt = resident | top_k(scores, self.fixed_top_n) if self.fixed_top_n else resident
-        return np.maximum(scores * self.gamma, scores * exempt)  # none is negative, so this is one or the other
+        if isinstance(scores, np.ndarray):  # none is negative, so the larger is the one or the other; no branches
+            return np.maximum(scores * self.gamma, scores * exempt)
+        return scores.where(exempt, scores * self.gamma)
 
-    def select(self, group: Group, scores: Any, resident: Any, position: int) -> Any:
+    def at(self, position: int) -> Self:
         if position >= self.warmup:
-            return super().select(group, scores, resident, position)
-        gamma = 1 - (1 - self.gamma) * position / self.warmup
-        return self.model_copy(update={"gamma": gamma, "warmup": 0}).select(group, scores, resident, position)
+            return self
+        return self.model_copy(update={"gamma": 1 - (1 - self.gamma) * position / self.warmup})

@@ -17,7 +17,7 @@ class DipCaApprox(Dip):
     fixed_top_n: NonNegativeInt = 0
     reach: Annotated[float, Field(ge=1)] = 1.5
 
-    def select(self, group: Group, scores: Any, resident: Any, position: int) -> Any:
+    def select(self, group: Group, scores: Any, resident: Any) -> Any:
         best, near = top_k(scores, group.k), top_k(scores, int(self.reach * group.k))
         places = 4 * top_k(scores, self.fixed_top_n) + 2 * (near & resident) + 1 * best
         return top_k(places + scores / (2 * scores.max() + 1e-30), group.k)

@@ -74,7 +74,7 @@ def test_gamma_warms_up_over_the_first_tokens():
     scores, resident = np.float32([8, 6, 5, 2]), np.array([False, False, True, True])
     dip_ca = load_policy("dip-ca", gamma=0.5, warmup=10)
     group = Group("g", ("down_proj",), "neuron", 2)
-    chosen = [np.flatnonzero(dip_ca.select(group, scores, resident, position)).tolist() for position in (0, 5, 10)]
+    chosen = [np.flatnonzero(dip_ca.at(position).select(group, scores, resident)).tolist() for position in (0, 5, 10)]
     assert chosen == [[0, 1], [0, 2], [0, 2]]  # 6 * gamma falls below 5 at gamma 0.83
     assert dip_ca.rerank(scores, resident).tolist() == [4, 3, 5, 2]
 
@@ -85,7 +85,7 @@ def test_approximate_caching_fills_class_by_class():
     group = Group("g", ("down_proj",), "neuron", 4)
 
     def chosen(**parameters):
-        mask = load_policy("dip-ca-approx", **parameters).select(group, scores, resident, 0)
+        mask = load_policy("dip-ca-approx", **parameters).select(group, scores, resident)
         return np.flatnonzero(mask).tolist()
 
     assert chosen(reach=1) == [0, 1, 2, 3]  # residents among the best first, then the rest of the best

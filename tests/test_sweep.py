@@ -147,7 +147,8 @@ def test_units_are_policies_split_for_workers_and_memory(tiny_trace, monkeypatch
     wanted = points(make(tiny_trace()))
     assert sorted(len(unit.jobs) for unit in split(wanted, 1)) == [3, 3, 3]
     assert sorted(len(unit.jobs) for unit in split(wanted, 9)) == [1, 1, 1, 1, 1, 1, 3]
-    monkeypatch.setattr(sweep_run, "PLAN_BYTES", 2.5 * wanted[1].planned.bytes)
+    assert sorted(len(unit.jobs) for unit in split(wanted, 1, "cuda")) == [3, 6]  # dense; all that a GPU plans
+    monkeypatch.setitem(sweep_run.PLAN_BYTES, "cpu", 2.5 * wanted[1].planned.bytes)
     assert sorted(len(unit.jobs) for unit in split(wanted, 1)) == [1, 1, 2, 2, 3]
     assert all(unit.layers == 0 for unit in split(wanted, 1) if unit.jobs[0].policy == "dense")
 

@@ -21,6 +21,7 @@ from dipsim import files
 from dipsim.files import InputError
 from dipsim.live import smollm2
 from dipsim.live.swiglu import Mlp, find_mlps
+from dipsim.live.tensors import check_device
 from dipsim.model import ModelShape
 
 KNOWN: dict[str, Callable[[], Path]] = {"smollm2-135m": smollm2.path}
@@ -46,7 +47,7 @@ def load(name: str, dtype: str = "float32", device: str = "cpu", adapter: Path |
     """
     if dtype not in DTYPES:
         raise InputError(f"torch dtype {dtype!r}: is not known; use one of {', '.join(DTYPES)}")
-    _check_device(device)
+    check_device(device)
     path = _locate(name)
     options: dict[str, Any] = {"gguf_file": path.name} if path.is_file() else {}
     options |= {"local_files_only": True, "trust_remote_code": False}  # no code of a stranger, nor a question about it
@@ -122,13 +123,6 @@ def _merged(model: Any, adapter: Path) -> Any:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".: ")
-
-
-def _check_device(device: str) -> None:
-    try:
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError):
-        raise InputError(f"device {device!r}: is not available here; use cpu") from None
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dipsim.files import InputError
 from dipsim.policy import Group
 
 
@@ -18,6 +19,13 @@ def top_k(scores: Tensor, k: int) -> Tensor:
     return above | (equal & (equal.cumsum(dim=-1) <= room))
 
 
+def floats(values: Tensor) -> Tensor:
+    """float32 and float64 as they are, shorter floats as float32, whole numbers as float64."""
+    if values.dtype in (torch.float32, torch.float64):
+        return values
+    return values.to(torch.float32 if values.is_floating_point() else torch.float64)
+
+
 def choose(group: Group, scores: Tensor, limit: float | None = None) -> Tensor:
     """Masks [..., N] from scores [..., N] that do not see the cache; `limit` of a threshold group."""
     if not group.threshold:
@@ -27,3 +35,11 @@ def choose(group: Group, scores: Tensor, limit: float | None = None) -> Tensor:
         kept = round(group.k / scores.shape[-1] * flat.numel())
         limit = float(flat.topk(max(kept, 1)).values[-1])
     return scores >= limit
+
+
+def check_device(device: str) -> None:
+    """Raises InputError unless torch can compute there."""
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise InputError(f"device {device!r}: is not available here; use cpu") from None

@@ -1,0 +1,194 @@
+"""Planning on a GPU gives the CPU's plans. Without a GPU the kernels run in Triton's interpreter, column for column."""
+
+import os
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from slow import SlowCache, slow_runs
+
+os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
+pytest.importorskip("triton", reason="Triton is not installed")
+
+from dipsim.cache import CLAIRVOYANT, EVICTIONS
+from dipsim.experiment import Experiment
+from dipsim.files import parse
+from dipsim.live import kernels, planning, tensors
+from dipsim.plan import Setting, empty, fill, plan
+from dipsim.policy import load_policy, top_k
+from dipsim.sweep_run import sweep
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # where the interpreter runs
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    arrays(
+        np.float32,
+        st.tuples(st.integers(1, 3), st.integers(1, 40)),
+        elements=st.sampled_from([-2, -0.0, 0, 1e-40, 1, np.inf]),
+    ),
+    st.sampled_from([np.float32, np.float64]),
+    st.data(),
+)
+def test_choose_is_top_k(scores, dtype, data):
+    k = data.draw(st.lists(st.integers(0, scores.shape[1]), min_size=len(scores), max_size=len(scores)))
+    values = torch.tensor(scores.astype(dtype), device=DEVICE)
+    masks = torch.zeros(values.shape, dtype=torch.bool, device=DEVICE)
+    nan = torch.zeros(len(values), dtype=torch.uint8, device=DEVICE)
+    kernels.choose(values, torch.tensor(k, dtype=torch.int32, device=DEVICE), masks, nan)
+    assert masks.tolist() == [top_k(row, n).tolist() for row, n in zip(scores, k, strict=True)]
+    assert not nan.any()
+    values[-1, -1] = torch.nan
+    kernels.choose(values, torch.tensor(k, dtype=torch.int32, device=DEVICE), masks, nan)
+    assert nan.tolist() == [0] * (len(values) - 1) + [1]
+
+
+@settings(max_examples=20, deadline=None)
+@given(arrays(bool, st.tuples(st.integers(1, 2), st.integers(1, 6), st.integers(1, 12))), st.sampled_from(EVICTIONS))
+def test_caches_are_the_slow_ones_column_by_column(masks, eviction):
+    different, tokens, columns = masks.shape
+    capacities = range(columns + 1)
+    slow = [SlowCache(capacity, eviction, each) for each in masks for capacity in capacities]
+    held = torch.tensor([*capacities] * different, dtype=torch.int32, device=DEVICE)
+    caches = kernels.Caches(held, columns, eviction, tokens)
+    which = torch.arange(different, device=DEVICE).repeat_interleave(columns + 1)
+    shown = torch.tensor(masks, device=DEVICE)
+    future = kernels.nearness(shown) if eviction in CLAIRVOYANT else None
+    for token in range(tokens):
+        caches.step(shown, which * tokens, 1, future)
+        for row, cache in enumerate(slow):
+            wanted = masks[int(which[row]), token]
+            hits = cache.step(wanted)
+            missed = wanted.copy()
+            missed[list(hits)] = False
+            assert set(np.flatnonzero(caches.resident[row].cpu().numpy()).tolist()) == cache.resident
+            runs = np.ravel(slow_runs(missed[None])).tolist()
+            assert caches.counts[row, token].tolist() == [wanted.sum(), len(hits), len(cache.resident), *runs]
+
+
+PLUGIN = """
+import numpy as np
+from dipsim import Group, Policy
+class {name}(Policy):
+    def groups(self, shape): return [Group('neuron', ('down_proj',), 'neuron', 9)]
+    def scores(self, group, acts): return {scores}
+    def rerank(self, scores, resident): return {ranked}
+"""
+SMOOTH = "scores * (0.7 + 0.3 * resident)"  # numpy makes this float64
+FORMULAS = {"scores": "abs(acts.glu)", "ranked": SMOOTH}
+
+
+def same_plans(trace, settings, left=()):
+    """Plan on both; all arrays must be equal bit for bit, and only the policies `left` be left to the CPU."""
+    expected = plan(trace, settings)
+    found = [empty(trace.shape, setting, trace.tokens, trace.sequence_starts) for setting in settings]
+    steps, kept = [], []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(planning.cpu, "fill", lambda t, plans, *rest: (kept.extend(plans), fill(t, plans, *rest)))
+        planning.fill(trace, found, trace.shape.num_hidden_layers, lambda *step: steps.append(step), DEVICE)
+    assert {each.setting.policy.name for each in kept} == set(left)
+    assert steps == [(1, 2), (2, 2)]
+    assert torch.get_default_dtype() == torch.float32
+    for a, b in zip(expected, found, strict=True):
+        for name, array in vars(a).items():
+            if isinstance(array, np.ndarray):
+                assert np.array_equal(array, getattr(b, name)), (a.setting, name)
+
+
+def sizes(trace, shares=(0.1, 0.5, 1.0)):
+    static = trace.shape.static_bytes(trace.tokens)
+    return [static + share * trace.shape.mlp_bytes for share in shares]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("eviction", EVICTIONS)
+def test_plans_of_blind_policies_are_the_cpus(tiny_trace, eviction):
+    trace = tiny_trace(tokens=7, starts=(0, 4))
+    policies = [load_policy(name) for name in ("dense", "magnitude", "gate", "up", "dip", "dip-threshold")]
+    policies.append(load_policy("dip", keep=0.75))
+    same_plans(trace, [Setting(policy, size, eviction) for policy in policies for size in sizes(trace)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("eviction", ["none", "lru", "lfu"])
+def test_plans_of_cache_aware_policies_are_the_cpus(tiny_trace, eviction):
+    trace = tiny_trace(tokens=7, starts=(0, 4))
+    parameters = [{}, {"gamma": 0.3, "keep": 0.75}, {"gamma": 0.2, "fixed_top_n": 2}, {"warmup": 4}]
+    policies = [load_policy("dip-ca", **each) for each in parameters]
+    same_plans(trace, [Setting(policy, size, eviction) for policy in policies for size in sizes(trace)])
+
+
+@pytest.mark.slow
+def test_a_batch_may_mix_everything(tiny_trace, tmp_path):
+    trace = tiny_trace(tokens=4)
+    own = tmp_path / "mine.py"
+    own.write_text(PLUGIN.format(name="Mine", **FORMULAS))
+    policies = [load_policy(name) for name in ("dip", "dip-ca", "dip-ca-approx", own)]
+    settings = [Setting(p, size, e) for p in policies for size in sizes(trace) for e in ("lru", "lfu")]
+    same_plans(trace, settings, left=["dip-ca-approx"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"scores": "np.sqrt(np.abs(np.asarray(acts.glu)))"},  # no tensor
+        {
+            "scores": "acts.glu * 2 if acts.glu.mean() > 0 else abs(acts.glu)",
+            "ranked": "scores if scores.mean() > 1 else -scores",
+        },
+        {"ranked": "np.where(resident, scores, scores / 2)"},
+        {"ranked": "scores + 2 * resident"},  # float64 in numpy, float32 in torch
+    ],
+)
+def test_what_tensors_would_rank_otherwise_is_left_to_the_cpu(tiny_trace, tmp_path, change):
+    own = tmp_path / "mine.py"
+    own.write_text(PLUGIN.format(name="Mine", **FORMULAS | change))
+    trace = tiny_trace(tokens=4)
+    settings = [Setting(load_policy(name), size, "lru") for name in (own, "dip") for size in sizes(trace)]
+    same_plans(trace, settings, left=["mine"])
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """Where there is none, the interpreter stands in for it."""
+    if DEVICE != "cuda":
+        original = planning.fill
+        monkeypatch.setattr(tensors, "check_device", lambda _: None)
+        monkeypatch.setattr(planning, "fill", lambda *arguments: original(*arguments[:-1], DEVICE))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("gpu")
+def test_a_sweep_planned_on_a_gpu_is_the_same_to_the_byte(tiny_trace, tmp_path):
+    trace = tiny_trace(tokens=4)
+    grid = {"dram": [f"{size:.0f} B" for size in sizes(trace)], "eviction": ["lru", "lfu"]}
+    policies = ["dense", "dip", {"dip-ca": {"gamma": 0.3}}, "dip-ca-approx"]
+    chosen = parse(Experiment, {"trace": str(trace.path), "policies": policies, "sweep": grid}, "test")
+    steps = []
+    sweep(chosen, tmp_path / "cpu")
+    sweep(chosen, tmp_path / "cuda", device="cuda", progress=lambda *step: steps.append(step))
+    for path in (tmp_path / "cpu").rglob("*.*"):
+        assert (tmp_path / "cuda" / path.relative_to(tmp_path / "cpu")).read_bytes() == path.read_bytes()
+    assert ("planning layers", 36, 36) in steps  # 3 policies, 6 caches, 2 layers
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--device", "cuda"], "device 'cuda': is not available here; use cpu"),
+        (["--device", "cuda", "--dask", "localhost:1"], "--dask localhost:1: a cluster has no use for --device cuda"),
+        (["--device", "paper"], "Invalid value for '--device': 'paper' is not one of 'cpu', 'cuda'"),
+    ],
+)
+def test_a_sweep_without_its_gpu_says_so_before_it_begins(cli_run, checkout, tmp_path, options, complaint):
+    path = checkout / "examples/paper/phi-3-medium.yaml"
+    status, printed, errors = cli_run("sweep", path, "--out", tmp_path / "out", *options)
+    assert (status, printed, list(tmp_path.iterdir())) == (2, "", [])
+    assert complaint in errors
+    assert errors.count("\n") == 1
