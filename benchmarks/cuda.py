@@ -68,28 +68,27 @@ def main() -> int:
     if not torch.cuda.is_available():
         print("there is no GPU here", file=sys.stderr)
         return 1
+    print(torch.cuda.get_device_name())
     for name, layers in TRACES.items():
         trace = Trace.open(name)
         check(trace)
-        print(
-            f"\n{name}, {trace.tokens} tokens, {trace.shape.num_hidden_layers} layers; {torch.cuda.get_device_name()}\n"
-        )
+        print(f"\n{name}, {trace.tokens} tokens, {trace.shape.num_hidden_layers} layers\n")
         print("| settings | GPU | settings x tokens/s | two cores | settings x tokens/s | faster by |")
         print("|---|---|---|---|---|---|", flush=True)
         slow: list[tuple[int, float]] = []
         for row, numbers in enumerate(GRIDS):
             settings = grid(trace, *numbers)
+            count = len(settings)
             fast = seconds(lambda: plan(trace, settings, device="cuda"))  # noqa: B023
             if row < 3:
-                slow.append((len(settings), on_cores(name, settings, layers)))
+                slow.append((count, on_cores(name, settings, layers)))
                 spent = slow[-1][1]
             else:
                 (few, short), (more, long) = slow[-2:]
-                spent = long + (len(settings) - more) * (long - short) / (more - few)
-            rates = [f"{len(settings) * trace.tokens / each:,.0f}" for each in (fast, spent)]
+                spent = long + (count - more) * (long - short) / (more - few)
+            on_gpu, on_cpu = (f"{count * trace.tokens / each:,.0f}" for each in (fast, spent))
             print(
-                f"| {len(settings)} | {fast:.2f} s | {rates[0]} | {spent:.1f} s | {rates[1]} | {spent / fast:.1f} x |",
-                flush=True,
+                f"| {count} | {fast:.2f} s | {on_gpu} | {spent:.1f} s | {on_cpu} | {spent / fast:.1f} x |", flush=True
             )
     return 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 
 import numpy as np
@@ -33,11 +34,11 @@ class Member:
     def policy(self) -> Policy:
         return self.plan.setting.policy
 
-    @property
+    @cached_property
     def key(self) -> Key:
         return self.policy.label, self.group
 
-    @property
+    @cached_property
     def kind(self) -> tuple[Axis, bool, Eviction]:
         """Those of a kind step together."""
         return self.group.axis, self.policy.cache_aware, self.plan.setting.eviction

@@ -52,10 +52,10 @@ def fill(trace: Trace, plans: Sequence[FetchPlan], layers: int, progress: Progre
     try:
         members = [Member(plan, group) for plan in plans for group in plan.groups]
         other = {key for key, member in _by_key(members).items() if not _same_bits(member, device)}
-        left = [plan for plan in plans if any((plan.setting.policy.label, group) in other for group in plan.groups)]
-        members = [member for member in members if not any(member.plan is plan for plan in left)]
-        if left:
-            cpu.fill(trace, left, layers, (lambda _done, _total: None) if members else progress)
+        apart = {id(member.plan): member.plan for member in members if member.key in other}
+        members = [member for member in members if id(member.plan) not in apart]
+        if apart:
+            cpu.fill(trace, [*apart.values()], layers, (lambda _done, _total: None) if members else progress)
         if members:
             _fill(trace, members, layers, progress, device)
     finally:
