@@ -59,7 +59,7 @@ def on_cores(name: str, settings: Sequence[Setting], layers: int) -> float:
 def check(trace: Trace) -> None:
     """Both must find the same."""
     settings = grid(trace, *GRIDS[2])
-    for a, b in zip(plan(trace, settings, layers=2), plan(trace, settings, layers=2, device="cuda"), strict=True):
+    for a, b in zip(plan(trace, settings, layers=2), plan(trace, settings, layers=2, processor="cuda"), strict=True):
         for name, array in vars(a).items():
             assert not isinstance(array, np.ndarray) or np.array_equal(array, getattr(b, name)), (a.setting, name)
 
@@ -79,7 +79,7 @@ def main() -> int:
         for row, numbers in enumerate(GRIDS):
             settings = grid(trace, *numbers)
             count = len(settings)
-            fast = seconds(lambda: plan(trace, settings, device="cuda"))  # noqa: B023
+            fast = seconds(lambda: plan(trace, settings, processor="cuda"))  # noqa: B023
             if row < 3:
                 slow.append((count, on_cores(name, settings, layers)))
                 spent = slow[-1][1]

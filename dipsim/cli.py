@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import nullcontext
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -33,8 +34,8 @@ class Kind(StrEnum):
     traces = "traces"
 
 
-class Where(StrEnum):
-    """Where a sweep is planned."""
+class Processor(StrEnum):
+    """What plans a sweep."""
 
     cpu = "cpu"
     cuda = "cuda"
@@ -138,8 +139,8 @@ def sweep(
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; by default one a core.")] = None,
     dask: Annotated[str | None, typer.Option(help="Address of a Dask scheduler to run on (extra `dask`).")] = None,
     device: Annotated[
-        Where, typer.Option(help="Who plans; cuda is the GPU of this machine (extra `cuda`).")
-    ] = Where.cpu,
+        Processor, typer.Option(help="What plans; cuda is this machine's GPU (extra `cuda`).")
+    ] = Processor.cpu,
     out: Annotated[Path | None, typer.Option(help="Output folder; by default results/<experiment>.")] = None,
 ) -> None:
     """Simulate a grid: every combination of the values in an experiment's sweep. Killed, it resumes by itself."""
@@ -150,7 +151,8 @@ def sweep(
     chosen = Experiment.load(experiment)
     folder = out or Path("results") / experiment.stem
     workers = workers or len(os.sched_getaffinity(0))
-    with progress_bar() as progress, torch_needed("tokens or settings at a time"):
+    needed = torch_needed("cuda", "tokens or settings at a time") if device is Processor.cuda else nullcontext()
+    with progress_bar() as progress, needed:
         table = run_sweep(chosen, folder, workers, dask, progress, experiment, device.value)
         progress("drawing figures", 0, 1)
         sweep_plots.draw(folder)

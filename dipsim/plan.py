@@ -35,7 +35,8 @@ from dipsim.trace import Trace
 
 Floats = NDArray[np.float64]
 Whole = NDArray[np.signedinteger[Any]]
-Where = Literal["cpu", "cuda"]  # a plan is made
+Processor = Literal["cpu", "cuda"]  # that plans, not that is simulated
+Key = tuple[type[Policy], str, Group]  # the same for the same scores and ranking
 Progress = Callable[[int, int], object]  # layers done, layers
 
 
@@ -118,14 +119,14 @@ def plan(
     tokens: int | None = None,
     progress: Progress = lambda _done, _total: None,
     layers: int | None = None,
-    device: Where = "cpu",
+    processor: Processor = "cpu",
 ) -> list[FetchPlan]:
     """Plan every setting over the first `tokens` tokens and `layers` layers, by default all.
 
-    `progress(layers done, layers)` is called after each layer. With `device` "cuda" a GPU plans all settings side by
-    side (extra `live`); the plans are the same.
+    `progress(layers done, layers)` is called after each layer. With the `processor` "cuda" a GPU plans all
+    settings side by side (extra `cuda`); the plans are the same.
 
-    Raises InputError if a setting does not fit the trace, its policy or its DRAM, and if there is no such device.
+    Raises InputError if a setting does not fit the trace, its policy or its DRAM, and if there is no such processor.
     """
     tokens = trace.tokens if tokens is None else tokens
     if not 0 < tokens <= trace.tokens:
@@ -135,12 +136,12 @@ def plan(
     if not plans:
         return plans
     layers = trace.shape.num_hidden_layers if layers is None else layers
-    if device == "cpu":
+    if processor == "cpu":
         fill(trace, plans, layers, progress)
     else:
         from dipsim.live import planning
 
-        planning.fill(trace, plans, layers, progress, device)
+        planning.fill(trace, plans, layers, progress, processor)
     for fetch_plan in plans:
         for array in vars(fetch_plan).values():
             if isinstance(array, np.ndarray):
@@ -153,12 +154,12 @@ def fill(trace: Trace, plans: Sequence[FetchPlan], layers: int, progress: Progre
     tokens, starts = plans[0].tokens, plans[0].sequence_starts
     for index in range(layers):
         acts = trace.layer(index, tokens)
-        valued: dict[tuple[str, Group], NDArray[Any]] = {}  # scores, of cache-aware policies only
-        blind: dict[tuple[str, Group], Mask] = {}  # masks that serve every DRAM size and eviction
+        valued: dict[Key, NDArray[Any]] = {}  # scores, of cache-aware policies only
+        blind: dict[Key, Mask] = {}  # masks that serve every DRAM size and eviction
         for fetch_plan in plans:
             for group, capacity in zip(fetch_plan.groups, fetch_plan.budget.capacities, strict=True):
                 policy, eviction = fetch_plan.setting.policy, fetch_plan.setting.eviction
-                key = (policy.label, group)
+                key = (type(policy), policy.label, group)
                 if policy.cache_aware:
                     if key not in valued:
                         valued[key] = scores(policy, group, acts)

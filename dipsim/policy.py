@@ -153,9 +153,11 @@ def guarded(policy: Policy, method: str, call: Callable[[], Result]) -> Result:
     """The result of a plugin's method; what goes wrong inside it becomes one line that names the plugin."""
     try:
         return call()
-    except InputError:
+    except (InputError, MemoryError):
         raise
     except (Exception, SystemExit) as error:
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, of a GPU
+            raise
         text = " ".join(str(error).split())
         raise InputError(f"policy {policy.label}: {method} failed: {type(error).__name__}: {text}") from error
 

@@ -38,6 +38,7 @@ SHOWING = (
     "sweep_plots",
     "workers",
 )  # change no figure
+ON_A_GPU = ("batch", "kernels", "planning", "tensors")  # of live, what plans
 
 
 def grid(experiment: Experiment, where: object = "sweep") -> list[Experiment]:
@@ -203,7 +204,8 @@ def policy_hash(policy: Policy) -> str:
 def code_hash() -> str:
     """dipsim's version and the hash of those of its modules that figures come from."""
     package = Path(dipsim.__file__).parent
-    modules = [path for path in (*package.glob("*.py"), *package.glob("live/*.py")) if path.stem not in SHOWING]
+    modules = [path for path in package.glob("*.py") if path.stem not in SHOWING]
+    modules += [package / "live" / f"{name}.py" for name in ON_A_GPU]
     return _hash([dipsim.__version__, *(sha256(path) for path in sorted(modules))])
 
 

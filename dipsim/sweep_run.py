@@ -25,7 +25,7 @@ from dipsim.bounds import Timing, timeline
 from dipsim.device import Device
 from dipsim.experiment import Experiment, Progress
 from dipsim.files import InputError, sha256, write
-from dipsim.plan import Setting, Where, plan
+from dipsim.plan import Processor, Setting, plan
 from dipsim.policy import load_policy
 from dipsim.result import Result
 from dipsim.sweep import Point, points, policy_hash
@@ -35,7 +35,7 @@ from dipsim.workers import Tick, cluster, in_processes
 
 # Plans of one unit. With the activations of a 14B model a process then stays below 1.5 GB; a GPU's plans all come from
 # one process, and each unit reads the activations anew.
-PLAN_BYTES: dict[Where, float] = {"cpu": 400e6, "cuda": 8e9}
+PLAN_BYTES: dict[Processor, float] = {"cpu": 400e6, "cuda": 8e9}
 NOT_MEASURED = "not measured"
 RESULTS = (
     "tokens_per_s",
@@ -74,7 +74,7 @@ class Unit:
     layers: int
     jobs: tuple[Job, ...]
     cost: float  # grows with the time it takes
-    device: Where
+    processor: Processor = "cpu"
 
 
 def sweep(
@@ -84,29 +84,28 @@ def sweep(
     dask: str | None = None,
     progress: Progress = lambda *_: None,
     where: object = "sweep",
-    device: Where = "cpu",
+    processor: Processor = "cpu",
 ) -> pd.DataFrame:
     """Compute what is missing of a sweep and write its table; `progress(what, done, total)`. One row a point.
 
-    `workers` processes share the work, or a Dask cluster at the address `dask`; with the `device` "cuda" the GPU of
-    this machine plans it all. Raises InputError, before anything is computed, if a point cannot run, and if the folder
-    cannot be written.
+    `workers` processes share the work, or a Dask cluster at the address `dask`; with the `processor` "cuda" this
+    machine's GPU plans, and they what it would plan otherwise. Raises InputError, before anything is computed, if a
+    point cannot run, and if the folder cannot be written.
     """
-    if device == "cuda":
-        from dipsim.live.tensors import check_device
+    if processor == "cuda":
+        from dipsim.live import planning
 
         if dask is not None:
             raise InputError(
-                f"--dask {dask}: a cluster has no use for --device cuda, the GPU of this machine; leave one"
+                f"--dask {dask}: a cluster has no use for this machine's GPU (--device cuda); leave out one"
             )
-        check_device(device)
-        workers = 1
+        planning.check(processor)
     wanted = points(experiment, where)
     rows = {point.key: row for point in wanted if (row := _read(folder, point.key)) is not None}
     write(folder / "experiment.yaml", yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False))
     missing = [point for point in wanted if point.key not in rows]
     progress("points", len(rows), len(wanted))
-    for found in _compute(missing, workers, dask, device, progress) if missing else ():
+    for found in _compute(missing, workers, dask, processor, progress) if missing else ():
         for key, row in found.items():
             write(_path(folder, key), json.dumps(row, indent=2) + "\n")
         rows |= found
@@ -137,23 +136,44 @@ def _line(point: Point, row: Row) -> dict[str, Any]:
 
 
 def _compute(
-    missing: Sequence[Point], workers: int, dask: str | None, device: Where, progress: Progress
+    missing: Sequence[Point], workers: int, dask: str | None, processor: Processor, progress: Progress
 ) -> Iterator[dict[str, Row]]:
     """The rows of all points, a unit at a time, as they are finished."""
     if dask is not None:
         with cluster(dask) as (threads, run):
             yield from run(compute, split(missing, threads))
         return
-    units = split(missing, workers, device)
+    if processor == "cuda":
+        missing, left = _divide(missing)
+        units = split(missing, 1, processor)
+        total = sum(unit.layers * len(unit.jobs) for unit in units)
+        yield from in_processes(compute, units, 1, lambda done: progress("planning layers on the GPU", done, total))
+        missing = left
+    units = split(missing, workers)
     total = sum(unit.layers * len(unit.jobs) for unit in units)
     yield from in_processes(compute, units, workers, lambda done: progress("planning layers", done, total))
+
+
+def _divide(wanted: Sequence[Point]) -> tuple[list[Point], list[Point]]:
+    """The points that the GPU plans, and those that it would plan otherwise."""
+    from dipsim.live import planning
+
+    able: dict[tuple[Any, ...], bool] = {}
+    parts: tuple[list[Point], list[Point]] = ([], [])
+    for point in wanted:
+        key = tuple(point.columns[name] for name in ("trace", "tokens", "policy"))
+        if key not in able:
+            policy = point.planned.setting.policy
+            able[key] = planning.able(Trace.open(point.cell.trace), policy, point.columns["tokens"], "cuda")
+        parts[0 if able[key] else 1].append(point)
+    return parts
 
 
 def compute(unit: Unit, tick: Tick = lambda _: None) -> dict[str, Row]:
     """The rows of a unit's points by key; `tick(plans)` is called after each layer."""
     settings = [job.setting() for job in unit.jobs]
     trace = Trace.open(unit.trace)
-    plans = plan(trace, settings, unit.tokens, lambda _done, _total: tick(len(settings)), unit.layers, unit.device)
+    plans = plan(trace, settings, unit.tokens, lambda _done, _total: tick(len(settings)), unit.layers, unit.processor)
     return {
         key: _row(Result(fetch_plan, device, timeline(fetch_plan, device, timing)))
         for job, fetch_plan in zip(unit.jobs, plans, strict=True)
@@ -168,7 +188,7 @@ def _row(result: Result) -> Row:
     return {name: nested.get(name, summary.get(name)) for name in RESULTS}
 
 
-def split(wanted: Sequence[Point], workers: int, device: Where = "cpu") -> list[Unit]:
+def split(wanted: Sequence[Point], workers: int, processor: Processor = "cpu") -> list[Unit]:
     """Units of work, after the trivial ones the longest first: one for each trace and policy, on a GPU one for all of a
     trace's; more only to stay below PLAN_BYTES or to keep all workers busy, since each reads or draws the trace again.
     """
@@ -177,19 +197,20 @@ def split(wanted: Sequence[Point], workers: int, device: Where = "cpu") -> list[
         jobs.setdefault(point.planned.key, []).append(point)
     passes: dict[tuple[str, ...], list[list[Point]]] = {}
     for same in jobs.values():
-        apart = str(same[0].columns["policy"]) if device == "cpu" else str(same[0].planned.layers)
+        apart = str(same[0].columns["policy"]) if processor == "cpu" else str(same[0].planned.layers)
         passes.setdefault((same[0].columns["trace"], str(same[0].columns["tokens"]), apart), []).append(same)
     share = math.ceil(len(jobs) / workers)
     units = []
     for group in passes.values():
         first = group[0][0]
-        pieces = max(math.ceil(len(group) * first.planned.bytes / PLAN_BYTES[device]), math.ceil(len(group) / share))
+        held = sum(same[0].planned.bytes for same in group)
+        pieces = max(math.ceil(held / PLAN_BYTES[processor]), math.ceil(len(group) / share))
         size = math.ceil(len(group) / (pieces if first.planned.layers else 1))
-        units += [_unit(group[begin : begin + size], device) for begin in range(0, len(group), size)]
+        units += [_unit(group[begin : begin + size], processor) for begin in range(0, len(group), size)]
     return sorted(units, key=lambda unit: (unit.layers > 0, -unit.cost))
 
 
-def _unit(group: list[list[Point]], device: Where) -> Unit:
+def _unit(group: list[list[Point]], processor: Processor) -> Unit:
     first = group[0][0]
     jobs = []
     for same in group:
@@ -206,7 +227,7 @@ def _unit(group: list[list[Point]], device: Where) -> Unit:
     aware = 3 if first.planned.setting.policy.cache_aware else 1  # its masks serve one cache only
     tokens, layers = first.columns["tokens"], first.planned.layers
     cost = tokens * layers * aware * len(jobs)
-    return Unit(_absolute("traces", first.cell.trace), tokens, layers, tuple(jobs), cost, device)
+    return Unit(_absolute("traces", first.cell.trace), tokens, layers, tuple(jobs), cost, processor)
 
 
 def _absolute(kind: str, name: str) -> str:

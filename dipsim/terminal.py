@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -35,18 +36,19 @@ def stem(policy: str) -> str:
 
 
 @contextlib.contextmanager
-def torch_needed(less: str = "or shorter sequences, or a smaller dtype") -> Iterator[None]:
-    """Around what needs torch: say how to get it where it is missing, and ask for fewer of what where memory is."""
+def torch_needed(extra: str = "live", less: str = "or shorter sequences, or a smaller dtype") -> Iterator[None]:
+    """Around what needs torch: name its extra where it is missing, ask for fewer of what where memory is."""
     try:
         yield
     except ModuleNotFoundError as error:
-        extra = "cuda" if error.name == "triton" else "live"
         raise InputError(
             f"{error.name} is not installed; install dipsim with its extra `{extra}` (see the README)"
         ) from None
     except Exception as error:
         out_of_memory = type(error).__name__ in ("OutOfMemoryError", "MemoryError")
-        if not out_of_memory and not (isinstance(error, RuntimeError) and "not enough memory" in str(error)):
+        if not out_of_memory and not (
+            isinstance(error, RuntimeError) and re.search("(not enough|out of) memory", str(error))
+        ):
             raise
         raise InputError(f"out of memory; ask for fewer {less}") from None
 

@@ -23,9 +23,8 @@ class DipCa(Dip):
 
     def rerank(self, scores: Any, resident: Any) -> Any:
         exempt = resident | top_k(scores, self.fixed_top_n) if self.fixed_top_n else resident
-        if isinstance(scores, np.ndarray):  # none is negative, so the larger is the one or the other; no branches
-            return np.maximum(scores * self.gamma, scores * exempt)
-        return scores.where(exempt, scores * self.gamma)
+        lowered, spared = scores * self.gamma, scores * exempt  # none is negative: the larger is the one or the other
+        return np.maximum(lowered, spared) if isinstance(scores, np.ndarray) else lowered.maximum(spared)
 
     def at(self, position: int) -> Self:
         if position >= self.warmup:

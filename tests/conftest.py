@@ -1,10 +1,15 @@
 """What the tests share: a tiny model, a tiny random trace, and the command line run in this process."""
 
+import os
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+
+if not torch.cuda.is_available():  # kernels run in Triton's interpreter; said before anything imports Triton
+    os.environ["TRITON_INTERPRET"] = "1"
 
 from dipsim import cli, trace
 from dipsim.model import ModelShape

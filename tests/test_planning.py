@@ -1,30 +1,31 @@
 """Planning on a GPU gives the CPU's plans. Without a GPU the kernels run in Triton's interpreter, column for column."""
 
-import os
+import sys
 
 import numpy as np
 import pytest
 import torch
+from conftest import SHAPE, activations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from slow import SlowCache, slow_runs
 
-os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
 pytest.importorskip("triton", reason="Triton is not installed")
 
 from dipsim.cache import CLAIRVOYANT, EVICTIONS
 from dipsim.experiment import Experiment
-from dipsim.files import parse
-from dipsim.live import kernels, planning, tensors
+from dipsim.files import InputError, parse
+from dipsim.live import batch, kernels, planning
 from dipsim.plan import Setting, empty, fill, plan
 from dipsim.policy import load_policy, top_k
 from dipsim.sweep_run import sweep
+from dipsim.trace import Activations, Header, Trace, save
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # where the interpreter runs
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     arrays(
         np.float32,
@@ -47,7 +48,7 @@ def test_choose_is_top_k(scores, dtype, data):
     assert nan.tolist() == [0] * (len(values) - 1) + [1]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(arrays(bool, st.tuples(st.integers(1, 2), st.integers(1, 6), st.integers(1, 12))), st.sampled_from(EVICTIONS))
 def test_caches_are_the_slow_ones_column_by_column(masks, eviction):
     different, tokens, columns = masks.shape
@@ -73,25 +74,45 @@ def test_caches_are_the_slow_ones_column_by_column(masks, eviction):
 PLUGIN = """
 import numpy as np
 from dipsim import Group, Policy
-class {name}(Policy):
+class Mine(Policy):
+    early: bool = False
+    def at(self, position): return {at}
     def groups(self, shape): return [Group('neuron', ('down_proj',), 'neuron', 9)]
     def scores(self, group, acts): return {scores}
     def rerank(self, scores, resident): return {ranked}
 """
 SMOOTH = "scores * (0.7 + 0.3 * resident)"  # numpy makes this float64
-FORMULAS = {"scores": "abs(acts.glu)", "ranked": SMOOTH}
+FORMULAS = {"scores": "abs(acts.glu)", "ranked": SMOOTH, "at": "self"}
+
+
+@pytest.fixture
+def own(tmp_path):
+    """A plugin with some of its formulas changed."""
+
+    def make(**change):
+        (tmp_path / "mine.py").write_text(PLUGIN.format(**FORMULAS | change))
+        return load_policy(tmp_path / "mine.py")
+
+    return make
+
+
+def on_gpu(trace, settings, progress=lambda *_: None):
+    """The plans as a GPU makes them."""
+    found = [empty(trace.shape, setting, trace.tokens, trace.sequence_starts) for setting in settings]
+    planning.fill(trace, found, trace.shape.num_hidden_layers, progress, DEVICE)
+    return found
 
 
 def same_plans(trace, settings, left=()):
     """Plan on both; all arrays must be equal bit for bit, and only the policies `left` be left to the CPU."""
     expected = plan(trace, settings)
-    found = [empty(trace.shape, setting, trace.tokens, trace.sequence_starts) for setting in settings]
     steps, kept = [], []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(planning.cpu, "fill", lambda t, plans, *rest: (kept.extend(plans), fill(t, plans, *rest)))
-        planning.fill(trace, found, trace.shape.num_hidden_layers, lambda *step: steps.append(step), DEVICE)
+        patch.setattr(planning.on_cpu, "fill", lambda t, plans, *rest: (kept.extend(plans), fill(t, plans, *rest)))
+        found = on_gpu(trace, settings, lambda *step: steps.append(step))
     assert {each.setting.policy.name for each in kept} == set(left)
-    assert steps == [(1, 2), (2, 2)]
+    layers = trace.shape.num_hidden_layers
+    assert steps == [(layer + 1, layers) for layer in range(layers)]
     assert torch.get_default_dtype() == torch.float32
     for a, b in zip(expected, found, strict=True):
         for name, array in vars(a).items():
@@ -123,43 +144,90 @@ def test_plans_of_cache_aware_policies_are_the_cpus(tiny_trace, eviction):
 
 
 @pytest.mark.slow
-def test_a_batch_may_mix_everything(tiny_trace, tmp_path):
+def test_a_batch_may_mix_everything(tiny_trace, own):
     trace = tiny_trace(tokens=4)
-    own = tmp_path / "mine.py"
-    own.write_text(PLUGIN.format(name="Mine", **FORMULAS))
-    policies = [load_policy(name) for name in ("dip", "dip-ca", "dip-ca-approx", own)]
+    policies = [*(load_policy(name) for name in ("dip", "dip-ca", "dip-ca-approx")), own()]
     settings = [Setting(p, size, e) for p in policies for size in sizes(trace) for e in ("lru", "lfu")]
     same_plans(trace, settings, left=["dip-ca-approx"])
 
 
 @pytest.mark.slow
+def test_layers_are_planned_a_few_at_a_time(tiny_trace, monkeypatch):
+    monkeypatch.setattr(planning, "ROWS", 2)
+    trace = tiny_trace(shape=SHAPE.model_copy(update={"num_hidden_layers": 11}), tokens=2)
+    same_plans(trace, [Setting(load_policy(name), sizes(trace)[1], "lru") for name in ("dip", "dip-ca")])
+
+
 @pytest.mark.parametrize(
     "change",
     [
         {"scores": "np.sqrt(np.abs(np.asarray(acts.glu)))"},  # no tensor
-        {
-            "scores": "acts.glu * 2 if acts.glu.mean() > 0 else abs(acts.glu)",
-            "ranked": "scores if scores.mean() > 1 else -scores",
-        },
+        {"scores": "abs(acts.glu) / abs(acts.glu).mean(0)"},  # summed in another order
+        {"ranked": "scores if scores.mean() > 1 else scores * resident"},  # a branch on values
         {"ranked": "np.where(resident, scores, scores / 2)"},
         {"ranked": "scores + 2 * resident"},  # float64 in numpy, float32 in torch
+        {
+            "ranked": "scores + 2 * resident if self.early else scores",
+            "at": "self.model_copy(update={'early': position < 3})",
+        },
     ],
 )
-def test_what_tensors_would_rank_otherwise_is_left_to_the_cpu(tiny_trace, tmp_path, change):
-    own = tmp_path / "mine.py"
-    own.write_text(PLUGIN.format(name="Mine", **FORMULAS | change))
+def test_what_tensors_would_rank_otherwise_is_left_to_the_cpu(tiny_trace, own, change):
+    trace = tiny_trace(tokens=40)
+    same_plans(trace, [Setting(own(**change), size, "lru") for size in sizes(trace)], left=["mine"])
+    assert not planning.able(trace, own(**change), trace.tokens, DEVICE)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"scores": "acts.glu.__imul__(2)"}, "scores failed: ValueError: output array is read-only"),
+        ({"ranked": "scores.__imul__(2)"}, "select failed: ValueError: output array is read-only"),
+        ({"scores": "acts.gate > 0"}, "must be numbers"),
+        ({"at": "1 / position"}, "select failed: ZeroDivisionError"),
+        ({"ranked": "scores * float('inf') - scores * float('inf')"}, "without NaN"),
+        ({"ranked": "exit(3)"}, "select failed: SystemExit: 3"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:invalid value")
+def test_a_plugin_that_fails_does_so_as_on_the_cpu(tiny_trace, own, change, complaint):
     trace = tiny_trace(tokens=4)
-    settings = [Setting(load_policy(name), size, "lru") for name in (own, "dip") for size in sizes(trace)]
-    same_plans(trace, settings, left=["mine"])
+    settings = [Setting(policy, sizes(trace)[1]) for policy in (load_policy("dip"), own(**change))]
+    for make in (plan, on_gpu):
+        with pytest.raises(InputError, match=complaint):
+            make(trace, settings)
+
+
+@pytest.mark.filterwarnings("ignore:(invalid value|overflow)")
+def test_a_ranking_that_turns_out_not_to_be_numbers(tmp_path, own):
+    small, large = activations(tokens=2)
+    large = Activations(*(np.float32(1e18) * values for values in (large.mlp_input, large.gate_proj, large.up_proj)))
+    save(tmp_path / "large.safetensors", Header(model=SHAPE), [small, large], dtype="float32")
+    trace = Trace.open(tmp_path / "large.safetensors")
+    setting = Setting(own(ranked="scores * scores - scores * scores"), sizes(trace)[1])
+    for make in (plan, on_gpu):
+        with pytest.raises(InputError, match="rerank must leave numbers, without NaN"):
+            make(trace, [setting])
+
+
+def test_memory_that_runs_out_is_not_the_plugins_fault(tiny_trace, own, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    trace = tiny_trace(tokens=4)
+    settings = [Setting(own(), sizes(trace)[1])]
+    monkeypatch.setattr(batch, "vmap", lambda *_: full)
+    with pytest.raises(torch.OutOfMemoryError):
+        on_gpu(trace, settings)
 
 
 @pytest.fixture
 def gpu(monkeypatch):
     """Where there is none, the interpreter stands in for it."""
     if DEVICE != "cuda":
-        original = planning.fill
-        monkeypatch.setattr(tensors, "check_device", lambda _: None)
-        monkeypatch.setattr(planning, "fill", lambda *arguments: original(*arguments[:-1], DEVICE))
+        for name in ("check", "able", "fill"):
+            original = getattr(planning, name)
+            monkeypatch.setattr(planning, name, lambda *arguments, do=original: do(*arguments[:-1], DEVICE))
 
 
 @pytest.mark.slow
@@ -171,10 +239,11 @@ def test_a_sweep_planned_on_a_gpu_is_the_same_to_the_byte(tiny_trace, tmp_path):
     chosen = parse(Experiment, {"trace": str(trace.path), "policies": policies, "sweep": grid}, "test")
     steps = []
     sweep(chosen, tmp_path / "cpu")
-    sweep(chosen, tmp_path / "cuda", device="cuda", progress=lambda *step: steps.append(step))
+    sweep(chosen, tmp_path / "cuda", processor="cuda", progress=lambda *step: steps.append(step))
     for path in (tmp_path / "cpu").rglob("*.*"):
         assert (tmp_path / "cuda" / path.relative_to(tmp_path / "cpu")).read_bytes() == path.read_bytes()
-    assert ("planning layers", 36, 36) in steps  # 3 policies, 6 caches, 2 layers
+    assert ("planning layers on the GPU", 24, 24) in steps  # dip and dip-ca, 6 caches, 2 layers
+    assert ("planning layers", 12, 12) in steps  # dip-ca-approx
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
@@ -182,7 +251,10 @@ def test_a_sweep_planned_on_a_gpu_is_the_same_to_the_byte(tiny_trace, tmp_path):
     ("options", "complaint"),
     [
         (["--device", "cuda"], "device 'cuda': is not available here; use cpu"),
-        (["--device", "cuda", "--dask", "localhost:1"], "--dask localhost:1: a cluster has no use for --device cuda"),
+        (
+            ["--device", "cuda", "--dask", "localhost:1"],
+            "--dask localhost:1: a cluster has no use for this machine's GPU (--device cuda); leave out one",
+        ),
         (["--device", "paper"], "Invalid value for '--device': 'paper' is not one of 'cpu', 'cuda'"),
     ],
 )
@@ -192,3 +264,14 @@ def test_a_sweep_without_its_gpu_says_so_before_it_begins(cli_run, checkout, tmp
     assert (status, printed, list(tmp_path.iterdir())) == (2, "", [])
     assert complaint in errors
     assert errors.count("\n") == 1
+
+
+def test_a_sweep_without_triton_says_so_before_it_begins(cli_run, checkout, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "triton", None)
+    for name in ("kernels", "batch", "planning"):
+        monkeypatch.delitem(sys.modules, f"dipsim.live.{name}")
+        monkeypatch.delattr(f"dipsim.live.{name}")
+    path = checkout / "examples/paper/phi-3-medium.yaml"
+    status, printed, errors = cli_run("sweep", path, "--out", tmp_path / "out", "--device", "cuda")
+    assert (status, printed, list(tmp_path.iterdir())) == (2, "", [])
+    assert errors == "error: triton is not installed; install dipsim with its extra `cuda` (see the README)\n"

@@ -15,12 +15,11 @@ from torch.func import vmap
 
 from dipsim.cache import CLAIRVOYANT, Eviction
 from dipsim.live import kernels, tensors
-from dipsim.plan import FetchPlan
+from dipsim.plan import FetchPlan, Key
 from dipsim.policy import Axis, Group, Policy, calibrated, guarded, wrong_ranking
 from dipsim.selection import sequences
 
-Key = tuple[str, Group]  # a policy's label and one of its groups: the same for the same scores and ranking
-Counted = NDArray[np.int32]
+Counted = NDArray[np.int32]  # [L, T, places]
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class Member:
 
     @cached_property
     def key(self) -> Key:
-        return self.policy.label, self.group
+        return type(self.policy), self.policy.label, self.group
 
     @cached_property
     def kind(self) -> tuple[Axis, bool, Eviction]:
@@ -56,7 +55,7 @@ class Batch:
     """The caches of members of one kind, those of the same key side by side, in adjacent layers.
 
     Rows are ordered by ranking (the members of a key), layer, member: a ranking has a block [L, D] of rows. `scores`:
-    by key, [L, T, N].
+    by key, [L, T, N], float32 or float64.
     """
 
     def __init__(self, members: Sequence[Member], scores: dict[Key, Tensor]) -> None:
@@ -93,7 +92,7 @@ class Batch:
         for first, last in self.spans:
             self.caches.clear()
             for position in range(last - first):
-                policies = [policy.at(position) for policy in steady]
+                policies = [at(policy, position) for policy in steady]
                 self._token(policies, all(now is ever for now, ever in zip(policies, steady, strict=True)))
         for member, nan in zip(self.rows, self.nan.tolist(), strict=True):
             if nan:
@@ -147,10 +146,15 @@ class Batch:
         )
 
 
+def at(policy: Policy, position: int) -> Policy:
+    """The policy at a position of a sequence. Raises InputError if the plugin fails."""
+    return guarded(policy, "at", lambda: policy.at(position))
+
+
 def rerank(policy: Policy, scores: Tensor, resident: Tensor) -> Tensor:
     """The policy's ranking of each row by itself, [L, D, N]; scores [L, N], resident [L, D, N], L layers, D caches."""
-    found = guarded(policy, "rerank", lambda: vmap(vmap(policy.rerank, (None, 0)))(scores, resident))
-    return tensors.floats(found)
+    rows = vmap(vmap(policy.rerank, (None, 0)))
+    return guarded(policy, "rerank", lambda: tensors.floats(rows(scores, resident)))
 
 
 def choose(scores: Tensor, group: Group) -> Tensor:
