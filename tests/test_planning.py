@@ -17,6 +17,7 @@ from dipsim.cache import CLAIRVOYANT, EVICTIONS
 from dipsim.experiment import Experiment
 from dipsim.files import InputError, parse
 from dipsim.live import batch, kernels, planning
+from dipsim.live.batch import Member
 from dipsim.plan import Setting, empty, fill, plan
 from dipsim.policy import load_policy, top_k
 from dipsim.sweep_run import sweep
@@ -275,3 +276,26 @@ def test_a_sweep_without_triton_says_so_before_it_begins(cli_run, checkout, tmp_
     status, printed, errors = cli_run("sweep", path, "--out", tmp_path / "out", "--device", "cuda")
     assert (status, printed, list(tmp_path.iterdir())) == (2, "", [])
     assert errors == "error: triton is not installed; install dipsim with its extra `cuda` (see the README)\n"
+
+
+def test_as_many_layers_together_as_keep_a_gpu_busy_and_fit(tiny_trace, monkeypatch):
+    trace = tiny_trace()
+    plans = [
+        empty(trace.shape, Setting(load_policy(name), size, eviction), trace.tokens, trace.sequence_starts)
+        for name, eviction in (("dip", "lru"), ("dip", "belady"), ("dip-ca", "lfu"))
+        for size in sizes(trace)
+    ]
+    members = [Member(each, group) for each in plans for group in each.groups]
+    tried = {member.key: (1.0, 4) for member in members}
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+
+    def together(free):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free, free))
+        return planning._layers_together(members, tried, "cuda")
+
+    assert together(10**12) == planning._layers_together(members, tried, "cpu") == -(-planning.ROWS // 3)
+    assert together(0) == 1
+    scores = 12 * 4 * (16 + 24)  # of both axes, shared by all
+    masks = 12 * (2 + 6) * (16 + 24)  # lru and belady; the latter with the next uses
+    own = 3 * 3 * ((6 + 12) * (16 + 24) + 4 * 12 * (2 * 3 + 2 * (5 + 5)))  # three sizes of three kinds
+    assert together((scores + masks + own) * 7 / planning.MEMORY + 1) == 7
