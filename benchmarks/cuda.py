@@ -87,9 +87,8 @@ def main() -> int:
                 (few, short), (more, long) = slow[-2:]
                 spent = long + (count - more) * (long - short) / (more - few)
             on_gpu, on_cpu = (f"{count * trace.tokens / each:,.0f}" for each in (fast, spent))
-            print(
-                f"| {count} | {fast:.2f} s | {on_gpu} | {spent:.1f} s | {on_cpu} | {spent / fast:.1f} x |", flush=True
-            )
+            times = [f"{float(f'{each:.3g}'):,g} s" for each in (fast, spent)]
+            print(f"| {count} | {times[0]} | {on_gpu} | {times[1]} | {on_cpu} | {spent / fast:.1f} x |", flush=True)
     return 0
 
 

@@ -52,3 +52,8 @@ def find(kind: str, name_or_path: str | Path) -> Path:
             return file
     singular = {"policies": "policy"}.get(kind, kind.rstrip("s"))
     raise InputError(f"{text or '(empty)'}: no such {singular}; shipped: {', '.join(names(kind))}; or give a path")
+
+
+def stem(name_or_path: str) -> str:
+    """How a policy is called: `mine` for ./mine.py, `dip-ca` for dip-ca."""
+    return Path(name_or_path).name.removesuffix(".py").replace("_", "-")

@@ -139,7 +139,7 @@ def sweep(
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; by default one a core.")] = None,
     dask: Annotated[str | None, typer.Option(help="Address of a Dask scheduler to run on (extra `dask`).")] = None,
     device: Annotated[
-        Processor, typer.Option(help="What plans; cuda is this machine's GPU (extra `cuda`).")
+        Processor, typer.Option(help="What plans, not what is simulated; cuda is this machine's GPU (extra `cuda`).")
     ] = Processor.cpu,
     out: Annotated[Path | None, typer.Option(help="Output folder; by default results/<experiment>.")] = None,
 ) -> None:

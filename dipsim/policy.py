@@ -197,7 +197,7 @@ def policy_class(name_or_path: str | Path) -> type[Policy]:
         names = ", ".join(sorted(cls.__name__ for cls in found)) or "none"
         raise InputError(f"{path}: must define exactly one subclass of dipsim.Policy (found {names})")
     cls = found[0]
-    cls.name = path.stem.replace("_", "-")
+    cls.name = assets.stem(path.name)
     return cls
 
 

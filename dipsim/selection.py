@@ -63,7 +63,9 @@ def choose_aware(policy: Policy, group: Group, values: NDArray[Any], cache: Colu
     """Mask [N] of one token from its scores [N]. Raises InputError if the policy does not choose k of the columns."""
     resident = cache.resident.view()
     resident.setflags(write=False)
-    mask = guarded(policy, "select", lambda: policy.at(position).select(group, values, resident))
+    now = guarded(policy, "at", lambda: policy.at(position))
+    written = "rerank" if type(policy).select is Policy.select else "select"  # by the plugin's author
+    mask = guarded(policy, written, lambda: now.select(group, values, resident))
     if not isinstance(mask, np.ndarray) or mask.shape != values.shape or mask.dtype != np.bool_:
         raise wrong_ranking(policy, group, f"keep the shape {list(values.shape)}")
     if not group.threshold and np.count_nonzero(mask) != group.k:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from dipsim.assets import stem
 from dipsim.files import InputError, parse_yaml
 
 
@@ -28,11 +29,6 @@ def apply_settings(chosen: list[dict[str, dict[str, Any]]], settings: list[str])
             raise InputError(f"--set {setting}: write POLICY.PARAMETER=VALUE with a policy of this run ({known})")
         for parameters in matching:
             parameters[parameter] = parse_yaml(value, f"--set {setting}")
-
-
-def stem(policy: str) -> str:
-    """`mine` for ./mine.py, `dip-ca` for dip-ca."""
-    return Path(policy).name.removesuffix(".py").replace("_", "-")
 
 
 @contextlib.contextmanager

@@ -139,9 +139,9 @@ def test_static_overflow_is_an_error_unless_streaming_is_allowed(tiny_trace):
     [
         ("return scores * float('nan')", "without NaN"),
         ("return scores[:1]", "must keep the shape"),
-        ("return None", "select failed: AttributeError"),
-        ("resident[:] = True", "select failed: ValueError"),
-        ("scores[:] = 0", "select failed: ValueError"),
+        ("return None", "rerank failed: AttributeError"),
+        ("resident[:] = True", "rerank failed: ValueError"),
+        ("scores[:] = 0", "rerank failed: ValueError"),
     ],
 )
 def test_a_plugin_cannot_choose_nonsense_or_change_what_others_see(tiny_trace, tmp_path, body, complaint):

@@ -183,11 +183,11 @@ def test_what_tensors_would_rank_otherwise_is_left_to_the_cpu(tiny_trace, own, c
     ("change", "complaint"),
     [
         ({"scores": "acts.glu.__imul__(2)"}, "scores failed: ValueError: output array is read-only"),
-        ({"ranked": "scores.__imul__(2)"}, "select failed: ValueError: output array is read-only"),
+        ({"ranked": "scores.__imul__(2)"}, "rerank failed: ValueError: output array is read-only"),
         ({"scores": "acts.gate > 0"}, "must be numbers"),
-        ({"at": "1 / position"}, "select failed: ZeroDivisionError"),
+        ({"at": "1 / position"}, "at failed: ZeroDivisionError"),
         ({"ranked": "scores * float('inf') - scores * float('inf')"}, "without NaN"),
-        ({"ranked": "exit(3)"}, "select failed: SystemExit: 3"),
+        ({"ranked": "exit(3)"}, "rerank failed: SystemExit: 3"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:invalid value")
@@ -251,7 +251,7 @@ def test_a_sweep_planned_on_a_gpu_is_the_same_to_the_byte(tiny_trace, tmp_path):
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        (["--device", "cuda"], "device 'cuda': is not available here; use cpu"),
+        (["--device", "cuda"], "device 'cuda': is not available here (Torch not compiled with CUDA enabled); use cpu"),
         (
             ["--device", "cuda", "--dask", "localhost:1"],
             "--dask localhost:1: a cluster has no use for this machine's GPU (--device cuda); leave out one",

@@ -103,6 +103,18 @@ def test_grid_is_every_combination_in_order(tiny_trace):
     assert not any(cell.sweep for cell in cells)
 
 
+def test_a_plugins_parameter_is_swept_by_its_name(tiny_trace, tmp_path):
+    path = tmp_path / "my_own.py"
+    path.write_text("from dipsim import Policy\nclass Own(Policy):\n    weight: float = 0.5\n")
+    chosen = make(tiny_trace(), policies=["dense", str(path)], sweep={"my-own.weight": [0.25, 0.75]})
+    assert [cell.policies[1].parameters for cell in grid(chosen)] == [{"weight": 0.25}, {"weight": 0.75}]
+    assert [point.planned.setting.policy.label for point in points(chosen)] == [
+        "dense",
+        "my-own(weight=0.25)",
+        "my-own(weight=0.75)",
+    ]
+
+
 def test_rows_are_what_single_runs_find(tiny_trace, tmp_path):
     swept = SWEEP | {"timing": ["serial", "pipelined"], "eviction": ["lru", "lfu"], "compute.throughput": ["1 GFLOP/s"]}
     chosen = make(tiny_trace(), sweep=swept)

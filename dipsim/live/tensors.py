@@ -41,5 +41,6 @@ def check_device(device: str) -> None:
     """Raises InputError unless torch can compute there."""
     try:
         torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError):
-        raise InputError(f"device {device!r}: is not available here; use cpu") from None
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        raise InputError(f"device {device!r}: is not available here ({reason}); use cpu") from None
