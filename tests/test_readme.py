@@ -17,6 +17,7 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("readme")
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("readme")  # later blocks use the files of earlier ones
 @pytest.mark.parametrize(("language", "code"), [b for b in BLOCKS if b[0] in ("bash", "python")])
 def test_block(language, code, folder):

@@ -165,6 +165,7 @@ def test_units_are_policies_split_for_workers_and_memory(tiny_trace, monkeypatch
     assert all(unit.layers == 0 for unit in split(wanted, 1) if unit.jobs[0].policy == "dense")
 
 
+@pytest.mark.slow
 def test_a_sweep_killed_again_and_again_ends_as_if_it_never_was(files, tmp_path):
     path, moments = files(pause=0.15), random.Random(0)
     finish(start(path, tmp_path / "whole"))
@@ -181,6 +182,7 @@ def test_a_sweep_killed_again_and_again_ends_as_if_it_never_was(files, tmp_path)
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_two_sweeps_in_one_folder_do_not_disturb_each_other(files, tmp_path):
     path = files(pause=0.02)
     finish(start(path, tmp_path / "alone"))

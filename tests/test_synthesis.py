@@ -222,6 +222,7 @@ def test_any_config_json_makes_a_recipe(tmp_path):
         fit.from_config(tmp_path / "none.json")
 
 
+@pytest.mark.slow
 def test_hit_rates_are_those_recorded(checkout):
     """The middle DRAM size of every policy, LFU and LRU; the others are in the slow test."""
     benchmark = runpy.run_path(str(checkout / "benchmarks/synthesis.py"))

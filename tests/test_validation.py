@@ -3,7 +3,10 @@
 import subprocess
 import sys
 
+import pytest
 
+
+@pytest.mark.slow
 def test_every_bound_holds_and_the_page_is_current(checkout):
     command = [sys.executable, checkout / "benchmarks/validate.py"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env={"PYTHONPATH": str(checkout)})
