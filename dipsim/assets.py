@@ -54,6 +54,11 @@ def find(kind: str, name_or_path: str | Path) -> Path:
     raise InputError(f"{text or '(empty)'}: no such {singular}; shipped: {', '.join(names(kind))}; or give a path")
 
 
+def means(name: str, policy: str) -> bool:
+    """Whether a user who writes `name` means the policy written `policy`: the same, or how its file is called."""
+    return name in (policy, stem(policy))
+
+
 def stem(name_or_path: str) -> str:
     """How a policy is called: `mine` for ./mine.py, `dip-ca` for dip-ca."""
     return Path(name_or_path).name.removesuffix(".py").replace("_", "-")

@@ -59,11 +59,16 @@ def select_aware(
     return masks, hits
 
 
+def at(policy: Policy, position: int) -> Policy:
+    """The policy at a position of a sequence. Raises InputError if the plugin fails."""
+    return guarded(policy, "at", lambda: policy.at(position))
+
+
 def choose_aware(policy: Policy, group: Group, values: NDArray[Any], cache: ColumnCache, position: int) -> Mask:
     """Mask [N] of one token from its scores [N]. Raises InputError if the policy does not choose k of the columns."""
     resident = cache.resident.view()
     resident.setflags(write=False)
-    now = guarded(policy, "at", lambda: policy.at(position))
+    now = at(policy, position)
     written = "rerank" if type(policy).select is Policy.select else "select"  # by the plugin's author
     mask = guarded(policy, written, lambda: now.select(group, values, resident))
     if not isinstance(mask, np.ndarray) or mask.shape != values.shape or mask.dtype != np.bool_:

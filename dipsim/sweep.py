@@ -19,7 +19,7 @@ import numpy as np
 
 import dipsim
 from dipsim import quality
-from dipsim.assets import stem
+from dipsim.assets import means
 from dipsim.device import Device
 from dipsim.experiment import Experiment, PolicyChoice, dram_bytes, longest_sequence
 from dipsim.files import InputError, parse, sha256
@@ -66,9 +66,9 @@ def _changed(data: dict[str, Any], key: str, value: Any, where: object) -> dict[
     if dot and key.split(".")[0] in HARDWARE:
         return data | {"hardware": data["hardware"] | {key: value}}
     policies = [{entry: {}} if isinstance(entry, str) else entry for entry in data["policies"]]
-    if dot and any(head in (name, stem(name)) for entry in policies for name in entry):
+    if dot and any(means(head, name) for entry in policies for name in entry):
         changed = [
-            {name: parameters | {parameter: value} if head in (name, stem(name)) else parameters}
+            {name: parameters | {parameter: value} if means(head, name) else parameters}
             for entry in policies
             for name, parameters in entry.items()
         ]
@@ -145,9 +145,7 @@ def _value(cell: Experiment, key: str) -> Any:
     if "." not in key:
         return cell.model_dump(mode="json")[key]
     name, _, parameter = key.rpartition(".")
-    return next(
-        choice.parameters[parameter] for choice in cell.policies if name in (choice.policy, stem(choice.policy))
-    )
+    return next(choice.parameters[parameter] for choice in cell.policies if means(name, choice.policy))
 
 
 def _open_trace(name: str) -> tuple[Trace, str, list[quality.Measured]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -143,15 +143,18 @@ def _compute(
         with cluster(dask) as (threads, run):
             yield from run(compute, split(missing, threads))
         return
+    shares: list[tuple[str, Sequence[Point], int, Processor]] = [("planning layers", missing, workers, "cpu")]
     if processor == "cuda":
-        missing, left = _divide(missing)
-        units = split(missing, 1, processor)
+        here, left = _divide(missing)
+        shares = [("planning layers on the GPU", here, 1, "cuda"), ("planning layers", left, workers, "cpu")]
+    for what, wanted, processes, planner in shares:
+        units = split(wanted, processes, planner)
         total = sum(unit.layers * len(unit.jobs) for unit in units)
-        yield from in_processes(compute, units, 1, lambda done: progress("planning layers on the GPU", done, total))
-        missing = left
-    units = split(missing, workers)
-    total = sum(unit.layers * len(unit.jobs) for unit in units)
-    yield from in_processes(compute, units, workers, lambda done: progress("planning layers", done, total))
+        yield from in_processes(compute, units, processes, _told(progress, what, total))
+
+
+def _told(progress: Progress, what: str, total: int) -> Callable[[int], object]:
+    return lambda done: progress(what, done, total)
 
 
 def _divide(wanted: Sequence[Point]) -> tuple[list[Point], list[Point]]:

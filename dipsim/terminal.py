@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from dipsim.assets import stem
+from dipsim.assets import means
 from dipsim.files import InputError, parse_yaml
 
 
@@ -23,7 +23,7 @@ def apply_settings(chosen: list[dict[str, dict[str, Any]]], settings: list[str])
     for setting in settings:
         target, equals, value = setting.partition("=")
         name, dot, parameter = target.rpartition(".")
-        matching = [options for entry in chosen for key, options in entry.items() if name in (key, stem(key))]
+        matching = [options for entry in chosen for key, options in entry.items() if means(name, key)]
         if not (equals and dot and matching):
             known = ", ".join(key for entry in chosen for key in entry)
             raise InputError(f"--set {setting}: write POLICY.PARAMETER=VALUE with a policy of this run ({known})")

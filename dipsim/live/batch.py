@@ -17,7 +17,7 @@ from dipsim.cache import CLAIRVOYANT, Eviction
 from dipsim.live import kernels, tensors
 from dipsim.plan import FetchPlan, Key
 from dipsim.policy import Axis, Group, Policy, calibrated, guarded, wrong_ranking
-from dipsim.selection import sequences
+from dipsim.selection import at, sequences
 
 Counted = NDArray[np.int32]  # [L, T, places]
 
@@ -144,11 +144,6 @@ class Batch:
         return masks, torch.tensor(first, device=masks.device).repeat_interleave(
             torch.tensor(sizes, device=masks.device)
         )
-
-
-def at(policy: Policy, position: int) -> Policy:
-    """The policy at a position of a sequence. Raises InputError if the plugin fails."""
-    return guarded(policy, "at", lambda: policy.at(position))
 
 
 def rerank(policy: Policy, scores: Tensor, resident: Tensor) -> Tensor:

@@ -26,9 +26,10 @@ from dipsim import plan as on_cpu
 from dipsim.cache import CLAIRVOYANT
 from dipsim.files import InputError
 from dipsim.live import kernels, tensors
-from dipsim.live.batch import Batch, Counted, Member, at, rerank
+from dipsim.live.batch import Batch, Counted, Member, rerank
 from dipsim.plan import Counts, FetchPlan, Key, Progress, book
-from dipsim.policy import Group, Policy, checked_groups, guarded, wrong_scores
+from dipsim.policy import Group, Policy, checked_groups, guarded
+from dipsim.selection import at
 from dipsim.selection import scores as scores_of
 from dipsim.trace import Activations, Trace
 
@@ -124,7 +125,7 @@ def _try(policy: Policy, group: Group, acts: Activations, device: str) -> tuple[
 
     try:
         scores = scores_of(policy, group, acts)
-        moved = _scores(policy, group, Moved(acts, device))
+        moved = tensors.floats(tensors.scores(policy, group, Moved(acts, device), scores.shape))
         if not same(scores, moved):
             return None
         size = moved.element_size()
@@ -142,11 +143,6 @@ def _try(policy: Policy, group: Group, acts: Activations, device: str) -> tuple[
 
 def _equal(a: Tensor, b: Tensor) -> bool:
     return a.dtype == b.dtype and torch.equal(a, b)
-
-
-def _scores(policy: Policy, group: Group, acts: Moved) -> Tensor:
-    """[T, N], float32 or float64."""
-    return guarded(policy, "scores", lambda: tensors.floats(policy.scores(group, acts)))
 
 
 def _fill(
@@ -215,14 +211,13 @@ def _all_scores(
 ) -> dict[Key, Tensor]:
     """Scores [L, T, N] of the next layers by key. What is equal in all of them is one tensor."""
     found: dict[Key, Tensor] = {}
+    different = _by_key(members)
     for layer, acts in enumerate(reading):
         moved = Moved(acts, device)
         written: dict[int, Tensor] = {}  # by identity: those that have this layer already
-        for key, member in _by_key(members).items():
-            values = _scores(member.policy, member.group, moved)
+        for key, member in different.items():
             expected = (len(acts.mlp_input), member.columns)
-            if values.shape != expected or values.isnan().any():
-                raise wrong_scores(member.policy, member.group, expected, f"{values.dtype} {list(values.shape)}")
+            values = tensors.floats(tensors.scores(member.policy, member.group, moved, expected))
             mine = found.get(key)
             if mine is None:
                 mine = next((other for other in written.values() if _equal(other[layer], values)), None)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from dipsim.files import InputError
 from dipsim.live import tensors
 from dipsim.live.swiglu import Mlp
 from dipsim.plan import FetchPlan, account
-from dipsim.policy import Group, Policy, guarded, wrong_scores
+from dipsim.policy import Group, Policy
 from dipsim.selection import choose, choose_aware, serve
 
 Numbers = np.ndarray[Any, np.dtype[Any]]
@@ -73,12 +73,9 @@ def forward(
     acts = LiveActivations(mlp, x, layer)
     kept: Tensor | None = None
     for group in groups:
-        scores = guarded(policy, "scores", partial(policy.scores, group, acts)).detach()
         columns = mlp.weight("gate_proj").shape[1 if group.axis == "input" else 0]
         expected = (*x.shape[:-1], columns)  # without computing what the policy did not ask for
-        if scores.shape != expected or scores.isnan().any():
-            raise wrong_scores(policy, group, expected, f"{scores.dtype} {list(scores.shape)}")
-        mask = masks(group, scores)
+        mask = masks(group, tensors.scores(policy, group, acts, expected).detach())
         if group.axis == "input":
             acts.prune(group, mask)
         else:

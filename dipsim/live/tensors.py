@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from dipsim.files import InputError
-from dipsim.policy import Group
+from dipsim.policy import Group, Policy, guarded, wrong_scores
 
 
 def top_k(scores: Tensor, k: int) -> Tensor:
@@ -17,6 +20,16 @@ def top_k(scores: Tensor, k: int) -> Tensor:
     above, equal = scores > threshold, scores == threshold
     room = k - above.sum(dim=-1, keepdim=True)
     return above | (equal & (equal.cumsum(dim=-1) <= room))
+
+
+def scores(policy: Policy, group: Group, acts: Any, expected: Sequence[int]) -> Tensor:
+    """The policy's scores, a tensor of the `expected` shape, checked as `selection.scores` does. Raises InputError."""
+    values = guarded(policy, "scores", lambda: policy.scores(group, acts))
+    if not isinstance(values, Tensor):
+        raise wrong_scores(policy, group, expected, type(values).__name__)
+    if values.shape != torch.Size(expected) or values.isnan().any():
+        raise wrong_scores(policy, group, expected, f"{values.dtype} {list(values.shape)}")
+    return values
 
 
 def floats(values: Tensor) -> Tensor:
