@@ -43,9 +43,19 @@ def held_up_by(work: Work, timing: Timing) -> Floats:
         return _pipelined(work)
     flash, dram = work.flash_static + work.flash, work.dram_static + work.dram
     if timing == "concurrent":
-        flash, dram = np.where(flash >= dram, flash, 0.0), np.where(flash >= dram, 0.0, dram)
+        first = _begins(np.maximum(flash, dram), work.compute)
+        flash_last = first + flash >= first + dram  # equal to rounding is a tie, as for the engine, which compares ends
+        flash, dram = np.where(flash_last, flash, 0.0), np.where(flash_last, 0.0, dram)
     parts = [part.sum(axis=-1) for part in np.broadcast_arrays(flash, dram, work.compute)]
     return np.stack([*parts, np.zeros_like(parts[0])], axis=-1)
+
+
+def _begins(transfer: Floats, compute: Floats) -> Floats:
+    """When each step begins, [..., P]: the sums that the engine's clock makes, one after the other."""
+    spent = np.stack(np.broadcast_arrays(transfer, compute), axis=-1)
+    flat = spent.reshape(*spent.shape[:-2], -1)
+    ends = np.cumsum(flat, axis=-1)
+    return np.concatenate([np.zeros_like(ends[..., :1]), ends[..., 1:-1:2]], axis=-1)
 
 
 def _pipelined(work: Work) -> Floats:

@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from conftest import SHAPE
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from oracles import device, random_plan, reference_seconds
 
@@ -70,6 +70,16 @@ def test_two_tokens_second_finds_the_first(tiny_trace):
     assert timeline.latency_s[1] == pytest.approx(second, rel=1e-9)
 
 
+TWINS = device(
+    **{
+        "flash.read_bandwidth": "5 GB/s",
+        "flash.command_time": "0 us",
+        "flash.overlap": 2.0,
+        "dram.bandwidth": "5 GB/s",
+        "dram.flash_copies": 1,
+        "compute.throughput": "1 GFLOP/s",
+    }
+)
 PLANS = st.builds(
     partial(random_plan, SHAPE),
     st.integers(0, 2**32),
@@ -99,6 +109,7 @@ DEVICES = st.builds(
 
 @settings(deadline=None)
 @given(PLANS, DEVICES, st.sampled_from(TIMINGS))
+@example(random_plan(SHAPE, 0, 1, "dense", 0.8), TWINS, "concurrent")  # Flash and DRAM end together, but for rounding
 def test_engine_equals_the_recurrence_and_stays_within_the_bounds(fetch_plan, dev, timing):
     owed = work(fetch_plan, dev)
     simulated = engine.run(fetch_plan, dev, timing)
