@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, Phi3Config
 
-from dipsim.live.evaluate import measure
 from dipsim.live.models import LoadedModel
+from dipsim.live.perplexity import measure
 from dipsim.live.swiglu import find_mlps
-from dipsim.model import ModelShape
-from dipsim.plan import Setting
-from dipsim.policy import load_policy
+from dipsim.planning.fetch_plan import Setting
+from dipsim.sparsity.plugins import load_policy
+from dipsim.workload.shape import ModelShape
 
 
 def main() -> None:

@@ -15,9 +15,11 @@ import numpy as np
 import torch
 from joblib import Parallel, delayed
 
-from dipsim.plan import Setting, plan
-from dipsim.policy import load_policy
-from dipsim.trace import Trace
+from dipsim.gpu.planner import GpuPlanner
+from dipsim.planning.fetch_plan import Setting
+from dipsim.planning.planner import plan
+from dipsim.sparsity.plugins import load_policy
+from dipsim.workload import Trace
 
 TRACES = {"phi-3-medium": 2, "smollm2-135m": 8}  # and of how many layers the processor's time is measured
 GRIDS = ((1, 1, 1), (1, 1, 4), (2, 2, 4), (4, 2, 8), (4, 4, 16), (8, 8, 16))  # gammas, keeps, DRAM sizes
@@ -59,7 +61,9 @@ def on_cores(name: str, settings: Sequence[Setting], layers: int) -> float:
 def check(trace: Trace) -> None:
     """Both must find the same."""
     settings = grid(trace, *GRIDS[2])
-    for a, b in zip(plan(trace, settings, layers=2), plan(trace, settings, layers=2, processor="cuda"), strict=True):
+    for a, b in zip(
+        plan(trace, settings, layers=2), plan(trace, settings, layers=2, planner=GpuPlanner()), strict=True
+    ):
         for name, array in vars(a).items():
             assert not isinstance(array, np.ndarray) or np.array_equal(array, getattr(b, name)), (a.setting, name)
 
@@ -79,7 +83,7 @@ def main() -> int:
         for row, numbers in enumerate(GRIDS):
             settings = grid(trace, *numbers)
             count = len(settings)
-            fast = seconds(lambda: plan(trace, settings, processor="cuda"))  # noqa: B023
+            fast = seconds(lambda: plan(trace, settings, planner=GpuPlanner()))  # noqa: B023
             if row < 3:
                 slow.append((count, on_cores(name, settings, layers)))
                 spent = slow[-1][1]

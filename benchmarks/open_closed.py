@@ -9,14 +9,16 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from dipsim import bounds
-from dipsim.device import Device
-from dipsim.live.evaluate import measure, read_tokens
 from dipsim.live.models import load
-from dipsim.plan import Setting, plan
-from dipsim.policy import load_policy
-from dipsim.result import Result
-from dipsim.trace import Trace
+from dipsim.live.perplexity import measure
+from dipsim.live.text import read_tokens
+from dipsim.planning.fetch_plan import Setting
+from dipsim.planning.planner import plan
+from dipsim.results.result import Result
+from dipsim.sparsity.plugins import load_policy
+from dipsim.timing.device import Device
+from dipsim.timing.recurrence import timeline
+from dipsim.workload import Trace
 
 POLICIES = (
     ("magnitude", {"fraction": 0.5}),
@@ -44,7 +46,7 @@ def main() -> None:
         setting = Setting(load_policy(name, **parameters), dram)
         (recorded,) = plan(trace, [setting])
         _, (live,) = measure(loaded, ids, [setting])
-        opened, closed = (Result(p, device, bounds.timeline(p, device, "serial")) for p in (recorded, live))
+        opened, closed = (Result(p, device, timeline(p, device, "serial")) for p in (recorded, live))
         read = recorded.flash_bytes.sum() / live.flash_bytes.sum() - 1
         speed = opened.tokens_per_s / closed.tokens_per_s - 1
         difference = 100 * (opened.hit_rate - closed.hit_rate)

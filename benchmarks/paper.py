@@ -15,11 +15,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from dipsim.experiment import Experiment
-from dipsim.sweep_plots import draw
-from dipsim.sweep_run import NOT_MEASURED, sweep
-from dipsim.trace import Trace
-from dipsim.work import Floats
+from dipsim.basics.arrays import Floats
+from dipsim.figures.sweep import draw_sweep
+from dipsim.results.quality import NOT_MEASURED
+from dipsim.study.experiment import Experiment
+from dipsim.study.sweep import sweep
+from dipsim.workload import Trace
 
 ROOT = Path(__file__).resolve().parent.parent
 FIGURES = {  # of docs/figures: sweep, figure
@@ -38,8 +39,8 @@ def simulate(name: str) -> pd.DataFrame:
     """The table of one sweep, with each point's speed-up over dense at the same trace, DRAM and Flash."""
     folder = ROOT / "results/paper" / name
     path = ROOT / f"examples/paper/{name}.yaml"
-    table = sweep(Experiment.load(path), folder, len(os.sched_getaffinity(0)), where=path, progress=_say(name))
-    draw(folder)
+    table = sweep(Experiment.load(path), folder, workers=len(os.sched_getaffinity(0)), where=path, progress=_say(name))
+    draw_sweep(folder)
     same = ["trace", "dram_bytes", "flash_bandwidth_bytes_per_s"]
     dense = table[table["policy"] == "dense"].set_index(same)["tokens_per_s"]
     table["speedup"] = table["tokens_per_s"] / dense.reindex(pd.MultiIndex.from_frame(table[same])).to_numpy()

@@ -44,9 +44,10 @@ def recipe(folder: Path, sizes: dict[str, int], tokens: int, layers: int) -> Pat
 
 def point(sizes: dict[str, int], tokens: int, layers: int, settings: int) -> tuple[float, float]:
     """Processor seconds and peak MB of planning dip and dip-ca at several DRAM sizes, in this process."""
-    from dipsim.plan import Setting, plan
-    from dipsim.policy import load_policy
-    from dipsim.trace import Trace
+    from dipsim.planning.fetch_plan import Setting
+    from dipsim.planning.planner import plan
+    from dipsim.sparsity.plugins import load_policy
+    from dipsim.workload import Trace
 
     with tempfile.TemporaryDirectory() as folder:
         trace = Trace.open(recipe(Path(folder), sizes, tokens, layers))

@@ -21,14 +21,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dipsim import engine
-from dipsim.bounds import TIMINGS, timeline
-from dipsim.cache import Eviction, hits_at, replay
-from dipsim.device import Device
-from dipsim.plan import FetchPlan, Setting, plan
-from dipsim.policy import Group, Policy, load_policy, top_k
-from dipsim.selection import choose, select_aware, serve
-from dipsim.trace import Trace
+from dipsim.memory.cache import find_hits, replay
+from dipsim.memory.stack_distance import hits_at
+from dipsim.planning.builder import LayerCaches
+from dipsim.planning.fetch_plan import FetchPlan, Setting
+from dipsim.planning.planner import aware_masks, plan
+from dipsim.sparsity.plugins import load_policy
+from dipsim.sparsity.policy import Group, Policy
+from dipsim.sparsity.ranking import top_k
+from dipsim.sparsity.selection import blind_masks
+from dipsim.timing import engine
+from dipsim.timing.device import Device
+from dipsim.timing.recurrence import timeline
+from dipsim.timing.timeline import TIMINGS
+from dipsim.workload import Trace
 
 PAGE = Path(__file__).resolve().parent.parent / "docs/performance.md"
 HIDDEN, NEURONS, LAYERS = 5120, 17920, 40
@@ -92,7 +98,7 @@ def activations(tokens: int, size: int, seed: int) -> Floats:
 
 def caches() -> Iterator[Row]:
     scores = activations(TOKENS, NEURONS, 0)
-    evictions: tuple[Eviction, ...] = ("lru", "lfu")
+    evictions: tuple[str, ...] = ("lru", "lfu")
     for note, kept, held, target in (("", 0.35, 0.6, 15.0), (", mask larger than cache", 0.75, 0.5, 12.0)):
         masks = top_k(scores, int(kept * NEURONS))
         tensors, capacity = torch.from_numpy(masks), int(held * NEURONS)
@@ -110,7 +116,7 @@ def caches() -> Iterator[Row]:
         "16 sizes": [int(share * NEURONS) for share in np.linspace(0.36, 0.99, 16)],
         "16 sizes, 9 below the mask": [int(share * NEURONS) for share in np.linspace(0.02, 0.62, 16)],
     }
-    several: tuple[tuple[Eviction, float], ...] = (("lru", 100.0), ("belady", 50.0))
+    several: tuple[tuple[str, float], ...] = (("lru", 100.0), ("belady", 50.0))
     for name, capacities in sizes.items():
         for eviction, target in several:
             yield compare(
@@ -139,7 +145,7 @@ def layers() -> Iterator[Row]:
     scores = [(activations(tokens, HIDDEN, 2 * i), activations(tokens, NEURONS, 2 * i + 1)) for i in range(LAYERS)]
     tensors = [[torch.from_numpy(values) for values in layer] for layer in scores]
     capacities = (int(0.65 * HIDDEN), int(0.5 * NEURONS))
-    cases: tuple[tuple[str, Eviction, float], ...] = (("dip", "lru", 12), ("dip-ca", "lfu", 10))
+    cases: tuple[tuple[str, str, float], ...] = (("dip", "lru", 12), ("dip-ca", "lfu", 10))
     shape = Trace.open("phi-3-medium").shape
     for name, eviction, target in cases:
         policy = load_policy(name)
@@ -158,16 +164,17 @@ def decode(
     groups: Sequence[Group],
     scores: Sequence[Sequence[Floats]],
     capacities: Sequence[int],
-    eviction: Eviction,
+    eviction: str,
 ) -> list[Any]:
     """Hits [layers * groups][T], as `plan` finds them: layer after layer, all tokens of a group at once."""
     found = []
     for layer in scores:
         for group, values, capacity in zip(groups, layer, capacities, strict=True):
             if policy.cache_aware:
-                hits = select_aware(policy, group, values, capacity, eviction, (0,))[1]
+                caches = LayerCaches(policy, group, eviction, capacity, values.shape[1])
+                hits = aware_masks(caches, values, (0,))[1]
             else:
-                hits = serve(choose(group, values), capacity, eviction, (0,))
+                hits = find_hits(blind_masks(group, values), capacity, eviction, (0,))
             found.append(np.count_nonzero(hits, axis=1))
     return found
 

@@ -14,18 +14,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from dipsim.cache import Eviction
-from dipsim.experiment import MlpFraction
-from dipsim.fit import LIKE
-from dipsim.plan import FetchPlan, Setting, plan
-from dipsim.policy import load_policy
-from dipsim.synthesis import SyntheticTrace
-from dipsim.trace import TENSORS, Trace
+from dipsim.planning.fetch_plan import FetchPlan, Setting
+from dipsim.planning.planner import plan
+from dipsim.sparsity.plugins import load_policy
+from dipsim.study.experiment import MlpFraction
+from dipsim.workload import Trace
+from dipsim.workload.fit import LIKE
+from dipsim.workload.synthetic import SyntheticTrace
+from dipsim.workload.trace import TENSORS
 
 PAGE = Path(__file__).resolve().parent.parent / "docs/synthesis.md"
 RECORDED = "smollm2-135m"
 BOUND = 2.0  # points
-EVICTIONS: tuple[Eviction, ...] = ("lfu", "lru")
+EVICTIONS: tuple[str, ...] = ("lfu", "lru")
 # policy, parameters, DRAM as shares of the MLP; magnitude keeps two of three matrices there before it caches any
 CASES: tuple[tuple[str, dict[str, float], tuple[float, ...]], ...] = (
     ("dip", {"keep": 0.75}, (0.3, 0.5, 0.7)),

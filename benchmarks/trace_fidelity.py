@@ -17,14 +17,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dipsim.cache import Eviction, replay
-from dipsim.files import InputError
+from dipsim.basics.errors import InputError
 from dipsim.live.record import record
-from dipsim.policy import top_k
-from dipsim.trace import Trace
+from dipsim.memory.cache import replay
+from dipsim.sparsity.ranking import top_k
+from dipsim.workload import Trace
 
 SCORES = (("mlp_input", 0.57), ("mlp_input", 0.8), ("glu", 0.35), ("glu", 0.7))
-EVICTIONS: tuple[Eviction, ...] = ("lru", "lfu")
+EVICTIONS: tuple[str, ...] = ("lru", "lfu")
 
 
 @dataclass
@@ -33,9 +33,7 @@ class Tally:
 
     jaccard: list[float] = field(default_factory=list)
     kept: int = 0
-    hits: dict[Eviction, NDArray[np.int64]] = field(
-        default_factory=lambda: {e: np.zeros(2, np.int64) for e in EVICTIONS}
-    )
+    hits: dict[str, NDArray[np.int64]] = field(default_factory=lambda: {e: np.zeros(2, np.int64) for e in EVICTIONS})
 
 
 def compare(exact: Trace, compact: Trace) -> list[Tally]:
@@ -75,7 +73,7 @@ def main() -> None:
     length = compact.sequence_starts[1] if len(compact.sequence_starts) > 1 else compact.tokens
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "exact.safetensors")
-        header = record(args.model, args.text, path, compact.tokens, length, dtype="float32")
+        header = record(args.model, args.text, path, tokens=compact.tokens, sequence_length=length, dtype="float32")
         if header.source["text_sha256"] != compact.header.source.get("text_sha256"):
             raise InputError(f"{args.text}: is not the text that {compact.path} was recorded from")
         print(table(compare(Trace.open(path), compact)))

@@ -19,14 +19,18 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 import oracles  # noqa: E402
 
-from dipsim import assets, engine  # noqa: E402
-from dipsim.bounds import TIMINGS, bounds, latency  # noqa: E402
-from dipsim.cache import EVICTIONS, Eviction, hit_curve, replay  # noqa: E402
-from dipsim.device import Device  # noqa: E402
-from dipsim.experiment import Experiment, run  # noqa: E402
-from dipsim.model import ModelShape  # noqa: E402
-from dipsim.policy import load_policy  # noqa: E402
-from dipsim.work import work  # noqa: E402
+from dipsim.basics import assets  # noqa: E402
+from dipsim.memory.cache import replay  # noqa: E402
+from dipsim.memory.stack_distance import hit_curve  # noqa: E402
+from dipsim.sparsity.plugins import load_policy  # noqa: E402
+from dipsim.study.experiment import Experiment  # noqa: E402
+from dipsim.study.run import run  # noqa: E402
+from dipsim.timing import engine  # noqa: E402
+from dipsim.timing.device import Device  # noqa: E402
+from dipsim.timing.recurrence import latency  # noqa: E402
+from dipsim.timing.service import service_times  # noqa: E402
+from dipsim.timing.timeline import TIMINGS  # noqa: E402
+from dipsim.workload.shape import ModelShape  # noqa: E402
 
 
 class Row(NamedTuple):
@@ -44,7 +48,7 @@ def cache() -> Iterator[Row]:
     counts = wrong = beyond = 0
     for case in oracles.FIGURES["cases"]:
         masks = oracles.lognormal_masks(case["seed"], **case["args"])
-        curves = {eviction: hit_curve(masks, eviction) for eviction in EVICTIONS}
+        curves = {eviction: hit_curve(masks, eviction) for eviction in oracles.EVICTIONS}
         for row in case["hits"]:
             for eviction in ("lru", "lfu", "belady"):
                 hits = replay(masks, row["capacity"], eviction).sum()
@@ -63,7 +67,7 @@ def cache() -> Iterator[Row]:
     wrong = sum(
         hit_curve(masks, eviction)[capacity] != replay(masks, capacity, eviction).sum()
         for masks in small
-        for eviction in EVICTIONS
+        for eviction in oracles.EVICTIONS
         for capacity in range(masks.shape[1] + 1)
     )
     yield Row("`hit_curve`", "a replay at every capacity", "300 random streams x 5 rules", wrong, 0, "different")
@@ -71,7 +75,7 @@ def cache() -> Iterator[Row]:
     off = max(abs(replay(masks, 3, "optimal").sum() - oracles.most_hits(masks, 3)) for masks in wide)
     yield Row("`optimal` eviction", "linear program", f"{len(wide)} random streams", off, 1e-6, "hits")
 
-    peers: tuple[tuple[Eviction, str], ...] = (("lru", "LRU"), ("belady", "Belady"))
+    peers: tuple[tuple[str, str], ...] = (("lru", "LRU"), ("belady", "Belady"))
     for eviction, peer in peers:
         wrong = requests = 0
         for capacity in (1, 2, 5, 20, 45):
@@ -119,16 +123,14 @@ def clock() -> Iterator[Row]:
                 "dram.flash_copies": int(rng.integers(0, 3)),
             }
         )
-        owed = work(plan, device)
-        low, high = bounds(owed)
+        service = service_times(plan, device)
+        low, high = oracles.bounds(service)
         for timing in TIMINGS:
             seconds = engine.run(plan, device, timing).latency_s
-            off[timing] = max(off[timing], float(np.abs(seconds / latency(owed, timing) - 1).max()))
+            off[timing] = max(off[timing], float(np.abs(seconds / latency(service, timing) - 1).max()))
             outside += int((seconds < low * (1 - 1e-12)).sum() + (seconds > high * (1 + 1e-12)).sum())
     for timing in TIMINGS:
-        yield Row(
-            f"engine, `{timing}`", "the recurrence of `bounds.py`", "100 random plans", off[timing], 1e-12, "relative"
-        )
+        yield Row(f"engine, `{timing}`", "the recurrence", "100 random plans", off[timing], 1e-12, "relative")
     yield Row("engine, all modes", "busiest resource alone; serial sum", "600 tokens", outside, 0, "outside")
 
 
@@ -160,7 +162,8 @@ def flash() -> Iterator[Row]:
     yield Row("`oneplus-12`, mean", against, "10 sparsities", 100 * error.mean(), 3, "%")
     yield Row("`oneplus-12`, mean", against, "the 7 it was not fitted on", 100 * error[~fitted].mean(), 3, "%")
     for curve in oracles.MEASURED["curves"]:
-        rates = np.array(curve["bytes"]) / oracles.parse_flash(curve).read_time(curve["bytes"])
+        times = [oracles.steady_read_time(oracles.parse_flash(curve), size) for size in curve["bytes"]]
+        rates = np.array(curve["bytes"]) / np.array(times)
         worst = float(np.abs(rates / np.array(curve["bytes_per_s"]) - 1).max())
         cases = f"{len(rates)} read sizes"
         yield Row(

@@ -4,47 +4,69 @@ A trace and a policy make masks, masks and a cache make a fetch plan, a fetch pl
 """
 
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from dipsim.basics.version import __version__
 
 if TYPE_CHECKING:
-    from dipsim.device import Device
-    from dipsim.experiment import simulate
-    from dipsim.files import InputError
-    from dipsim.model import ModelShape
-    from dipsim.policy import Group, Policy, load_policy, top_k
-    from dipsim.result import Result
-    from dipsim.trace import Trace
+    from dipsim.basics.errors import InputError
+    from dipsim.basics.fields import Fraction
+    from dipsim.memory.stack_distance import hit_curve
+    from dipsim.results.result import Result
+    from dipsim.sparsity.plugins import load_policy
+    from dipsim.sparsity.policy import Group, Policy
+    from dipsim.sparsity.ranking import top_k
+    from dipsim.study.experiment import Experiment
+    from dipsim.study.run import run, simulate
+    from dipsim.timing.device import Device
+    from dipsim.workload import Trace
+    from dipsim.workload.shape import ModelShape
 
-_HOME = {
-    "Device": "device",
-    "Group": "policy",
-    "InputError": "files",
-    "ModelShape": "model",
-    "Policy": "policy",
-    "Result": "result",
-    "Trace": "trace",
-    "load_policy": "policy",
-    "simulate": "experiment",
-    "top_k": "policy",
-}
 __all__ = [
     "Device",
+    "Experiment",
+    "Fraction",
     "Group",
     "InputError",
     "ModelShape",
     "Policy",
     "Result",
     "Trace",
+    "__version__",
+    "hit_curve",
     "load_policy",
+    "run",
     "simulate",
     "top_k",
 ]
+_HOME = {
+    "Device": "timing.device",
+    "Experiment": "study.experiment",
+    "Fraction": "basics.fields",
+    "Group": "sparsity.policy",
+    "InputError": "basics.errors",
+    "ModelShape": "workload.shape",
+    "Policy": "sparsity.policy",
+    "Result": "results.result",
+    "Trace": "workload",
+    "hit_curve": "memory.stack_distance",
+    "load_policy": "sparsity.plugins",
+    "run": "study.run",
+    "simulate": "study.run",
+    "top_k": "sparsity.ranking",
+}
+
+if not (Path(__file__).parent / "policies").is_dir():  # a checkout: the shipped files lie beside the package
+    __path__.append(str(Path(__file__).resolve().parent.parent))
 
 
 def __getattr__(name: str) -> Any:
-    """Public names are imported when first used, so that `--help` answers at once."""
+    """Import a public name when it is first used, so that `--help` answers at once."""
     if name not in _HOME:
         raise AttributeError(f"module 'dipsim' has no attribute {name!r}")
     return getattr(import_module(f"dipsim.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

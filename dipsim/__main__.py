@@ -1,5 +1,5 @@
 """`python -m dipsim`"""
 
-from dipsim.cli import main
+from dipsim.cli.main import main
 
 main()

@@ -1,6 +1,6 @@
 """Every token reads every weight: the baseline that streams what DRAM cannot hold."""
 
-from dipsim.policy import Policy
+from dipsim import Policy
 
 
 class Dense(Policy):

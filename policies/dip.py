@@ -6,8 +6,7 @@ from typing import Any, Self
 
 from pydantic import model_validator
 
-from dipsim.model import ModelShape
-from dipsim.policy import Fraction, Group, Policy
+from dipsim import Fraction, Group, ModelShape, Policy
 
 
 class Dip(Policy):

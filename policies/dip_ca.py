@@ -5,7 +5,7 @@ from typing import Any, Self
 import numpy as np
 from pydantic import NonNegativeInt
 
-from dipsim.policy import Fraction, top_k
+from dipsim import Fraction, top_k
 
 from .dip import Dip
 

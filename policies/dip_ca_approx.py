@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, NonNegativeInt
 
-from dipsim.policy import Group, top_k
+from dipsim import Group, top_k
 
 from .dip import Dip
 

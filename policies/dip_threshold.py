@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from dipsim.model import ModelShape
-from dipsim.policy import Group
+from dipsim import Group, ModelShape
 
 from .dip import Dip
 

@@ -6,8 +6,7 @@ An oracle for the columns of down_proj: the whole of gate_proj and up_proj is re
 from collections.abc import Sequence
 from typing import Any
 
-from dipsim.model import ModelShape
-from dipsim.policy import Fraction, Group, Policy
+from dipsim import Fraction, Group, ModelShape, Policy
 
 
 class Magnitude(Policy):

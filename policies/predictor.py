@@ -12,9 +12,8 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from dipsim.files import InputError
-from dipsim.model import MATRICES, ModelShape
-from dipsim.policy import Fraction, Group, Policy
+from dipsim import Fraction, Group, InputError, ModelShape, Policy
+from dipsim.workload.shape import MATRICES
 
 
 def _networks(path: str) -> dict[str, Any]:

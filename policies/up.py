@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from dipsim.model import ModelShape
-from dipsim.policy import Fraction, Group, Policy
+from dipsim import Fraction, Group, ModelShape, Policy
 
 
 class Up(Policy):

@@ -1,42 +1,116 @@
-"""What keeps the code base in shape: who may import what, and what start-up may cost."""
+"""What keeps the house in shape: which package may import which, and what start-up may cost."""
 
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
 
 import pytest
 
+PACKAGE = Path(__file__).resolve().parent.parent / "dipsim"
+MAY_IMPORT = {  # docs/design.md tells the story; a package imports itself, and these
+    "basics": set(),
+    "workload": {"basics"},
+    "sparsity": {"basics", "workload"},
+    "memory": {"basics", "workload", "sparsity"},
+    "planning": {"basics", "workload", "sparsity", "memory"},
+    "timing": {"basics", "planning"},
+    "results": {"basics", "workload", "sparsity", "planning", "timing"},
+    "figures": {"basics", "results"},
+    "study": {"basics", "workload", "sparsity", "memory", "planning", "timing", "results"},
+    "gpu": {"basics", "workload", "sparsity", "memory", "planning"},
+    "live": {"basics", "workload", "sparsity", "memory", "planning", "timing", "results", "study", "gpu"},
+    "cli": {"basics", "workload", "sparsity", "planning", "timing", "results", "figures", "study", "gpu", "live"},
+}
+MODULES = sorted(PACKAGE.rglob("*.py"))
 
-def imports(path):
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+
+def module_name(path):
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+NAMES = {module_name(path) for path in MODULES}
+
+
+def tree_of(path):
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imported(path):
+    """The modules that a file imports, anywhere in it, unless only for type checking."""
+    skipped = {
+        inner
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for inner in map(ast.unparse, node.body)
+    }
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.Import | ast.ImportFrom) and ast.unparse(node) in skipped:
+            continue
         if isinstance(node, ast.Import):
-            yield from (alias.name.split(".")[0] for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-            yield node.module.split(".")[0]
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                yield whole if whole in NAMES else node.module
 
 
-def test_one_module_knows_simpy_and_only_live_knows_torch(checkout):
-    package = checkout / "dipsim"
-    assert [p.name for p in sorted(package.rglob("*.py")) if "simpy" in imports(p)] == ["engine.py"]
-    outside = [
-        *(p for p in package.rglob("*.py") if package / "live" not in p.parents),
-        *checkout.glob("policies/*.py"),
-    ]
-    assert [p for p in outside if {"torch", "transformers"} & set(imports(p))] == []
+def ours(path):
+    return {name for name in imported(path) if name.startswith("dipsim.")}
 
 
-def test_only_the_command_line_prints_or_exits(checkout):
-    for path in (checkout / "dipsim").rglob("*.py"):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        blocks = [n for n in tree.body if not (isinstance(n, ast.If) and "__main__" in ast.unparse(n.test))]
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_a_package_imports_only_what_lies_below_it(package):
+    below = MAY_IMPORT[package] | {package}
+    for path in (PACKAGE / package).rglob("*.py"):
+        for name in ours(path):
+            assert name.split(".")[1] in below, f"{path.relative_to(PACKAGE)} imports {name}"
+
+
+def test_every_package_has_its_place_and_uses_it():
+    assert {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"} == set(MAY_IMPORT)
+    for package, below in MAY_IMPORT.items():
+        used = {name.split(".")[1] for path in (PACKAGE / package).rglob("*.py") for name in ours(path)}
+        assert below - used == set(), f"{package} no longer imports these"
+
+
+def test_no_module_is_in_a_circle():
+    graph = {module_name(path): ours(path) - {module_name(path)} for path in MODULES if path.name != "__init__.py"}
+    list(TopologicalSorter(graph).static_order())  # raises CycleError
+
+
+def test_figures_come_from_nothing_that_a_sweeps_key_leaves_out():
+    from dipsim.study.keys import NO_FIGURES
+
+    assert set(NO_FIGURES) < set(MAY_IMPORT)
+    for package in set(MAY_IMPORT) - set(NO_FIGURES):
+        assert not MAY_IMPORT[package] & set(NO_FIGURES), package
+
+
+def test_one_module_knows_simpy_and_only_gpu_and_live_know_torch(checkout):
+    knows = {path: {name.split(".")[0] for name in imported(path)} for path in (*MODULES, *checkout.glob("policies/*"))}
+    assert [path.name for path, names in knows.items() if "simpy" in names] == ["engine.py"]
+    heavy = {path for path, names in knows.items() if {"torch", "transformers", "triton", "peft"} & names}
+    assert {path.parent.name for path in heavy} == {"gpu", "live"}
+
+
+def test_only_the_command_line_prints_or_exits():
+    for path in MODULES:
+        blocks = [n for n in tree_of(path).body if not (isinstance(n, ast.If) and "__main__" in ast.unparse(n.test))]
         calls = {ast.unparse(n.func) for block in blocks for n in ast.walk(block) if isinstance(n, ast.Call)}
-        assert path.name in ("cli.py", "cli_live.py") or not calls & {
-            "print",
-            "exit",
-            "sys.exit",
-            "os._exit",
-            "quit",
-        }, path
+        assert path.parent.name == "cli" or not calls & {"print", "exit", "sys.exit", "os._exit", "quit"}, path
+
+
+def test_public_names_are_listed_and_found():
+    import dipsim
+
+    assert dir(dipsim) == sorted(dipsim.__all__)
+    for name in dipsim.__all__:
+        assert getattr(dipsim, name).__doc__ or name == "__version__", name
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        dipsim.nothing  # noqa: B018
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["list", "policies"]])

@@ -1,1 +1,1 @@
-"""What needs a real model: loading and recording. Wants the extra `live`; nothing outside this folder imports torch."""
+"""A real model in the loop: loading, recording, evaluating and adapting it (extra `live`)."""

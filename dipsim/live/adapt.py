@@ -17,13 +17,13 @@ import peft
 import torch
 from torch import Tensor
 
-from dipsim.files import InputError
-from dipsim.live import tensors
+from dipsim.basics.errors import InputError
+from dipsim.basics.progress import Progress, silent
+from dipsim.gpu.tensors import tensor_masks
+from dipsim.live.closed_loop import forward, replaced
 from dipsim.live.models import LoadedModel, quiet
-from dipsim.live.sparse import forward, replaced
-from dipsim.policy import Policy, checked_groups
-
-Progress = Callable[[str, int, int], object]
+from dipsim.sparsity.policy import Policy
+from dipsim.sparsity.selection import checked_groups
 
 
 def adapt(
@@ -36,7 +36,7 @@ def adapt(
     batch: int = 8,
     learning_rate: float = 1e-3,
     seed: int = 0,
-    progress: Progress = lambda *_: None,
+    progress: Progress = silent,
 ) -> tuple[Any, list[float]]:
     """Train adapters on token sequences [S, T]; returns the peft model and the loss of every step, in nats.
 
@@ -46,10 +46,10 @@ def adapt(
     for name, value in (("rank", rank), ("steps", steps), ("batch", batch), ("learning rate", learning_rate)):
         if not 0 < value < math.inf:
             raise InputError(f"{name}: must be more than 0 (got {value})")
-    torch.manual_seed(seed)
     names = [name for mlp in loaded.mlps[:1] for name in mlp.layout]
     config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=names, task_type="CAUSAL_LM")
-    with quiet():
+    with quiet(), torch.random.fork_rng():  # peft draws from the global generator
+        torch.manual_seed(seed)
         model: Any = peft.get_peft_model(loaded.model, config)
     model.peft_config["default"].base_model_name_or_path = loaded.shape.name  # not a path of this machine
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -85,12 +85,12 @@ def _pruned(loaded: LoadedModel, policy: Policy) -> list[Callable[[Tensor], Tens
     """Each MLP's forward under the policy's masks without a cache, differentiable in all but the masks."""
     groups = checked_groups(policy, loaded.shape)
     return [
-        partial(forward, mlp, layer=layer, policy=policy, groups=groups, masks=tensors.choose)
+        partial(forward, mlp, layer=layer, policy=policy, groups=groups, masks=tensor_masks)
         for layer, mlp in enumerate(loaded.mlps)
     ]
 
 
-def save(model: Any, out: Path) -> None:
+def write_adapter(model: Any, out: Path) -> None:
     """Write the adapters as a standard peft folder. Raises InputError if it cannot be written."""
     try:
         with quiet():

@@ -17,12 +17,12 @@ import torch
 import transformers
 from safetensors import SafetensorError, safe_open
 
-from dipsim import files
-from dipsim.files import InputError
+from dipsim.basics.errors import InputError
+from dipsim.basics.files import sha256
+from dipsim.gpu.tensors import check_device
 from dipsim.live import smollm2
 from dipsim.live.swiglu import Mlp, find_mlps
-from dipsim.live.tensors import check_device
-from dipsim.model import ModelShape
+from dipsim.workload.shape import ModelShape
 
 KNOWN: dict[str, Callable[[], Path]] = {"smollm2-135m": smollm2.path}
 DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -67,7 +67,7 @@ def load(name: str, dtype: str = "float32", device: str = "cpu", adapter: Path |
     if hub:
         source["model_revision"] = path.name
     if path.is_file():
-        source["model_sha256"] = files.sha256(path)
+        source["model_sha256"] = sha256(path)
     source |= {"tokenizer": f"the model's own, {len(tokenizer)} entries", "torch_dtype": dtype}
     source |= {"torch": torch.__version__, "transformers": transformers.__version__}
     title = name if name in KNOWN else Path(source["model"].removesuffix(".gguf")).name

@@ -6,7 +6,6 @@ later layers nor later tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -14,32 +13,36 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dipsim import files, trace
-from dipsim.files import InputError
+from dipsim.basics.arrays import Float32s
+from dipsim.basics.errors import InputError
+from dipsim.basics.files import read_text, sha256
+from dipsim.basics.progress import Progress, silent
 from dipsim.live.models import LoadedModel, load
-from dipsim.trace import Activations, Floats, Header
-
-Progress = Callable[[int, int], object]
+from dipsim.live.text import check_length, tokenise
+from dipsim.workload.recorded import write_trace
+from dipsim.workload.trace import Activations, Header
 
 
 def record(
     model_name: str,
-    text_file: str | Path,
-    out: str | Path,
+    text_file: Path,
+    out: Path,
+    *,
     tokens: int = 256,
     sequence_length: int | None = None,
     dtype: str = "int8",
     torch_dtype: str = "float32",
     device: str = "cpu",
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> Header:
     """Record the first `tokens` tokens of a UTF-8 text into the trace `out`, and return its header.
 
     The text is tokenised as one stream without special tokens and cut into sequences of `sequence_length` tokens
     (default: a single one; the last may be shorter). `dtype` is the trace's (int8, float16 or float32), `torch_dtype`
-    the model's. `progress(done, total)` counts MLP calls. Raises InputError for anything the user can mend.
+    the model's. Raises InputError for anything the user can mend.
     """
-    text = _read_text(Path(text_file))
+    if not read_text(text_file).strip():
+        raise InputError(f"{text_file}: is empty; give a file with some text")
     length = tokens if sequence_length is None else sequence_length
     for what, value in (("tokens", tokens), ("sequence length", length)):
         if value <= 0:
@@ -47,40 +50,37 @@ def record(
     if dtype not in ("int8", "float16", "float32"):
         raise InputError(f"trace dtype {dtype!r}: is not known; use int8, float16 or float32")
     loaded = load(model_name, torch_dtype, device)
-    ids = loaded.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    ids = tokenise(loaded, text_file)
     if len(ids) < tokens:
         raise InputError(
             f"{text_file}: has {len(ids)} tokens; {tokens} are wanted, so give a longer text or fewer tokens"
         )
-    limit = getattr(loaded.model.config, "max_position_embeddings", None)
-    if limit and min(length, tokens) > limit:
-        raise InputError(
-            f"sequence length {min(length, tokens)}: {model_name} takes at most {limit}; use a shorter one"
-        )
+    check_length(loaded, min(length, tokens))
     starts = range(0, tokens, length)
     source = loaded.source | {
-        "text": Path(text_file).name,
-        "text_sha256": files.sha256(Path(text_file)),
+        "text": text_file.name,
+        "text_sha256": sha256(text_file),
         "tokens": tokens,
         "dtype": dtype,
     }
     header = Header(model=loaded.shape, sequence_starts=tuple(starts), source=source)
-    trace.save(Path(out), header, collect(loaded, [ids[i : i + length][: tokens - i] for i in starts], progress), dtype)
+    sequences = [ids[i : i + length][: tokens - i] for i in starts]
+    write_trace(out, header, collect(loaded, sequences, progress), dtype)
     return header
 
 
-def collect(loaded: LoadedModel, sequences: list[list[int]], progress: Progress | None = None) -> list[Activations]:
+def collect(loaded: LoadedModel, sequences: list[list[int]], progress: Progress = silent) -> list[Activations]:
     """Every layer's activations, float32, for token sequences run one after the other, each from its own beginning."""
     tokens = sum(map(len, sequences))
 
-    def empty(size: int) -> Floats:
+    def empty(size: int) -> Float32s:
         return np.empty((tokens, size), np.float32)
 
     d, m = loaded.shape.hidden_size, loaded.shape.intermediate_size
     layers = [Activations(empty(d), empty(m), empty(m)) for _ in loaded.mlps]
     total, done, start = len(sequences) * len(layers), 0, 0
 
-    def keep(into: Floats, values: Tensor) -> None:
+    def keep(into: Float32s, values: Tensor) -> None:
         into[start : start + values.shape[1]] = values[0].float().cpu().numpy()
 
     def hook(acts: Activations, names: tuple[str, ...], _: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
@@ -91,8 +91,7 @@ def collect(loaded: LoadedModel, sequences: list[list[int]], progress: Progress 
     def count(*_: object) -> None:
         nonlocal done
         done += 1
-        if progress is not None:
-            progress(done, total)
+        progress("recording layers", done, total)
 
     handles = []
     for mlp, acts in zip(loaded.mlps, layers, strict=True):
@@ -108,10 +107,3 @@ def collect(loaded: LoadedModel, sequences: list[list[int]], progress: Progress 
         for handle in handles:
             handle.remove()
     return layers
-
-
-def _read_text(path: Path) -> str:
-    text = files.read_text(path)
-    if not text.strip():
-        raise InputError(f"{path}: is empty; give a file with some text")
-    return text

@@ -14,8 +14,8 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from dipsim import files
-from dipsim.files import InputError
+from dipsim.basics import files
+from dipsim.basics.errors import InputError
 
 NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dipsim.files import InputError
+from dipsim.basics.errors import InputError
 
 # Linear layers in the order they run, and the matrices whose rows each one's weight stacks.
 _LAYOUTS: tuple[dict[str, tuple[str, ...]], ...] = (

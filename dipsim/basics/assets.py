@@ -1,0 +1,64 @@
+"""Finds the shipped devices, policies, traces and examples by name, and the user's own by path."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dipsim.basics.errors import InputError
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+_SUFFIXES = {
+    "devices": (".yaml", ".yml"),
+    "policies": (".py",),
+    "traces": (".safetensors", ".yaml"),
+    "examples": (".yaml",),
+}
+
+
+def directory(kind: str) -> Path:
+    """The folder of `kind`. It is inside the installed package, or beside the package in a checkout."""
+    inside = _PACKAGE / kind
+    return inside if inside.is_dir() else _PACKAGE.parent / kind
+
+
+def names(kind: str) -> list[str]:
+    """Names of the shipped files of `kind`, sorted, as a user types them: `dip-ca`, not `dip_ca.py`."""
+    return sorted(_name(kind, file) for file in _files(kind))
+
+
+def _files(kind: str) -> list[Path]:
+    files = (file for file in directory(kind).iterdir() if file.suffix in _SUFFIXES[kind])
+    return sorted(file for file in files if file.stem[0] not in "._")
+
+
+def _name(kind: str, file: Path) -> str:
+    return file.stem.replace("_", "-") if kind == "policies" else file.stem
+
+
+def find(kind: str, name_or_path: str | Path) -> Path:
+    """Find the file of a shipped name or of a user's path. Raises InputError if there is none.
+
+    Text with a separator or a known suffix is a path. Everything else is a name.
+    """
+    text, path = str(name_or_path), Path(name_or_path)
+    if path.suffix in _SUFFIXES[kind] or len(path.parts) > 1:
+        if path.is_dir():
+            raise InputError(f"{text}: is a folder; give a file")
+        if not path.is_file():
+            raise InputError(f"{text}: no such file (looked in {Path.cwd()})")
+        return path
+    for file in _files(kind):
+        if text in (file.stem, _name(kind, file)):
+            return file
+    singular = {"policies": "policy"}.get(kind, kind.rstrip("s"))
+    raise InputError(f"{text or '(empty)'}: no such {singular}; shipped: {', '.join(names(kind))}; or give a path")
+
+
+def policy_name(name_or_path: str) -> str:
+    """The name of a policy: `mine` for ./mine.py, `dip-ca` for dip_ca and dip-ca."""
+    return Path(name_or_path).name.removesuffix(".py").replace("_", "-")
+
+
+def same_policy(name: str, policy: str) -> bool:
+    """Tell whether `name` stands for the policy that an experiment writes as `policy`: by name or as written."""
+    return name in (policy, policy_name(policy))

@@ -1,0 +1,88 @@
+"""Files are read strictly and written whole: every complaint is one line, and no file is left half-written."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Hashable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dipsim.basics.errors import InputError
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without Python tags. A duplicate key is an error instead of being dropped."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, Hashable) and key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key!r}", key_node.start_mark)
+            seen.add(key if isinstance(key, Hashable) else id(key))
+        return super().construct_mapping(node, deep)
+
+
+def read_text(path: Path) -> str:
+    """Read a UTF-8 file. Raises InputError if there is none."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: is not a UTF-8 text file") from None
+
+
+def parse_yaml(text: str, where: object) -> Any:
+    """Parse a YAML text. Raises InputError naming `where` for anything but plain YAML."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        line = f" (line {error.problem_mark.line + 1})" if error.problem_mark else ""
+        raise InputError(f"{where}: is not plain YAML: {error.problem}{line}") from None
+    except (yaml.YAMLError, RecursionError, ValueError, LookupError, TypeError, AttributeError) as error:
+        # PyYAML's constructors raise all of these, for a date like 2001-99-99 or `!!int abc`
+        raise InputError(f"{where}: is not plain YAML: {' '.join(str(error).split())}") from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read the mapping in a YAML file. Raises InputError for anything that is not one plain mapping."""
+    data = parse_yaml(read_text(path), path)
+    if not isinstance(data, dict):
+        kind = "empty" if data is None else f"a {type(data).__name__}"
+        raise InputError(f"{path}: is {kind}; a mapping of `key: value` lines is expected")
+    return data
+
+
+def write(path: Path, content: str | Callable[[Path], object]) -> None:
+    """Write a file whole or not at all.
+
+    `content` is the text, or a function that writes a file at the path it is given. That file is a temporary one
+    beside `path`; it takes the place of `path` once it is complete. Raises InputError if it cannot.
+    """
+    temporary = path.with_name(f".{path.stem}-{os.getpid()}-{os.urandom(4).hex()}{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+        mode = temporary.stat().st_mode  # an ordinary file's, which `content` may make a private one
+        if isinstance(content, str):
+            temporary.write_text(content, encoding="utf-8")
+        else:
+            content(temporary)
+        temporary.chmod(mode)
+        temporary.replace(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
+    finally:
+        with suppress(OSError):  # what could not be written may not be there
+            temporary.unlink(missing_ok=True)
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,123 @@
+"""The commands that look at files: what is shipped, whether a file is sound, which fields a format has."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dipsim.basics.errors import InputError
+from dipsim.cli.terminal import console
+
+commands = typer.Typer()
+
+
+class Kind(StrEnum):
+    """What can be listed."""
+
+    devices = "devices"
+    policies = "policies"
+    traces = "traces"
+
+
+class Format(StrEnum):
+    """File formats with a schema."""
+
+    device = "device"
+    experiment = "experiment"
+
+
+@commands.command("list")
+def list_(kind: Annotated[Kind, typer.Argument(help="What to list.")]) -> None:
+    """List what is shipped."""
+    from rich.table import Table
+
+    from dipsim.basics import assets
+
+    columns, describe = {
+        Kind.devices: (("name", "Flash", "DRAM", "description"), _describe_device),
+        Kind.policies: (("name", "parameters", "description"), _describe_policy),
+        Kind.traces: (("name", "tokens", "model", "layers, hidden, intermediate"), _describe_trace),
+    }[kind]
+    table = Table(*columns, box=None, pad_edge=False)
+    for name in assets.names(kind):
+        table.add_row(name, *describe(name))
+    console().print(table)
+
+
+def _describe_device(name: str) -> tuple[str, ...]:
+    from dipsim.basics.units import show
+    from dipsim.timing.device import Device
+
+    device = Device.load(name)
+    memory = f"{show(device.dram.capacity, 'size')}, {show(device.dram.bandwidth, 'bandwidth')}"
+    return show(device.flash.peak_bandwidth, "bandwidth"), memory, device.description
+
+
+def _describe_policy(name: str) -> tuple[str, ...]:
+    from dipsim.sparsity.plugins import policy_class
+
+    policy = policy_class(name)
+    parameters = [
+        key if field.is_required() else f"{key}={field.default!r}" for key, field in policy.model_fields.items()
+    ]
+    return ", ".join(parameters), (policy.__doc__ or "").splitlines()[0]
+
+
+def _describe_trace(name: str) -> tuple[str, ...]:
+    from dipsim.workload import Trace
+
+    trace = Trace.open(name)
+    shape = trace.shape
+    sizes = f"{shape.num_hidden_layers}, {shape.hidden_size}, {shape.intermediate_size}"
+    return str(trace.tokens), shape.name, sizes
+
+
+@commands.command()
+def check(file: Annotated[Path, typer.Argument(help="Device, experiment, trace or policy file.")]) -> None:
+    """Check a file completely, without running anything with it."""
+    from dipsim.basics.files import read_yaml
+    from dipsim.sparsity.plugins import load_policy
+    from dipsim.study.experiment import Experiment
+    from dipsim.study.points import points
+    from dipsim.study.run import check as check_experiment
+    from dipsim.timing.device import Device
+    from dipsim.workload import Trace
+
+    if not file.is_file():
+        raise InputError(f"{file}: no such file")
+    if file.suffix == ".safetensors":
+        trace = Trace.open(file)
+        for index in range(trace.shape.num_hidden_layers):
+            trace.layer(index)
+        found = f"a trace of {trace.tokens} tokens, {trace.shape.num_hidden_layers} layers"
+    elif file.suffix == ".py":
+        found = f"a policy: {load_policy(file).label}"
+    elif "policies" in (data := read_yaml(file)) or "trace" in data:
+        experiment = Experiment.load(file)
+        if experiment.sweep:
+            found = f"a sweep of {len(points(experiment, file))} points"
+        else:
+            check_experiment(experiment)
+            found = f"an experiment on {experiment.trace} and {experiment.device}"
+    elif "model" in data:
+        trace = Trace.open(file)
+        trace.layer(0, 1)
+        found = f"a recipe: {trace.tokens} tokens of {trace.shape.name}"
+    else:
+        found = f"a device: {Device.load(file).name}"
+    print(f"{file}: ok, {found}")
+
+
+@commands.command()
+def schema(of: Annotated[Format, typer.Argument(help="Which file format.")]) -> None:
+    """Print the JSON schema of a file format, for editors that check YAML while you type."""
+    import json
+
+    from dipsim.study.experiment import Experiment
+    from dipsim.timing.device import Device
+
+    model = Device if of is Format.device else Experiment
+    print(json.dumps(model.model_json_schema(), indent=2))

@@ -1,0 +1,193 @@
+"""The commands that make inputs and measure models: recipes, traces, perplexities, adapters, predictors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dipsim.basics.errors import InputError
+from dipsim.cli.terminal import apply_settings, console, must_end, progress_bar, torch_needed
+
+commands = typer.Typer()
+
+
+@commands.command("fit-recipe")
+def fit_recipe(
+    trace: Annotated[str, typer.Argument(help="Recorded trace, by name or path.")],
+    out: Annotated[Path, typer.Option(help="The recipe to write, ending in .yaml.")],
+) -> None:
+    """Fit a recipe for synthetic traces to a recorded trace."""
+    from dipsim.workload import Trace
+    from dipsim.workload.fit import fit
+
+    must_end(out, ".yaml", "a recipe")
+    with progress_bar() as progress:
+        recipe = fit(Trace.open(trace), progress)
+    recipe.write(out)
+    print(f"{out}: {recipe.tokens} tokens of {recipe.model.name}")
+
+
+@commands.command()
+def recipe(
+    shape: Annotated[Path, typer.Option(help="The config.json of a Hugging Face model.")],
+    out: Annotated[Path, typer.Option(help="The recipe to write, ending in .yaml.")],
+    tokens: Annotated[int, typer.Option(help="Tokens of the trace.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Seed of the trace.")] = 0,
+) -> None:
+    """Write a recipe for a synthetic trace of any model's size, with the shipped statistics."""
+    from dipsim.workload.fit import from_config
+
+    must_end(out, ".yaml", "a recipe")
+    made = from_config(shape, tokens, seed)
+    made.write(out)
+    print(f"{out}: {made.tokens} tokens of {made.model.name}")
+
+
+@commands.command()
+def record(
+    model: Annotated[str, typer.Option(help="smollm2-135m, a folder, a .gguf file or a Hugging Face id.")],
+    text: Annotated[Path, typer.Option(help="UTF-8 text to run through the model.")],
+    out: Annotated[Path, typer.Option(help="The trace to write, ending in .safetensors.")],
+    tokens: Annotated[int, typer.Option(help="Tokens to record.")] = 256,
+    sequence_length: Annotated[int | None, typer.Option(help="Cut into sequences of so many; by default one.")] = None,
+    dtype: Annotated[str, typer.Option(help="Of the trace: int8 (with scales), float16 or float32.")] = "int8",
+    torch_dtype: Annotated[str, typer.Option(help="Of the model: float32, bfloat16 or float16.")] = "float32",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+) -> None:
+    """Record a real model's activations as a trace (extra `live`)."""
+    must_end(out, ".safetensors", "a trace file")
+    with torch_needed():
+        from dipsim.live.record import record as record_trace
+    with progress_bar() as progress:
+        progress("loading the model", 0, 1)
+        header = record_trace(
+            model,
+            text,
+            out,
+            tokens=tokens,
+            sequence_length=sequence_length,
+            dtype=dtype,
+            torch_dtype=torch_dtype,
+            device=device,
+            progress=progress,
+        )
+    print(f"{out}: {tokens} tokens of {header.model.name}, {out.stat().st_size / 1e6:.1f} MB")
+
+
+@commands.command()
+def evaluate(
+    experiment: Annotated[Path, typer.Argument(help="Experiment file; its sweep may list DRAM sizes and evictions.")],
+    text: Annotated[Path, typer.Option(help="UTF-8 text to measure perplexity on.")],
+    model: Annotated[str, typer.Option(help="smollm2-135m, a folder, a .gguf file or a hub id.")] = "smollm2-135m",
+    sequences: Annotated[int, typer.Option(help="How many sequences of the text.")] = 8,
+    length: Annotated[int, typer.Option(help="Tokens of a sequence.")] = 512,
+    calibration: Annotated[Path | None, typer.Option(help="Text for thresholds; by default the same.")] = None,
+    adapter: Annotated[Path | None, typer.Option(help="LoRA adapter folder; merged, also for dense.")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")] = "float32",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    out: Annotated[Path | None, typer.Option(help="Output folder; by default results/<experiment>-evaluation.")] = None,
+) -> None:
+    """Measure perplexity and simulated speed of every policy in the closed loop (extra `live`)."""
+    from dataclasses import asdict
+
+    import pandas as pd
+
+    from dipsim.figures.pareto import draw_pareto, speedups
+    from dipsim.results.folder import write_summary
+    from dipsim.results.quality import write_quality
+    from dipsim.results.tables import plain_table, run_table
+    from dipsim.study.experiment import Experiment
+
+    chosen = Experiment.load(experiment)
+    folder = out or Path("results") / f"{experiment.stem}-evaluation"
+    with torch_needed(), progress_bar() as progress:
+        from dipsim.live import evaluate as live
+        from dipsim.live.models import load
+        from dipsim.live.text import read_tokens
+
+        progress("loading the model", 0, 1)
+        loaded = load(model, dtype, device, adapter)
+        ids = read_tokens(loaded, text, sequences, length)
+        others = read_tokens(loaded, calibration, sequences, length) if calibration else None
+        progress("loading the model", 1, 1)
+        found = live.evaluate(loaded, ids, chosen, others, progress)
+    merged = adapter.resolve().name if adapter else ""
+    rows = [live.row(result, length, text.name, loaded.shape.name, merged) for _, result in found]
+    results = [result for _, result in found]
+    write_quality(rows, folder / "quality.csv")
+    write_summary(results, folder)
+    console().print(run_table(results))
+    measured = pd.DataFrame([asdict(row) for row in rows])
+    if len(measured) > 1 and "dense" in set(measured["policy"]):
+        print("Best speed-up over dense at the same DRAM, by perplexity budget:")
+        console().print(plain_table(speedups(measured)))
+        draw_pareto(measured, folder)
+    print(f"{folder}: quality.csv, summary.json, pareto.png and .svg")
+
+
+@commands.command("train-predictor")
+def train_predictor(
+    trace: Annotated[str, typer.Argument(help="Recorded trace, by name or path.")],
+    out: Annotated[Path, typer.Option(help="The networks to write, ending in .safetensors.")],
+    fraction: Annotated[float, typer.Option(help="Share of the neurons that matter.")] = 0.5,
+    rank: Annotated[int, typer.Option(help="Hidden size of the networks.")] = 64,
+    steps: Annotated[int, typer.Option(help="Training steps of each layer.")] = 200,
+) -> None:
+    """Train the networks of the `predictor` policy on a trace (extra `live`)."""
+    from dipsim.workload import Trace
+
+    must_end(out, ".safetensors", "the networks' file")
+    with torch_needed(), progress_bar() as progress:
+        from dipsim.live.train_predictor import train_predictor as train
+
+        found = train(
+            Trace.open(trace), out, fraction=fraction, rank=rank, steps=steps,
+            progress=progress,
+        )  # fmt: skip
+    print(f"{out}: finds {found:.1%} of the neurons that matter, on the trace itself")
+
+
+@commands.command()
+def adapt(
+    model: Annotated[str, typer.Option(help="smollm2-135m, a folder, a .gguf file or a Hugging Face id.")],
+    text: Annotated[Path, typer.Option(help="UTF-8 text to train on; not the one to evaluate on.")],
+    out: Annotated[Path, typer.Option(help="Folder for the adapter.")],
+    policy: Annotated[str, typer.Option(help="Policy, by name or path.")] = "dip",
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Policy parameter, POLICY.PARAMETER=VALUE; may be repeated.")
+    ] = None,
+    rank: Annotated[int, typer.Option(help="Rank of the adapters.")] = 32,
+    steps: Annotated[int, typer.Option(help="Training steps.")] = 800,
+    batch: Annotated[int, typer.Option(help="Sequences a step.")] = 8,
+    length: Annotated[int, typer.Option(help="Tokens of a sequence.")] = 512,
+    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+) -> None:
+    """Train LoRA adapters that win back what a policy costs (extra `live`)."""
+    from dipsim.sparsity.plugins import load_policy
+
+    chosen: list[dict[str, dict[str, Any]]] = [{policy: {}}]
+    apply_settings(chosen, settings or [])
+    loaded_policy = load_policy(policy, **chosen[0][policy])
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out}: is a file; give a folder")
+    with torch_needed(), progress_bar() as progress:
+        from dipsim.live import adapt as live
+        from dipsim.live.models import load
+        from dipsim.live.text import read_tokens
+
+        progress("loading the model", 0, 1)
+        loaded = load(model, dtype, device)
+        ids = read_tokens(loaded, text, None, length)
+        progress("loading the model", 1, 1)
+        adapted, losses = live.adapt(
+            loaded, ids, loaded_policy, rank=rank, steps=steps, batch=batch, learning_rate=learning_rate,
+            progress=progress,
+        )  # fmt: skip
+        live.write_adapter(adapted, out)
+    tail = losses[-max(1, len(losses) // 20) :]
+    print(f"{out}: {loaded_policy.label}, rank {rank}, {steps} steps; divergence {losses[0]:.3f} -> ", end="")
+    print(f"{sum(tail) / len(tail):.3f} nats")

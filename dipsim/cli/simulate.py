@@ -1,0 +1,139 @@
+"""The commands that simulate: one run, a sweep, and the figures of either."""
+
+from __future__ import annotations
+
+import os
+from contextlib import nullcontext
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dipsim.basics.errors import InputError
+from dipsim.cli.terminal import apply_settings, console, progress_bar, torch_needed
+
+if TYPE_CHECKING:
+    from dipsim.planning.planner import Planner
+    from dipsim.study.experiment import Experiment
+
+commands = typer.Typer()
+
+
+class Processor(StrEnum):
+    """What plans a sweep."""
+
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+@commands.command()
+def run(
+    experiment: Annotated[
+        Path | None, typer.Argument(help="Experiment file; by default the shipped quickstart.")
+    ] = None,
+    trace: Annotated[str | None, typer.Option(help="Trace, by name or path.")] = None,
+    device: Annotated[str | None, typer.Option(help="Device, by name or path.")] = None,
+    policy: Annotated[list[str] | None, typer.Option(help="Policy, by name or path; may be repeated.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Policy parameter, POLICY.PARAMETER=VALUE; may be repeated.")
+    ] = None,
+    dram: Annotated[str | None, typer.Option(help='DRAM for weights and KV cache, e.g. "1.5 GB".')] = None,
+    eviction: Annotated[str | None, typer.Option(help="none, lru, lfu, belady or optimal.")] = None,
+    timing: Annotated[str | None, typer.Option(help="serial, concurrent or pipelined.")] = None,
+    tokens: Annotated[int | None, typer.Option(help="Simulate only the first so many tokens.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Output folder; by default results/<experiment>.")] = None,
+    timeline: Annotated[bool, typer.Option("--timeline", help="Also write timeline.json for ui.perfetto.dev.")] = False,
+) -> None:
+    """Simulate every policy of an experiment; write tables and figures, print the summary."""
+    from dipsim.basics import assets
+    from dipsim.figures.run import draw_run
+    from dipsim.results.tables import heading, run_table
+    from dipsim.study.run import run as run_experiment
+    from dipsim.study.run import write_run
+
+    path = experiment or assets.find("examples", "quickstart")
+    given = {"trace": trace, "device": device, "dram": dram, "eviction": eviction, "timing": timing, "tokens": tokens}
+    resolved = _resolve(path, {key: value for key, value in given.items() if value is not None}, policy, settings or [])
+    folder = out or Path("results") / path.stem
+    with progress_bar() as progress:
+        results = run_experiment(resolved, progress, timeline)
+        progress("writing tables and figures", 0, 1)
+        write_run(resolved, results, folder, timeline)
+        draw_run(folder)
+    print(heading(results))
+    console().print(run_table(results))
+    print(f"{folder}: summary.json, tokens.csv, layers.csv, spans.csv, figures as .png and .svg", end="")
+    print(", timeline.json" if timeline else "")
+
+
+def _resolve(path: Path, changes: dict[str, Any], policies: list[str] | None, settings: list[str]) -> Experiment:
+    """The experiment of a file with what the command line changes."""
+    from dipsim.basics.fields import parse
+    from dipsim.study.experiment import Experiment, policy_entries
+
+    data = Experiment.load(path).resolved() | changes
+    if policies:
+        data["policies"] = policies
+    chosen = policy_entries(data)
+    apply_settings(chosen, settings)
+    return parse(Experiment, data | {"policies": chosen}, "command line" if changes or policies else path)
+
+
+@commands.command()
+def sweep(
+    experiment: Annotated[Path, typer.Argument(help="Experiment file with a sweep.")],
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; by default one a core.")] = None,
+    dask: Annotated[str | None, typer.Option(help="Address of a Dask scheduler to run on (extra `dask`).")] = None,
+    device: Annotated[
+        Processor, typer.Option(help="What plans, not what is simulated; cuda is this machine's GPU (extra `cuda`).")
+    ] = Processor.cpu,
+    out: Annotated[Path | None, typer.Option(help="Output folder; by default results/<experiment>.")] = None,
+) -> None:
+    """Simulate a grid: every combination of the values in an experiment's sweep. Killed, it resumes by itself."""
+    from dipsim.figures.sweep import draw_sweep
+    from dipsim.results.tables import sweep_table
+    from dipsim.study.experiment import Experiment
+    from dipsim.study.sweep import sweep as run_sweep
+
+    chosen = Experiment.load(experiment)
+    folder = out or Path("results") / experiment.stem
+    if dask is not None and device is Processor.cuda:
+        raise InputError(f"--dask {dask}: a cluster has no use for this machine's GPU (--device cuda); leave out one")
+    needed = torch_needed("cuda", "tokens or settings at a time") if device is Processor.cuda else nullcontext()
+    with progress_bar() as progress, needed:
+        table = run_sweep(
+            chosen,
+            folder,
+            workers=workers or len(os.sched_getaffinity(0)),
+            dask=dask,
+            planners=_planners(device),
+            progress=progress,
+            where=experiment,
+        )
+        progress("drawing figures", 0, 1)
+        draw_sweep(folder)
+    console().print(sweep_table(table))
+    print(f"{folder}: sweep.csv, a row for each of {len(table)} points, figures as .png and .svg")
+
+
+def _planners(device: Processor) -> list[Planner]:
+    """What plans a sweep: with a GPU, the CPU takes what the GPU cannot plan."""
+    from dipsim.planning.planner import CpuPlanner
+
+    if device is Processor.cpu:
+        return [CpuPlanner()]
+    from dipsim.gpu.planner import GpuPlanner
+
+    return [GpuPlanner("cuda"), CpuPlanner()]
+
+
+@commands.command()
+def plot(folder: Annotated[Path, typer.Argument(help="Output folder of a run or a sweep.")]) -> None:
+    """Draw the figures of an output folder again."""
+    from dipsim.figures.run import draw_run
+    from dipsim.figures.sweep import draw_sweep, is_sweep
+
+    draw = draw_sweep if is_sweep(folder) else draw_run
+    for path in draw(folder):
+        print(path)

@@ -1,0 +1,77 @@
+"""What the commands share: the terminal's width, a progress bar, settings given as POLICY.PARAMETER=VALUE."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from dipsim.basics.errors import InputError
+from dipsim.basics.files import parse_yaml
+from dipsim.basics.progress import Progress
+
+
+def must_end(out: Path, suffix: str, what: str) -> None:
+    """Raises InputError unless the file to be written has the suffix by which it will be found again."""
+    if out.suffix != suffix:
+        raise InputError(f"--out {out}: {what} must end in {suffix}")
+
+
+def apply_settings(chosen: list[dict[str, dict[str, Any]]], settings: list[str]) -> None:
+    """Put `--set POLICY.PARAMETER=VALUE` into the parameters of the policies chosen."""
+    from dipsim.study.experiment import set_parameter
+
+    for setting in settings:
+        target, equals, value = setting.partition("=")
+        name, dot, parameter = target.rpartition(".")
+        given = parse_yaml(value, f"--set {setting}")
+        if not (equals and dot and set_parameter(chosen, name, parameter, given)):
+            known = ", ".join(key for entry in chosen for key in entry)
+            raise InputError(f"--set {setting}: write POLICY.PARAMETER=VALUE with a policy of this run ({known})")
+
+
+@contextlib.contextmanager
+def torch_needed(extra: str = "live", less: str = "or shorter sequences, or a smaller dtype") -> Iterator[None]:
+    """Around what needs torch: name its extra where it is missing, ask for fewer of what where memory is."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"{error.name} is not installed; install dipsim with its extra `{extra}` (see the README)"
+        ) from None
+    except Exception as error:
+        out_of_memory = type(error).__name__ in ("OutOfMemoryError", "MemoryError")
+        if not out_of_memory and not (
+            isinstance(error, RuntimeError) and re.search("(not enough|out of) memory", str(error))
+        ):
+            raise
+        raise InputError(f"out of memory; ask for fewer {less}") from None
+
+
+def console() -> Any:
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal else Console(width=max(console.width, 130))
+
+
+@contextlib.contextmanager
+def progress_bar() -> Iterator[Progress]:
+    """A progress bar on stderr that vanishes at the end; yields a function (what, done, total)."""
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+    console = Console(stderr=True)
+    with Bar(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal) as bar:
+        tasks: dict[str, Any] = {}
+
+        def show(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=total)
+            bar.update(tasks[what], completed=done)
+
+        yield show

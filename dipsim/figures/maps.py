@@ -1,0 +1,117 @@
+"""Maps of a sweep, DRAM size x Flash speed: how fast each policy is, and which is the fastest where."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.patches import Patch
+from matplotlib.patheffects import withStroke
+
+from dipsim.basics.arrays import Floats
+from dipsim.basics.units import significant
+from dipsim.figures.style import LUMINANCE, blank_figure
+from dipsim.figures.sweep_table import AXES, DRAM, FLASH, heading, price
+
+LEVELS = np.outer(10.0 ** np.arange(-4, 6), (1, 1.5, 2, 3, 5, 7)).ravel()  # of iso-lines
+
+
+def draw_maps(rows: pd.DataFrame, value: str, title: str) -> Figure:
+    """A map DRAM x Flash for each policy, in one scale: speeds with iso-lines, ratios with their figures."""
+    policies = list(dict.fromkeys(rows["policy"]))
+    columns = min(3, len(policies))
+    height = math.ceil(len(policies) / columns)
+    figure = blank_figure(title, heading(rows), max(3.7 * columns + 0.8, 6), 3.2 * height)
+    grid = figure.subplots(height, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    low, high = rows[value].min(), rows[value].max()
+    norm = LogNorm(low * 0.999, high * 1.001)
+    image = None
+    for index, (axes, policy) in enumerate(zip(grid, policies, strict=False)):
+        mine = rows[rows["policy"] == policy]
+        cells = mine.pivot_table(index=DRAM, columns=FLASH, values=value)
+        image = axes.imshow(cells, norm=norm, cmap="viridis", origin="lower", aspect="auto")
+        if value == "speedup":
+            _ratios(axes, cells.to_numpy(), image)
+        else:
+            _isolines(axes, cells.to_numpy())
+        _axes(axes, cells)
+        axes.set_title(f"{policy}\n{price(mine)}")
+        lowest = index + columns >= len(policies)
+        axes.set_xlabel(AXES[FLASH] if lowest else "")
+        axes.tick_params(labelbottom=lowest)
+        axes.set_ylabel(AXES[DRAM] if index % columns == 0 else "")
+    for axes in grid[len(policies) :]:
+        axes.remove()
+    assert image is not None
+    bar = figure.colorbar(image, ax=list(grid[: len(policies)]), format="{x:g}", pad=0.01)
+    bar.set_ticks([level for level in LEVELS if low <= level <= high], minor=False)
+    bar.minorticks_off()
+    return figure
+
+
+def _isolines(axes: Axes, cells: Floats) -> None:
+    levels = LEVELS[(np.nanmin(cells) < LEVELS) & (np.nanmax(cells) > LEVELS)]
+    if not levels.size:
+        return
+    lines = axes.contour(np.log(cells), levels=np.log(levels), colors="white", linewidths=1.4, linestyles="solid")
+    lines.set_path_effects([withStroke(linewidth=2.6, foreground="black")])
+    names = {float(np.log(level)): f"{level:g}" for level in levels}
+    for text in axes.clabel(lines, fmt=names, fontsize=9):
+        text.set(color="black", weight="bold", path_effects=[withStroke(linewidth=3, foreground="white")])
+
+
+def _ratios(axes: Axes, cells: Floats, image: AxesImage) -> None:
+    shades = np.asarray(image.to_rgba(cells))
+    for (row, column), value in np.ndenumerate(cells):
+        ink = "white" if shades[row, column, :3] @ LUMINANCE < 0.5 else "black"
+        axes.text(column, row, significant(value), color=ink, size=7.5, ha="center", va="center_baseline")
+
+
+def _axes(axes: Axes, cells: pd.DataFrame) -> None:
+    """The values of a map's rows and columns, evenly spaced whatever they are."""
+    axes.set_xticks(range(len(cells.columns)), [f"{float(value) / 1e9:.3g}" for value in cells.columns])
+    axes.set_yticks(range(len(cells.index)), [f"{float(value) / 1e9:.3g}" for value in cells.index])
+    axes.grid(visible=False)
+
+
+def draw_winner(rows: pd.DataFrame) -> Figure:
+    """The fastest policy at every point of the map, and by how much it leads the next."""
+    policies = list(dict.fromkeys(rows["policy"]))
+    prices = [price(rows[rows["policy"] == policy]) for policy in policies]
+    speeds = np.stack(
+        [rows[rows["policy"] == p].pivot_table(index=DRAM, columns=FLASH, values="tokens_per_s") for p in policies]
+    )
+    cells = rows.pivot_table(index=DRAM, columns=FLASH, values="tokens_per_s")
+    order = np.sort(np.nan_to_num(speeds), axis=0)
+    first, lead = np.nanargmax(speeds, axis=0), order[-1] / np.where(order[-2] > 0, order[-2], np.nan) - 1
+    shades = colormaps["viridis"](np.linspace(0.95, 0.1, len(policies)))
+    wide = max(0.75 * len(cells.columns) + 4.5, 7)
+    figure = blank_figure(
+        "Who is fastest where, and how far ahead of the next", heading(rows), wide, 0.38 * len(cells) + 1
+    )
+    axes = figure.subplots()
+    axes.imshow(shades[first], origin="lower", aspect="auto")
+    for (row, column), winner in np.ndenumerate(first):
+        ink = "white" if shades[winner][:3] @ LUMINANCE < 0.5 else "black"
+        ahead = "" if np.isnan(lead[row, column]) else f" +{lead[row, column]:.0%}"
+        axes.text(column, row, f"{_letter(winner)}{ahead}", color=ink, ha="center", va="center_baseline")
+    _axes(axes, cells)
+    axes.set_xlabel(AXES[FLASH])
+    axes.set_ylabel(AXES[DRAM])
+    names = [
+        f"{_letter(index)}  {policy}{'' if index in first else ' (nowhere)'}\n     {price}"
+        for index, (policy, price) in enumerate(zip(policies, prices, strict=True))
+    ]
+    handles = [Patch(facecolor=shade, edgecolor="0.3", lw=0.5) for shade in shades]
+    axes.legend(handles, names, loc="upper left", bbox_to_anchor=(1.01, 1.02), labelspacing=0.8)
+    return figure
+
+
+def _letter(index: int) -> str:
+    return chr(ord("A") + index % 26)

@@ -1,0 +1,202 @@
+"""The figures of a run: latency token by token, each policy's speed and price, hit rates, one token's spans."""
+
+from __future__ import annotations
+
+import math
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib import colormaps, style
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator, NullLocator
+
+from dipsim.basics.units import significant
+from dipsim.figures.style import COLOURS, DASHES, LUMINANCE, MARKERS, STYLE, blank_figure, save_figure
+from dipsim.results.folder import Run, read_tables
+
+LOOKS = {  # what a token waits for: its name, colour (Okabe and Ito's) and hatch
+    "flash": ("Flash", "#0072B2", ""),
+    "dram": ("DRAM", "#E69F00", "/////"),
+    "compute": ("compute", "#009E73", "...."),
+    "wait": ("waiting", "#BBBBBB", "xxxx"),
+}
+
+
+def draw_run(folder: Path) -> list[Path]:
+    """Draw every figure of a run's folder into it, as PNG and SVG; return the paths written.
+
+    Raises InputError, before anything is written, if the folder's tables are missing or not those of one run.
+    """
+    runs, (tokens, layers, spans) = read_tables(folder)
+    with style.context(["default", STYLE]):
+        figures = {
+            "latency": _latency(runs, tokens),
+            "policies": _policies(runs),
+            "hit_rate_by_layer": _hit_rate(runs, layers),
+            "token_gantt": _gantt(runs, spans),
+        }
+        return [path for name, figure in figures.items() for path in save_figure(figure, folder / name)]
+
+
+def _latency(runs: list[Run], table: pd.DataFrame) -> Figure:
+    """Latency of every token, stacked by what held it up; a panel a policy."""
+    rows = math.ceil(len(runs) / 4)
+    columns = math.ceil(len(runs) / rows)
+    figure = _figure("Latency token by token", runs, max(3.2 * columns, 6.5), (3.1 + 0.15 * _lines(runs)) * rows)
+    grid = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
+    parts = {part: look for part, look in LOOKS.items() if table[f"{part}_s"].max() > 1e-6 * table["latency_s"].max()}
+    for index, (run, axes) in enumerate(zip(runs, grid, strict=False)):
+        mine = table[table["policy"] == run.policy]
+        mine = pd.concat((mine, mine.tail(1)))  # a stair more, for the right edge of the last
+        edges = mine["token"].iloc[0] + np.arange(len(mine)) - 0.5
+        below = np.zeros(len(mine))
+        for part, (_, colour, hatch) in parts.items():
+            top = below + 1e3 * mine[f"{part}_s"].to_numpy()
+            axes.fill_between(edges, below, top, step="post", facecolor=colour, edgecolor="white", hatch=hatch, lw=0)
+            below = top
+        axes.set_title(run.label, weight="bold", pad=29)
+        note = (
+            f"mean {significant(1e3 * run.mean_latency_s)} ms · {significant(run.tokens_per_s)} tokens/s\n{run.price}"
+        )
+        axes.annotate(note, (0, 1), (0, 4), xycoords="axes fraction", textcoords="offset points", va="bottom")
+        axes.set_xlim(edges[0] - 0.02 * len(mine), edges[-1])  # the first token, with a cold cache, is a spike
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
+        axes.set_xlabel("token" if index + columns >= len(runs) else "")
+        axes.set_ylabel("latency (ms)" if index % columns == 0 else "")
+    grid[0].set_ylim(0, 1.05e3 * table["latency_s"].max())
+    for axes in grid[len(runs) :]:
+        axes.remove()
+    handles = [Patch(facecolor=colour, edgecolor="white", hatch=hatch, lw=0) for _, colour, hatch in parts.values()]
+    figure.legend(handles, [name for name, *_ in parts.values()], loc="outside lower center", ncols=len(parts))
+    return figure
+
+
+def _policies(runs: list[Run]) -> Figure:
+    """Speed, hit rate, share of the MLP that is read, and the price, in panels that share the policies' rows."""
+    dense = next((run.tokens_per_s for run in runs if run.policy == "dense"), None)
+    speeds = [run.tokens_per_s for run in runs]
+    labels = [significant(speed) + (f" ({speed / dense:.2f}x)" if dense else "") for speed in speeds]
+    prices, measured = [run.perplexity or 0.0 for run in runs], [run.measured for run in runs]
+    panels: tuple[tuple[str, str, str, list[float], list[str] | None], ...] = (  # title, colour, hatch, lengths, texts
+        ("speed (tokens/s)", "#0072B2", "", speeds, labels),
+        ("hit rate (%)", "#56B4E9", "", [100 * run.hit_rate for run in runs], None),
+        ("MLP fraction read (%)", "#56B4E9", "", [100 * run.mlp_fraction_read for run in runs], None),
+        ("perplexity (lower is better)", "#D55E00", "/////", prices, measured),
+    )
+    figure = _figure("Speed, and its price", runs, 12, 0.7 + max(0.45, 0.18 * _lines(runs)) * len(runs))
+    grid = figure.subplots(1, len(panels), sharey=True, width_ratios=(1.4, 1, 1, 1))
+    for axes, (title, colour, hatch, lengths, texts) in zip(grid, panels, strict=True):
+        bars = axes.barh(range(len(runs)), lengths, 0.66, color=colour, edgecolor="white", lw=0, hatch=hatch)
+        axes.bar_label(bars, texts, fmt="{:.1f}", padding=3)
+        axes.set_title(title)
+        axes.set_xlim(0, 130 if "%" in title else 1.35 * max(lengths) or 1)
+        axes.xaxis.set_major_locator(MaxNLocator(4, steps=(1, 2, 2.5, 5, 10)) if any(lengths) else NullLocator())
+        axes.xaxis.set_major_formatter("{x:,g}")
+        axes.tick_params(axis="y", length=0, grid_linewidth=0)  # names of rows need neither
+    grid[0].set_yticks(range(len(runs)), [run.label for run in runs])
+    grid[0].invert_yaxis()
+    return figure
+
+
+def _hit_rate(runs: list[Run], table: pd.DataFrame) -> Figure:
+    """Hit rate of every layer, a line a policy; the legend in the order in which the lines end."""
+    figure = _figure("Hit rate layer by layer", runs, 9.5, max(3.6, 0.4 + (0.3 + 0.16 * _lines(runs)) * len(runs)))
+    axes = figure.subplots()
+    ends = []
+    looks = zip(runs, cycle(COLOURS), cycle(MARKERS), cycle(DASHES), strict=False)
+    for index, (run, colour, marker, dash) in enumerate(looks):
+        mine = table[table["policy"] == run.policy]
+        step = max(1, len(mine) // 8)
+        axes.plot(
+            mine["layer"],
+            100 * mine["hit_rate"],
+            marker + dash,
+            color=colour,
+            markersize=8 - index % 8 / 2,
+            markevery=(index % step, step),  # staggered and shrinking, so that lines on top of each other show
+            label=f"{run.label}\n{run.hit_rate:.1%} overall, {run.price}",
+        )
+        ends.append(mine["hit_rate"].iloc[-1])
+    axes.set_xlabel("layer")
+    axes.set_ylabel("hit rate (% of the MLP bytes read)")
+    axes.set_ylim(max(axes.get_ylim()[0], -0.5), min(axes.get_ylim()[1], 100.5))
+    axes.set_xlim(table["layer"].min() - 0.5, table["layer"].max() + 0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    lines = [axes.lines[index] for index in np.argsort(ends, kind="stable")[::-1]]
+    axes.legend(handles=lines, loc="upper left", bbox_to_anchor=(1, 1.02), labelspacing=0.9, handlelength=4)
+    return figure
+
+
+def _gantt(runs: list[Run], table: pd.DataFrame) -> Figure:
+    """The requests of one token, a row a resource: all of them, and enlarged those of the first three layers."""
+    table = table.assign(start=1e3 * table["start_s"], end=1e3 * table["end_s"])
+    first = table.sort_values("start", kind="stable").drop_duplicates(["policy", "step"])
+    order = first.groupby("policy").cumcount().groupby(first["step"]).max()  # as within a layer, and lm_head last
+    steps = list(order.sort_values(kind="stable").index)
+    colours = dict(zip(steps, colormaps["viridis"](np.linspace(0, 0.92, len(steps))), strict=True))
+    near = table[(table["layer"] < 3) & (table["step"] != "lm_head")]
+    windows = (table["end"].max(), (table if near.empty else near)["end"].max())
+
+    rows = table[["policy", "resource"]].drop_duplicates()
+    title, height = f"Token {table['token'].iloc[0]}, request by request", 1 + 0.4 * len(runs) + 0.24 * len(rows)
+    figure = _figure(title, runs, 13, height)
+    panels = figure.subplots(1, 2, sharey=True, width_ratios=(1.2, 1))
+    ticks: dict[float, str] = {}
+    y = 0.0
+    for run in runs:
+        mine = table[table["policy"] == run.policy]
+        heading = f"{run.policy} · {significant(mine['end'].max())} ms · {run.price}"
+        panels[0].text(0, y, heading, weight="bold", va="center", in_layout=False)  # may reach into the next panel
+        for resource, (name, *_) in LOOKS.items():
+            if len(row := mine[mine["resource"] == resource]):
+                y += 1
+                ticks[y] = name
+                for axes, window in zip(panels, windows, strict=True):
+                    _bars(axes, y, row, window, colours, named=axes is panels[1])
+        y += 1.5
+    titles = ("all requests", "the grey part enlarged, with layer numbers")
+    for axes, window, title in zip(panels, windows, titles, strict=True):
+        axes.set_title(title)
+        axes.set_xlim(0, window)
+        axes.set_xlabel("time from the token's start (ms)")
+        axes.tick_params(axis="y", length=0, grid_linewidth=0)  # names of rows need neither
+        axes.spines["left"].set_visible(False)
+        axes.patch.set_visible(False)
+    panels[0].axvspan(0, windows[1], color="0.93", zorder=0)
+    panels[0].set_yticks(list(ticks), ticks.values())
+    panels[0].set_ylim(y - 0.7, -0.8)
+    handles = [Patch(facecolor=tuple(colour)) for colour in colours.values()]
+    figure.legend(handles, list(colours), loc="outside lower center", ncols=len(steps))
+    return figure
+
+
+def _bars(axes: Axes, y: float, row: pd.DataFrame, window: float, colours: dict[str, Any], named: bool) -> None:
+    """Bars at least a pixel wide. Wide ones end a pixel early, so that neighbours stay apart, and may bear a name."""
+    row = row[row["start"] < window]
+    pixel, width = window / 800, (row["end"] - row["start"]).to_numpy()
+    width = np.maximum(pixel, width - pixel * (width > 5 * pixel))
+    shades = [colours[step] for step in row["step"]]
+    axes.broken_barh(list(zip(row["start"], width, strict=True)), (y - 0.42, 0.84), facecolors=shades, lw=0)
+    for step, layer, start, end in row[["step", "layer", "start", "end"]].itertuples(index=False) if named else ():
+        end = min(end, window)
+        names = [name for name in (f"{step} {layer}", f"{layer}") if len(name) < 88 * (end - start) / window]
+        ink = "white" if colours[step][:3] @ LUMINANCE < 0.5 else "black"
+        if names:
+            axes.text(
+                (start + end) / 2, y, names[0], color=ink, size=7, ha="center", va="center_baseline", in_layout=False
+            )
+
+
+def _lines(runs: list[Run]) -> int:
+    """Lines of the longest label."""
+    return max(run.label.count("\n") + 1 for run in runs)
+
+
+def _figure(title: str, runs: list[Run], width: float, height: float) -> Figure:
+    """A figure headed by the setting of the runs."""
+    return blank_figure(title, runs[0].setting, width, height)

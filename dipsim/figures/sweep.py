@@ -1,0 +1,52 @@
+"""The figures of a sweep, drawn from `sweep.csv` alone: where in the grid each policy is how fast, and its price."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from matplotlib import style
+from matplotlib.figure import Figure
+
+from dipsim.figures.lines import draw_bars, draw_lines
+from dipsim.figures.maps import draw_maps, draw_winner
+from dipsim.figures.style import STYLE, save_figure
+from dipsim.figures.sweep_table import DRAM, FLASH, read_sweep, varies
+
+
+def is_sweep(folder: Path) -> bool:
+    """Whether a folder holds a sweep rather than a run."""
+    return (folder / "sweep.csv").is_file()
+
+
+def draw_sweep(folder: Path) -> list[Path]:
+    """Draw every figure of a sweep's folder into it, as PNG and SVG; return the paths written.
+
+    Raises InputError, before anything is written, if its table is missing or not one.
+    """
+    table = read_sweep(folder / "sweep.csv")
+    cases = table.groupby("case", sort=False)
+    with style.context(["default", STYLE]):
+        figures: dict[str, Figure] = {}
+        for case, rows in cases:
+            suffix = f"_{_slug(str(case))}" if len(cases) > 1 else ""
+            if varies(rows[DRAM]) and varies(rows[FLASH]):
+                figures[f"speed{suffix}"] = draw_maps(rows, "tokens_per_s", "Speed (tokens/s)")
+                if rows["speedup"].notna().any():
+                    pruned = rows[rows["policy"] != "dense"]
+                    figures[f"speedup{suffix}"] = draw_maps(
+                        pruned, "speedup", "Speed-up over dense, same DRAM and Flash"
+                    )
+                if varies(rows["policy"]):
+                    figures[f"winner{suffix}"] = draw_winner(rows)
+        if varies(table[DRAM]):
+            figures["dram"] = draw_lines(table, DRAM, FLASH)
+        if varies(table[FLASH]):
+            figures["flash"] = draw_lines(table, FLASH, DRAM)
+        if not figures:
+            figures["policies"] = draw_bars(table)
+        return [path for name, figure in figures.items() for path in save_figure(figure, folder / name)]
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-").lower()

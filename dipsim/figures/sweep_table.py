@@ -1,0 +1,73 @@
+"""Reads a sweep's table for its figures: what is fixed, what varies, what it costs in perplexity.
+
+A *case* is all that a grid has besides DRAM size, Flash speed and policy: trace, eviction, timing, ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from dipsim.basics.errors import InputError
+from dipsim.basics.units import significant
+from dipsim.results.quality import NOT_MEASURED
+
+TEXTS = ("trace", "model", "device", "eviction", "timing", "prompt", "stream_static", "policy", "perplexity", "key")
+NUMBERS = ("dram_bytes", "mlp_fraction_in_dram", "flash_bandwidth_bytes_per_s", "tokens", "tokens_per_s", "hit_rate")
+DRAM, FLASH = "dram_bytes", "flash_bandwidth_bytes_per_s"
+AXES = {DRAM: "DRAM (GB)", FLASH: "Flash read bandwidth (GB/s)"}
+STREAMED = {"True": "static weights streamed", "False": "static weights in DRAM"}
+
+
+def read_sweep(path: Path) -> pd.DataFrame:
+    """The table, with each row's `case` (what varies), `other` (without the trace) and `speedup` over dense."""
+    again = f"run `python -m dipsim sweep --out {path.parent}` again"
+    types: dict[str, Any] = {**dict.fromkeys(TEXTS, str), **dict.fromkeys(NUMBERS, float)}
+    try:
+        table = pd.read_csv(path, dtype=types, usecols=lambda name: name in types or "." in name, keep_default_na=False)
+        table["perplexity"].where(table["perplexity"] != NOT_MEASURED, "nan").astype(float)
+        table["stream_static"] = table["stream_static"].map(STREAMED)
+        good = not table.empty and np.isfinite(table[list(NUMBERS)]).all(axis=None)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{path}: {' '.join(str(error).split())}; {again}") from None
+    if not good or (table["tokens_per_s"] <= 0).any():
+        raise InputError(f"{path}: is empty, or a number in it is not; {again}")
+    hardware = [name for name in table.columns if "." in name and name != "flash.read_bandwidth"]  # as swept
+    table["tokens"] = table["tokens"].map("{:,.0f} tokens".format)
+    for name in (*hardware, "eviction", "timing", "prompt"):
+        table[name] = f"{name} " + table[name].astype(str)
+    settings = ["trace", "device", *hardware, "eviction", "timing", "prompt", "stream_static", "tokens"]
+    varying = [name for name in settings if varies(table[name])]
+    table["setting"] = join_columns(table, [name for name in [*settings[:-3], "tokens"] if name not in varying])
+    table["case"] = join_columns(table, varying)
+    table["other"] = join_columns(table, [name for name in varying if name != "trace"])
+    point = pd.MultiIndex.from_frame(table[["case", DRAM, FLASH]])
+    dense = table["tokens_per_s"].set_axis(point)[(table["policy"] == "dense").to_numpy()]
+    table["speedup"] = table["tokens_per_s"] / dense.reindex(point).to_numpy()
+    return table
+
+
+def join_columns(table: pd.DataFrame, names: Sequence[str]) -> pd.Series[str]:
+    return table[list(names)].astype(str).agg(" · ".join, axis=1) if names else pd.Series("", index=table.index)
+
+
+def varies(values: pd.Series[Any]) -> bool:
+    return len(values.unique()) > 1
+
+
+def price(rows: pd.DataFrame) -> str:
+    """The perplexity of these points, from the lowest to the highest."""
+    known = rows.loc[rows["perplexity"] != NOT_MEASURED, "perplexity"].astype(float)
+    if known.empty:
+        return f"perplexity: {NOT_MEASURED}"
+    low, high = float(known.min()), float(known.max())
+    span = significant(low, 4) + (f" to {significant(high, 4)}" if high > low else "")
+    return f"perplexity: {span}" + (f" ({len(known)} of {len(rows)} measured)" if len(known) < len(rows) else "")
+
+
+def heading(rows: pd.DataFrame) -> str:
+    return " · ".join(text for text in map(str, rows[["setting", "case"]].iloc[0]) if text)

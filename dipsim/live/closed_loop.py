@@ -1,0 +1,179 @@
+"""The closed loop: a model whose MLPs compute only with what the policy's masks let through.
+
+The masks change the activations, the cache sees the changed masks, and its hits go into the same FetchPlan as those of
+a recorded trace. With teacher forcing a layer's caches depend on that layer alone, so whole sequences pass through a
+layer at once: matrix products and attention are parallel over tokens, only the choice of a cache-aware policy and the
+caches step from token to token. That equals decoding token by token with a KV cache (`tests/test_closed_loop.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dipsim.basics.arrays import Mask, Numbers
+from dipsim.basics.errors import InputError
+from dipsim.gpu.tensors import tensor_masks, tensor_scores
+from dipsim.live.swiglu import Mlp
+from dipsim.memory.cache import ColumnCache, find_hits
+from dipsim.planning.builder import LayerCaches, PlanBuilder
+from dipsim.planning.planner import choose_and_run
+from dipsim.sparsity.policy import Group, Policy
+from dipsim.sparsity.selection import blind_masks
+
+
+class LiveActivations:
+    """What a policy's `scores` sees, as torch tensors [..., d or m]: computed from what earlier groups let through."""
+
+    def __init__(self, mlp: Mlp, x: Tensor, layer: int) -> None:
+        self.mlp_input, self.layer = x, layer
+        self._mlp = mlp
+        self._inputs: dict[str, Tensor] = {}
+
+    def prune(self, group: Group, mask: Tensor) -> None:
+        """Let only the masked inputs into the group's matrices."""
+        for matrix in group.matrices:
+            self._inputs[matrix] = self.mlp_input * mask
+
+    @cached_property
+    def gate_proj(self) -> Tensor:
+        return self._mlp.project("gate_proj", self._inputs.get("gate_proj", self.mlp_input))
+
+    @cached_property
+    def up_proj(self) -> Tensor:
+        return self._mlp.project("up_proj", self._inputs.get("up_proj", self.mlp_input))
+
+    @cached_property
+    def gate(self) -> Tensor:
+        return self._mlp.activation(self.gate_proj)
+
+    @cached_property
+    def glu(self) -> Tensor:
+        return self.gate * self.up_proj
+
+
+def forward(
+    mlp: Mlp,
+    x: Tensor,
+    layer: int,
+    policy: Policy,
+    groups: Sequence[Group],
+    masks: Callable[[Group, Tensor], Tensor],
+) -> Tensor:
+    """An MLP's output [..., d] for x [..., d], of what `masks` lets through: masks [..., N] from scores [..., N].
+
+    A group's scores see what earlier groups left: in DIP the glu that is ranked comes from the pruned gate and up.
+    """
+    acts = LiveActivations(mlp, x, layer)
+    kept: Tensor | None = None
+    for group in groups:
+        columns = mlp.weight("gate_proj").shape[1 if group.axis == "input" else 0]
+        expected = (*x.shape[:-1], columns)  # without computing what the policy did not ask for
+        mask = masks(group, tensor_scores(policy, group, acts, expected).detach())
+        if group.axis == "input":
+            acts.prune(group, mask)
+        else:
+            kept = mask if kept is None else kept & mask
+    return mlp.project("down_proj", acts.glu if kept is None else acts.glu * kept)
+
+
+def as_numpy(values: Tensor) -> Numbers:
+    """float64 stays, everything else becomes float32; shares memory where it can."""
+    values = values.detach()
+    return (values if values.dtype == torch.float64 else values.float()).cpu().numpy()
+
+
+class SparseMlp:
+    """Replaces one MLP's forward by the policy's, and records what each plan's caches hit and miss.
+
+    All plans must be of one policy. A cache-aware policy, whose masks depend on the cache, can have only one plan.
+    Called with hidden states [S, T, d] of S sequences; called again, it goes on where the sequences were.
+    """
+
+    def __init__(self, mlp: Mlp, layer: int, builders: Sequence[PlanBuilder], limits: dict[str, float]) -> None:
+        self.mlp, self.layer, self.builders, self.limits = mlp, layer, builders, limits
+        self.policy, self.groups = builders[0].setting.policy, builders[0].groups
+        self.masks: dict[str, list[Mask]] = {group.name: [] for group in self.groups}
+        self.hits: dict[str, list[Mask]] = {group.name: [] for group in self.groups}
+        self.caches: dict[str, list[ColumnCache]] = {}  # of a cache-aware policy, one a sequence
+        self.position = 0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        out = forward(self.mlp, x, self.layer, self.policy, self.groups, self._choose)
+        self.position += x.shape[1]
+        return out
+
+    def _choose(self, group: Group, values: Tensor) -> Tensor:
+        """Masks [S, T, N] from scores [S, T, N]."""
+        if self.policy.cache_aware:
+            masks, hits = self._choose_aware(group, as_numpy(values))
+            self.hits[group.name].append(hits)
+        elif values.is_cuda:
+            masks = tensor_masks(group, values, self.limits.get(group.name)).cpu().numpy()
+        else:
+            masks = blind_masks(group, as_numpy(values), self.limits.get(group.name))
+        self.masks[group.name].append(masks)
+        return torch.from_numpy(masks).to(values.device)
+
+    def _choose_aware(self, group: Group, values: Numbers) -> tuple[Mask, Mask]:
+        """Masks and hits [S, T, N] from scores [S, T, N], each token seeing who is resident."""
+        mine = self.builders[0].caches[self.groups.index(group)]
+        caches = self.caches.setdefault(group.name, [mine.cache() for _ in values])
+        masks, hits = np.zeros(values.shape, dtype=bool), np.zeros(values.shape, dtype=bool)
+        for index, cache in enumerate(caches):
+            hits[index] = choose_and_run(mine, cache, values[index], masks[index], self.position)
+        return masks, hits
+
+    def record(self) -> None:
+        """Enter all masks and hits into the plans, sequence after sequence."""
+        for builder in self.builders:
+            for caches in builder.caches:
+                masks = _in_a_row(self.masks[caches.group.name])
+                builder.record_masks(caches, self.layer, masks, self._hits(builder, caches, masks))
+
+    def _hits(self, builder: PlanBuilder, caches: LayerCaches, masks: Mask) -> Mask:
+        if self.policy.cache_aware:
+            return _in_a_row(self.hits[caches.group.name])
+        return find_hits(masks, caches.capacity, caches.eviction, builder.sequence_starts)
+
+
+def _in_a_row(parts: Sequence[Mask]) -> Mask:
+    """Masks [S * T, N] of parts [S, t, N] that follow each other."""
+    whole = np.concatenate(parts, axis=1)
+    return whole.reshape(-1, whole.shape[-1])
+
+
+@contextmanager
+def replaced(mlps: Sequence[Mlp], forwards: Sequence[Callable[[Tensor], Tensor]]) -> Iterator[None]:
+    """Inside, each MLP's forward is another one."""
+    for mlp, replacement in zip(mlps, forwards, strict=True):
+        mlp.module.forward = replacement
+    try:
+        yield
+    finally:
+        for mlp in mlps:
+            del mlp.module.forward  # the class's own forward shows again
+
+
+@contextmanager
+def sparsified(
+    mlps: Sequence[Mlp], builders: Sequence[PlanBuilder], limits: Sequence[dict[str, float]] = ()
+) -> Iterator[None]:
+    """Inside, the model computes as the plans' policy lets it. On leaving, the plans are filled in.
+
+    `limits`: per layer the thresholds of its groups, where the policy has such. Raises InputError for several plans
+    of a cache-aware policy.
+    """
+    policy = builders[0].setting.policy
+    if policy.cache_aware and len(builders) > 1:
+        raise InputError(f"policy {policy.label}: its masks depend on the cache; evaluate one setting at a time")
+    sparse = [SparseMlp(mlp, i, builders, limits[i] if limits else {}) for i, mlp in enumerate(mlps)]
+    with replaced(mlps, sparse):
+        yield
+    for each in sparse:
+        each.record()

@@ -1,0 +1,1 @@
+"""What DRAM holds: the budget, the column caches, and their eviction rules."""

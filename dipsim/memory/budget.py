@@ -1,0 +1,112 @@
+"""Divides the DRAM: static parts first, then matrices that are read whole, then equal caches.
+
+The equations are in docs/background.md, section 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dipsim.basics.errors import InputError
+from dipsim.basics.units import show
+from dipsim.sparsity.policy import Group, whole_matrices
+from dipsim.workload.shape import ModelShape
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How the DRAM is divided. Everything named `*_bytes` is for the whole model."""
+
+    total_bytes: float
+    lm_head_bytes: float
+    attention_bytes: float
+    kv_cache_bytes: float
+    policy_bytes: float  # what the policy itself needs (a predictor), always resident
+    streamed_static_bytes: float  # of lm_head and attention, read from Flash for every token
+    whole_resident_bytes: float  # matrices that the policy reads whole: resident part
+    whole_streamed_bytes: float  # and the part read from Flash for every token
+    cache_bytes: float
+    capacities: tuple[int, ...]  # columns cached of each matrix of each group, in one layer
+    unused_bytes: float
+
+    @property
+    def used_bytes(self) -> float:
+        """What is assigned. Caches may never fill their part."""
+        return self.total_bytes - self.unused_bytes
+
+    @property
+    def static_bytes(self) -> float:
+        """What every token reads besides the MLP, resident or streamed."""
+        return self.lm_head_bytes + self.attention_bytes + self.kv_cache_bytes + self.policy_bytes
+
+    @property
+    def static_resident_share(self) -> float:
+        """The share of lm_head and attention that is in DRAM."""
+        return 1 - self.streamed_static_bytes / (self.lm_head_bytes + self.attention_bytes)
+
+    @property
+    def whole_resident_share(self) -> float:
+        """The share of the matrices read whole that is in DRAM."""
+        whole = self.whole_resident_bytes + self.whole_streamed_bytes
+        return self.whole_resident_bytes / whole if whole else 1.0
+
+
+def allocate(
+    shape: ModelShape,
+    groups: Sequence[Group],
+    dram_bytes: float,
+    length: int,
+    *,
+    policy_bytes: float = 0.0,
+    caching: bool = True,
+    stream_static: bool = False,
+) -> Budget:
+    """Divide `dram_bytes` for sequences of `length` positions.
+
+    The dynamic part is split equally over the masked matrices of all layers; a capacity never exceeds the number of
+    columns. Without `caching` nothing is cached, but matrices read whole still stay in DRAM. Raises InputError if the
+    static bytes do not fit, unless `stream_static` lets lm_head and attention overflow to Flash, each in proportion.
+    The KV cache and the policy's own bytes must always fit.
+    """
+    kv_cache = shape.kv_cache_bytes(length)
+    static = shape.static_bytes(length) + policy_bytes
+    overflow = max(0.0, static - dram_bytes)
+    if overflow and not stream_static:
+        raise InputError(
+            f"dram: {show(dram_bytes, 'size')} is less than the {show(static, 'size')} that lm_head, attention and the "
+            f"KV cache of {length} positions need; give more, fewer tokens, or set stream_static: true"
+        )
+    if kv_cache + policy_bytes > dram_bytes:
+        raise InputError(
+            f"dram: {show(dram_bytes, 'size')} does not hold the KV cache of {length} positions "
+            f"({show(kv_cache, 'size')}); give more, or fewer tokens"
+        )
+    dynamic = max(0.0, dram_bytes - static)
+    whole = len(whole_matrices(groups)) * shape.num_hidden_layers * shape.mlp_matrix_bytes
+    whole_resident = min(whole, dynamic)
+    masked = sum(len(group.matrices) for group in groups) * shape.num_hidden_layers
+    share = (dynamic - whole_resident) / masked if masked and caching else 0.0
+    capacities = tuple(min(shape.axis_size(g.axis), int(share // column_bytes(shape, g))) for g in groups)
+    cache = sum(
+        capacity * column_bytes(shape, group) * len(group.matrices) * shape.num_hidden_layers
+        for capacity, group in zip(capacities, groups, strict=True)
+    )
+    return Budget(
+        total_bytes=dram_bytes,
+        lm_head_bytes=shape.lm_head_bytes,
+        attention_bytes=shape.attention_bytes,
+        kv_cache_bytes=kv_cache,
+        policy_bytes=policy_bytes,
+        streamed_static_bytes=overflow,
+        whole_resident_bytes=whole_resident,
+        whole_streamed_bytes=whole - whole_resident,
+        cache_bytes=cache,
+        capacities=capacities,
+        unused_bytes=dynamic - whole_resident - cache,
+    )
+
+
+def column_bytes(shape: ModelShape, group: Group) -> float:
+    """Bytes of one column of one matrix of a group."""
+    return shape.unit_length(group.matrices[0], group.axis) * shape.bits.mlp / 8

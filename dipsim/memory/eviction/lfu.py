@@ -1,0 +1,15 @@
+"""Least frequently used: the column with the fewest uses leaves first (docs/background.md, section 4)."""
+
+from dipsim.basics.arrays import Mask
+from dipsim.memory.eviction.rule import EvictionRule, ValueUpdate
+
+
+class Lfu(EvictionRule):
+    """A column's value is its number of uses since the start of the sequence, while cached or not."""
+
+    inclusive = True
+    on_gpu = ValueUpdate.USE_COUNT
+
+    def use(self, mask: Mask, hits: Mask) -> None:
+        self.count_token()
+        self.value += mask

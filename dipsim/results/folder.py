@@ -1,0 +1,143 @@
+"""The output folder of a run: its tables are written, and read back to be drawn."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import numpy as np
+import pandas as pd
+from pydantic import AliasPath, BaseModel, Field, PositiveFloat, TypeAdapter, ValidationError
+
+from dipsim.basics.errors import InputError
+from dipsim.basics.fields import complain
+from dipsim.basics.files import write
+from dipsim.basics.units import show, significant
+from dipsim.results import perfetto
+from dipsim.results.quality import NOT_MEASURED
+from dipsim.results.result import Result, shown_token
+from dipsim.timing.timeline import BREAKDOWN
+
+FIGURES = ("latency", "policies", "hit_rate_by_layer", "token_gantt")
+TABLES: dict[str, dict[str, Any]] = {  # the columns that are read back
+    "tokens.csv": {"policy": str, "token": int, "latency_s": float} | {f"{part}_s": float for part in BREAKDOWN},
+    "layers.csv": {"policy": str, "layer": int, "hit_rate": float},
+    "spans.csv": dict.fromkeys(("policy", "resource", "step"), str)
+    | {"token": int, "layer": int, "start_s": float, "end_s": float},
+}
+
+
+def clear_results(out: Path) -> None:
+    """Remove what an earlier run left in a folder and this one may not replace: its summary, timeline and figures."""
+    for name in ("summary.json", "timeline.json", *(f"{name}.{kind}" for name in FIGURES for kind in ("png", "svg"))):
+        if (out / name).is_file():
+            (out / name).unlink()
+
+
+def write_tables(results: Sequence[Result], out: Path, timeline: bool = False) -> None:
+    """Write the tables of a run to a folder, each whole or not at all; with `timeline` also `timeline.json`.
+
+    `summary.json` is written last: a folder without it is not finished.
+    """
+    tables = {
+        "tokens.csv": [result.tokens() for result in results],
+        "layers.csv": [result.layers() for result in results],
+        "spans.csv": [result.spans(shown_token(result.plan)) for result in results],
+    }
+    for name, parts in tables.items():
+        write(out / name, pd.concat(parts, ignore_index=True).to_csv(index=False))
+    if timeline:
+        write(out / "timeline.json", partial(perfetto.write_events, results))
+    write_summary(results, out)
+
+
+def write_summary(results: Sequence[Result], out: Path) -> None:
+    """Write `summary.json`, one object a run."""
+    write(out / "summary.json", json.dumps([result.summary() for result in results], indent=2) + "\n")
+
+
+class Run(BaseModel, frozen=True, allow_inf_nan=False):
+    """What figures show of one run in `summary.json`."""
+
+    policy: str
+    device: str
+    eviction: str
+    timing: str
+    dram_bytes: float
+    tokens: int
+    tokens_per_s: PositiveFloat
+    mean_latency_s: float = Field(validation_alias=AliasPath("latency_s", "mean"))
+    hit_rate: float
+    mlp_fraction_read: float
+    perplexity: PositiveFloat | None = None
+
+    @property
+    def label(self) -> str:
+        """The policy, in lines that fit beside a figure."""
+        return textwrap.fill(self.policy, 32, break_on_hyphens=False)
+
+    @property
+    def price(self) -> str:
+        """The perplexity, with its name."""
+        return f"perplexity: {self.measured}"
+
+    @property
+    def measured(self) -> str:
+        """The perplexity, or that it was not measured."""
+        return NOT_MEASURED if self.perplexity is None else significant(self.perplexity, 4)
+
+    @property
+    def setting(self) -> str:
+        """What the runs of a folder have in common."""
+        tokens = f"{self.tokens:,} token{'s' * (self.tokens > 1)}"
+        parts = (f"DRAM {show(self.dram_bytes, 'size')}", f"eviction {self.eviction}", f"timing {self.timing}", tokens)
+        return " · ".join((self.device, *parts))
+
+
+_RUNS = TypeAdapter(Annotated[list[Run], Field(min_length=1)])
+
+
+def read_tables(folder: Path) -> tuple[list[Run], list[pd.DataFrame]]:
+    """Read the runs of an output folder and its tables: tokens, layers, spans.
+
+    Raises InputError if they are missing or not those of one run.
+    """
+    runs = _runs(folder)
+    return runs, [_table(folder, name, runs) for name in TABLES]
+
+
+def _runs(folder: Path) -> list[Run]:
+    path = folder / "summary.json"
+    try:
+        runs = _RUNS.validate_json(path.read_bytes())
+    except OSError:
+        _refuse(folder, path.name)
+    except ValidationError as error:
+        complain(error, path)
+    if len({run.policy for run in runs}) < len(runs) or len({run.setting for run in runs}) > 1:
+        _refuse(folder, path.name, "each policy must stand there once, and all in the same setting")
+    return runs
+
+
+def _table(folder: Path, name: str, runs: list[Run]) -> pd.DataFrame:
+    columns = TABLES[name]
+    try:
+        table = pd.read_csv(folder / name, usecols=list(columns), dtype=columns, keep_default_na=False)
+    except OSError:
+        _refuse(folder, name)
+    except ValueError as error:
+        _refuse(folder, name, " ".join(str(error).split()))
+    if not np.isfinite(table.select_dtypes("number")).all(axis=None):
+        _refuse(folder, name, "a number is not finite")
+    if set(table["policy"]) != {run.policy for run in runs}:
+        _refuse(folder, name, "its policies are not those of summary.json")
+    return table
+
+
+def _refuse(folder: Path, name: str, problem: str = "") -> NoReturn:
+    what, again = (f"{folder / name}: {problem}", "again") if problem else (f"{folder}: no {name}", "first")
+    raise InputError(f"{what}; run `python -m dipsim run --out {folder}` {again}") from None

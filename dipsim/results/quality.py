@@ -1,0 +1,102 @@
+"""The quality table: perplexities that were measured on a trace's model, each for one exact setting.
+
+The table of a trace is `traces/NAME.quality.csv` beside it; `evaluate` writes one. Perplexity is never interpolated. A
+run shows one only if its policy with all parameters was measured and, where the masks depend on the cache, its DRAM
+share and eviction too.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import pandas as pd
+
+from dipsim.basics.errors import InputError
+from dipsim.basics.files import write
+from dipsim.planning.fetch_plan import FetchPlan, Setting
+from dipsim.workload.trace import Trace
+
+NOT_MEASURED = "not measured"  # what tables and figures say of a perplexity that is not there
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One row: a setting, its perplexity over `tokens` tokens in sequences of `length`, and what the run found.
+
+    `parameters` are all of the policy's, as JSON. `mlp_fraction` is the share of the MLP that DRAM holds beside the
+    static parts. `standard_error` is that of the perplexity, paired with the dense model. `tokens_per_s` is simulated
+    on `device` from the very masks that gave the perplexity. `adapter` is the folder name of a merged LoRA adapter.
+    """
+
+    policy: str
+    parameters: str
+    mlp_fraction: float
+    eviction: str
+    tokens: int
+    length: int
+    perplexity: float
+    standard_error: float
+    hit_rate: float
+    mlp_fraction_read: float
+    device: str
+    timing: str
+    tokens_per_s: float
+    text: str
+    model: str
+    adapter: str = ""
+
+
+def parameters(setting: Setting) -> str:
+    """All parameters of the setting's policy, as JSON with sorted keys."""
+    return json.dumps(setting.policy.model_dump(mode="json"), sort_keys=True)
+
+
+def mlp_fraction(plan: FetchPlan) -> float:
+    """The share of the MLP that the plan's DRAM could hold beside the static parts, to six digits."""
+    static = plan.budget.static_bytes - plan.budget.policy_bytes
+    return round((plan.setting.dram_bytes - static) / plan.shape.mlp_bytes, 6)
+
+
+def write_quality(rows: Iterable[Measured], path: Path) -> None:
+    """Write a quality table, whole or not at all."""
+    write(path, pd.DataFrame([asdict(row) for row in rows]).to_csv(index=False))
+
+
+def read_quality(trace: Trace) -> list[Measured]:
+    """Read the table beside a recorded trace; empty where there is none. Raises InputError if it is not one.
+
+    A synthetic trace has no perplexity, whatever lies beside its recipe.
+    """
+    if trace.header.source.get("synthetic"):
+        return []
+    path = trace.path.with_name(f"{trace.path.stem}.quality.csv")
+    if not path.is_file():
+        return []
+    try:
+        kinds = {field.name: {"float": float, "int": int}.get(str(field.type), str) for field in fields(Measured)}
+        table = pd.read_csv(path, keep_default_na=False, dtype=kinds)
+        return [Measured(**dict(zip(table.columns, row, strict=True))) for row in table.itertuples(index=False)]
+    except (ValueError, TypeError):
+        names = ", ".join(field.name for field in fields(Measured))
+        raise InputError(f"{path}: is not a quality table; its columns must be {names}") from None
+
+
+def lookup(rows: Iterable[Measured], plan: FetchPlan) -> tuple[float, float] | tuple[None, None]:
+    """The measured perplexity of exactly the plan's setting and its standard error, or two times None.
+
+    The masks of a cache-blind policy, hence its perplexity, are the same for every DRAM size and eviction. A user's
+    plugin has no perplexity, because its file may have changed since.
+    """
+    setting = plan.setting
+    if not setting.policy.shipped:
+        return None, None
+    for row in rows:
+        same = (row.policy, row.parameters) == (setting.policy.name, parameters(setting))
+        same = same and (row.model, row.adapter) == (plan.shape.name, "")
+        cache = (row.mlp_fraction, row.eviction) == (mlp_fraction(plan), setting.eviction)
+        if same and (cache or not setting.policy.cache_aware):
+            return row.perplexity, row.standard_error
+    return None, None

@@ -1,0 +1,185 @@
+"""What a run found, as flat tables and a summary derived from them. Every name says its unit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dipsim.basics.arrays import Floats
+from dipsim.planning.fetch_plan import FetchPlan
+from dipsim.sparsity.policy import whole_matrices
+from dipsim.timing.device import Device
+from dipsim.timing.service import dram_traffic
+from dipsim.timing.timeline import BREAKDOWN, RESOURCES, Timeline
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class Result:
+    """One policy's run on one device.
+
+    `perplexity` and its `standard_error` are None unless they were measured for exactly this setting.
+    """
+
+    plan: FetchPlan
+    device: Device
+    timeline: Timeline
+    perplexity: float | None = None
+    standard_error: float | None = None
+
+    @property
+    def policy(self) -> str:
+        """The policy's label: its name and parameters."""
+        return self.plan.setting.policy.label
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Tokens divided by the time to decode them. Prompt encoding is left out."""
+        return float(self.plan.tokens / self.timeline.latency_s.sum())
+
+    @property
+    def hit_rate(self) -> float:
+        """The share of the MLP bytes read that came from DRAM, from 0 to 1."""
+        hits, misses = self._mlp_bytes()
+        return float(_ratio(hits.sum(), hits.sum() + misses.sum()))
+
+    def _mlp_bytes(self) -> tuple[Floats, Floats]:
+        """MLP bytes from DRAM and from Flash, [T, positions that read the MLP]."""
+        mlp = self.plan.is_mlp
+        return self.plan.dram_bytes[:, mlp], self.plan.flash_bytes[:, mlp]
+
+    def _dram_traffic(self) -> Floats:
+        """Bytes over the DRAM bus per token, [T], with what storage copies through it."""
+        static, masked = dram_traffic(self.plan, self.device)
+        return np.asarray((static + masked).sum(axis=1))
+
+    def _energy_j(self) -> Floats | None:
+        """Joules per token, [T]; None where the device does not say what a part of them costs."""
+        energy, plan = self.device.energy, self.plan
+        if energy is None or energy.flash is None or energy.dram is None:
+            return None
+        joules = plan.flash_bytes.sum(axis=1) * energy.flash + self._dram_traffic() * energy.dram
+        if self.device.compute is None:
+            return np.asarray(joules)
+        return None if energy.compute is None else np.asarray(joules + plan.flops.sum(axis=1) * energy.compute)
+
+    def tokens(self) -> pd.DataFrame:
+        """One row a token: its times and their breakdown, bytes moved, hit rate, MLP fraction read, energy if known."""
+        import pandas as pd
+
+        plan, timeline = self.plan, self.timeline
+        hits, misses = (part.sum(axis=1) for part in self._mlp_bytes())
+        columns: dict[str, Any] = {
+            "policy": self.policy,
+            "token": np.arange(plan.tokens),
+            "sequence": np.searchsorted(plan.sequence_starts, np.arange(plan.tokens), side="right") - 1,
+            "start_s": timeline.start_s,
+            "latency_s": timeline.latency_s,
+            **{f"{part}_s": timeline.parts_s[:, index] for index, part in enumerate(BREAKDOWN)},
+            "flash_bytes": plan.flash_bytes.sum(axis=1),
+            "dram_bytes": self._dram_traffic(),
+            "hit_rate": _ratio(hits, hits + misses),
+            "mlp_fraction_read": (hits + misses) / plan.shape.mlp_bytes,
+        }
+        if (energy := self._energy_j()) is not None:
+            columns["energy_j"] = energy
+        return pd.DataFrame(columns)
+
+    def layers(self) -> pd.DataFrame:
+        """One row a layer: hit rate and MLP bytes per token from DRAM and from Flash."""
+        import pandas as pd
+
+        of_layer = self.plan.layer[self.plan.is_mlp]
+        hits, misses = (np.bincount(of_layer, weights=part.mean(axis=0)) for part in self._mlp_bytes())
+        return pd.DataFrame(
+            {
+                "policy": self.policy,
+                "layer": np.arange(len(hits)),
+                "hit_rate": _ratio(hits, hits + misses),
+                "mlp_dram_bytes_per_token": hits,
+                "mlp_flash_bytes_per_token": misses,
+            }
+        )
+
+    def spans(self, token: int) -> pd.DataFrame:
+        """One row a request of one token, in seconds from the token's start."""
+        import pandas as pd
+
+        start = self.timeline.start_s[token]
+        rows = [
+            (self.policy, s.token, s.resource, int(self.plan.layer[s.step]), self.plan.step[s.step],
+             s.request_s - start, s.start_s - start, s.end_s - start, s.bytes)
+            for s in self.timeline.spans
+            if s.token == token and s.step >= 0
+        ]  # fmt: skip
+        names = ("policy", "token", "resource", "layer", "step", "request_s", "start_s", "end_s", "bytes")
+        return pd.DataFrame(rows, columns=pd.Index(names))
+
+    def summary(self) -> dict[str, Any]:
+        """The figures of the run as one JSON-ready object."""
+        plan, latency = self.plan, self.timeline.latency_s
+        hits, misses = self._mlp_bytes()
+        elapsed = latency.sum()
+        busy = self.timeline.busy_s.sum(axis=0)
+        moved = (plan.flash_bytes.sum(), self._dram_traffic().sum())
+        peaks = (self.device.flash.peak_bandwidth, self.device.dram.bandwidth)
+        energy = self._energy_j()
+        matrices = np.array([len(self._matrices(name)) for name in np.array(plan.step)[plan.is_mlp]])
+        per_matrix = _ratio(hits, hits + misses).mean(axis=0)
+        return {
+            "policy": self.policy,
+            "device": self.device.name,
+            "eviction": plan.setting.eviction,
+            "timing": self.timeline.timing,
+            "dram_bytes": plan.setting.dram_bytes,
+            "tokens": plan.tokens,
+            "tokens_per_s": self.tokens_per_s,
+            "ttft_s": self.timeline.ttft_s,
+            "latency_s": {
+                "mean": float(latency.mean()),
+                **{f"p{q}": float(np.percentile(latency, q)) for q in (50, 95, 99)},
+            },
+            "parts_s": dict(zip(BREAKDOWN, self.timeline.parts_s.mean(axis=0).tolist(), strict=True)),
+            "hit_rate": self.hit_rate,
+            "hit_rate_mean_of_matrices": float(np.average(per_matrix, weights=matrices)),
+            "mlp_fraction_read": float((hits.sum() + misses.sum()) / plan.tokens / plan.shape.mlp_bytes),
+            "flash_bytes_per_token": float(moved[0] / plan.tokens),
+            "dram_bytes_per_token": float(moved[1] / plan.tokens),
+            "utilisation": dict(zip(RESOURCES, (busy / elapsed).tolist(), strict=True)),
+            "busy_s": dict(zip(RESOURCES, busy.tolist(), strict=True)),
+            "bandwidth_bytes_per_s": {  # while busy
+                name: _ratio(moved[index], busy[index], 0.0) for index, name in enumerate(RESOURCES[:2])
+            },
+            "peak_bandwidth_bytes_per_s": dict(zip(RESOURCES, peaks, strict=False)),
+            "peak_dram_bytes": plan.peak_dram_bytes,
+            "dram_budget": self._budget(),
+            "energy_j_per_token": None if energy is None else float(energy.mean()),
+            "perplexity": self.perplexity,
+            "perplexity_standard_error": self.standard_error,
+        }
+
+    def _budget(self) -> dict[str, Any]:
+        """How the DRAM was divided, by the names of `Budget`."""
+        fields = {name: value for name, value in vars(self.plan.budget).items() if name != "capacities"}
+        names = [group.name for group in self.plan.groups]
+        return fields | {"capacity_columns": dict(zip(names, self.plan.budget.capacities, strict=True))}
+
+    def _matrices(self, step: str) -> tuple[str, ...]:
+        """The matrices that a step reads."""
+        grouped = {group.name: group.matrices for group in self.plan.groups}
+        return grouped.get(step) or whole_matrices(self.plan.groups)
+
+
+def shown_token(plan: FetchPlan) -> int:
+    """The token in the middle of a run, whose spans are kept and drawn."""
+    return plan.tokens // 2
+
+
+def _ratio(part: Any, whole: Any, empty: float = 1.0) -> Any:
+    """part / whole, and `empty` where there is no whole. A mask that wants nothing misses nothing."""
+    ratio = np.divide(part, whole, out=np.full(np.shape(whole), empty), where=np.asarray(whole) > 0)
+    return float(ratio) if ratio.ndim == 0 else ratio

@@ -1,0 +1,89 @@
+"""The tables that the terminal shows: how fast, what took the time, what was read from where, at what price."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from dipsim.basics.units import show
+from dipsim.results.quality import NOT_MEASURED
+from dipsim.results.result import Result
+from dipsim.timing.timeline import BREAKDOWN
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def heading(results: Sequence[Result]) -> str:
+    """What ran on what, and how its DRAM is divided."""
+    plan, timeline = results[0].plan, results[0].timeline
+    budget = plan.budget
+    static = budget.lm_head_bytes + budget.attention_bytes
+    rest = max(0.0, budget.total_bytes - static - budget.kv_cache_bytes)
+    parts = (
+        f"{show(static, 'size')} lm_head and attention",
+        f"{show(budget.kv_cache_bytes, 'size')} KV cache",
+        f"{show(rest, 'size')} for {show(plan.shape.mlp_bytes, 'size')} of MLP",
+    )
+    return (
+        f"{plan.shape.name} on {results[0].device.name}: {plan.tokens} tokens, {plan.setting.eviction}, "
+        f"{timeline.timing}\nDRAM {show(budget.total_bytes, 'size')} = {' + '.join(parts)}"
+    )
+
+
+def run_table(results: Sequence[Result]) -> Table:
+    """One row a policy. Parts of the time that are zero for all policies are left out."""
+    summaries = [result.summary() for result in results]
+    parts = [part for part in BREAKDOWN if any(summary["parts_s"][part] for summary in summaries)]
+    rows = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    settings = [name for name in ("dram_bytes", "eviction", "device") if len({s[name] for s in summaries}) > 1]
+    for name in settings:
+        rows.add_column(name.removesuffix("_bytes"), no_wrap=True, vertical="bottom")
+    rows.add_column("policy", overflow="fold")
+    numbers = ("tokens/s", "ms/token", *(f"{part} time" for part in parts), "hit rate", "MLP read", "perplexity")
+    for name in numbers:
+        rows.add_column(name.replace(" ", "\n"), justify="right", no_wrap=True, vertical="bottom")
+    for summary in summaries:
+        mean, perplexity = summary["latency_s"]["mean"], summary["perplexity"]
+        rows.add_row(
+            *(show(summary[name], "size") if name == "dram_bytes" else summary[name] for name in settings),
+            escape(summary["policy"]),
+            f"{summary['tokens_per_s']:.2f}",
+            f"{1e3 * mean:.2f}",
+            *(f"{summary['parts_s'][part] / mean:.1%}" for part in parts),
+            f"{summary['hit_rate']:.1%}",
+            f"{summary['mlp_fraction_read']:.1%}",
+            NOT_MEASURED if perplexity is None else f"{perplexity:.2f} ± {summary['perplexity_standard_error']:.2f}",
+        )
+    return rows
+
+
+def sweep_table(points: pd.DataFrame) -> Table:
+    """One row a policy of a sweep, from the slowest of its points to the fastest."""
+    rows = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    rows.add_column("policy", overflow="fold")
+    for name in ("points", "tokens/s", "hit rate", "perplexity"):
+        rows.add_column(name, justify="right", no_wrap=True)
+    for policy, mine in points.groupby("policy", sort=False):
+        speeds, hits = mine["tokens_per_s"], mine["hit_rate"]
+        prices = list(dict.fromkeys(mine["perplexity"].map(lambda p: p if isinstance(p, str) else f"{p:.2f}")))
+        rows.add_row(
+            escape(str(policy)),
+            str(len(mine)),
+            f"{speeds.min():.2f} to {speeds.max():.2f}",
+            f"{hits.min():.1%} to {hits.max():.1%}",
+            prices[0] if len(prices) == 1 else "several",
+        )
+    return rows
+
+
+def plain_table(data: pd.DataFrame) -> Table:
+    """Any table of text and numbers, as it is."""
+    rows = Table(*map(str, data.columns), box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for row in data.itertuples(index=False):
+        rows.add_row(*(escape(str(value)) for value in row))
+    return rows

@@ -1,0 +1,73 @@
+"""Finds and loads plugins: a Python file with one subclass of `Policy`, shipped in `policies/` or a user's own."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from dipsim.basics import assets
+from dipsim.basics.errors import InputError
+from dipsim.basics.fields import parse
+from dipsim.sparsity.policy import OWN, SHIPPED, Policy
+
+
+def load_policy(name_or_path: str | Path, /, **parameters: Any) -> Policy:
+    """Load a shipped policy by name, or a plugin by path, with its parameters.
+
+    Raises InputError for an unknown policy, for a file that cannot be imported or does not hold exactly one Policy,
+    and for parameters that the policy does not have or that are out of range.
+    """
+    cls = policy_class(name_or_path)
+    return parse(cls, parameters, f"policy {assets.policy_name(str(name_or_path))}")
+
+
+def policy_class(name_or_path: str | Path) -> type[Policy]:
+    """Load the class of a shipped policy by name, or of a plugin by path. Raises InputError as `load_policy`."""
+    path = assets.find("policies", name_or_path)
+    module = _import(path)
+    found = [
+        value
+        for value in vars(module).values()
+        if inspect.isclass(value) and issubclass(value, Policy) and value.__module__ == module.__name__
+    ]
+    if len(found) != 1:
+        names = ", ".join(sorted(cls.__name__ for cls in found)) or "none"
+        raise InputError(f"{path}: must define exactly one subclass of dipsim.Policy (found {names})")
+    return found[0]
+
+
+def _import(path: Path) -> ModuleType:
+    """Import a plugin file. Shipped ones are `dipsim.policies.NAME`, so that plugins can build on them."""
+    try:
+        if path.resolve().parent == assets.directory("policies"):
+            return importlib.import_module(f"{SHIPPED}.{path.stem}")
+        return _run(path)
+    except (Exception, SystemExit) as error:
+        line = f" (line {error.lineno})" if isinstance(error, SyntaxError) else ""
+        text = " ".join(str(error).split())
+        raise InputError(f"{path}: cannot be imported: {type(error).__name__}: {text}{line}") from error
+
+
+def _run(path: Path) -> ModuleType:
+    """Run a user's file as a module, anew each time, since it may have changed."""
+    name = f"{OWN}.{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ImportError("it is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    before = sys.modules.get(name)
+    sys.modules[name] = module  # dataclasses and pydantic look a class's module up there
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        if before is None:
+            del sys.modules[name]
+        else:
+            sys.modules[name] = before
+        raise
+    return module

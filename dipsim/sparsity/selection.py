@@ -1,0 +1,116 @@
+"""Runs a policy's formulas and checks what comes out: groups, scores, and masks from scores.
+
+A plugin is a stranger's code. What goes wrong inside it becomes one line that names the plugin and its method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TypeVar
+
+import numpy as np
+
+from dipsim.basics.arrays import Mask, Numbers
+from dipsim.basics.errors import InputError
+from dipsim.sparsity.policy import Group, Policy
+from dipsim.sparsity.ranking import score_threshold, top_k
+from dipsim.workload.shape import ModelShape
+from dipsim.workload.trace import Activations
+
+ATTENTION, WHOLE, LM_HEAD = RESERVED = ("attention", "whole", "lm_head")  # a token's steps that are not groups
+Found = TypeVar("Found")
+
+
+def guarded(policy: Policy, method: str, call: Callable[[], Found]) -> Found:
+    """Call a plugin's method. Raises InputError, naming plugin and method, for what goes wrong inside it."""
+    try:
+        return call()
+    except (InputError, MemoryError):
+        raise
+    except (Exception, SystemExit) as error:
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, of a GPU
+            raise
+        text = " ".join(str(error).split())
+        raise InputError(f"policy {policy.label}: {method} failed: {type(error).__name__}: {text}") from error
+
+
+def checked_groups(policy: Policy, shape: ModelShape) -> tuple[Group, ...]:
+    """The policy's groups for this model. Raises InputError if the matrices cannot be read that way."""
+    groups = guarded(policy, "groups", lambda: tuple(policy.groups(shape)))
+    seen: list[str] = []
+    for group in groups:
+        if not isinstance(group, Group) or not isinstance(group.matrices, tuple) or not group.matrices:
+            raise InputError(f"policy {policy.label}: groups: {group!r} is not a Group of a tuple of matrices")
+        if group.name in RESERVED:
+            raise InputError(f"policy {policy.label}: group {group.name}: that name is taken; choose another")
+        seen += group.matrices
+        size = shape.axis_size(group.axis)
+        for matrix in group.matrices:
+            shape.unit_length(matrix, group.axis)
+        if not isinstance(group.k, int) or not 0 <= group.k <= size:
+            where = f"policy {policy.label}: group {group.name}"
+            raise InputError(f"{where}: k must be a whole number from 0 to {size} (got {group.k!r})")
+    if len(set(seen)) < len(seen) or len({group.name for group in groups}) < len(groups):
+        raise InputError(f"policy {policy.label}: groups: a matrix or a name appears twice; put each in one group")
+    return groups
+
+
+def policy_bytes(policy: Policy, shape: ModelShape) -> float:
+    """Bytes that the policy keeps in DRAM for itself. Raises InputError if the plugin fails."""
+    return guarded(policy, "static_bytes", lambda: float(policy.static_bytes(shape)))
+
+
+def policy_at(policy: Policy, position: int) -> Policy:
+    """The policy at a position of a sequence. Raises InputError if the plugin fails."""
+    return guarded(policy, "at", lambda: policy.at(position))
+
+
+def checked_scores(policy: Policy, group: Group, acts: Activations) -> Numbers:
+    """The policy's scores [T, N], read-only. Raises InputError for another shape, NaN, or a failing plugin."""
+    expected = (acts.mlp_input if group.axis == "input" else acts.gate_proj).shape
+    values = np.asarray(guarded(policy, "scores", partial(policy.scores, group, acts)))
+    if values.shape != expected or values.dtype.kind not in "fiu" or np.isnan(values).any():
+        raise wrong_scores(policy, group, expected, f"{values.dtype} {list(values.shape)}")
+    values = values.view()
+    values.setflags(write=False)  # other settings rank by them too
+    return values
+
+
+def blind_masks(group: Group, scores: Numbers, limit: float | None = None) -> Mask:
+    """Masks [..., N] of a policy that does not see the cache, from its scores [..., N].
+
+    `limit` is that of a threshold group. By default it is calibrated on these very tokens.
+    """
+    if not group.threshold:
+        return np.asarray(top_k(scores, group.k))
+    return np.asarray(scores >= (score_threshold(scores, group.k) if limit is None else limit))
+
+
+def aware_mask(policy: Policy, group: Group, scores: Numbers, resident: Mask, position: int) -> Mask:
+    """Mask [N] of one token of a cache-aware policy, from its scores [N], the residents [N] and its position.
+
+    Raises InputError if the policy does not choose k of the columns.
+    """
+    shown = resident.view()
+    shown.setflags(write=False)
+    now = policy_at(policy, position)
+    method = "rerank" if type(policy).select is Policy.select else "select"  # the one that the plugin defines
+    mask = guarded(policy, method, lambda: now.select(group, scores, shown))
+    if not isinstance(mask, np.ndarray) or mask.shape != scores.shape or mask.dtype != np.bool_:
+        raise wrong_ranking(policy, group, f"keep the shape {list(scores.shape)}")
+    if not group.threshold and np.count_nonzero(mask) != group.k:
+        raise wrong_ranking(policy, group, "leave numbers, without NaN")
+    return mask
+
+
+def wrong_scores(policy: Policy, group: Group, expected: Sequence[int], got: str) -> InputError:
+    """The error for scores that are not numbers of the `expected` shape without NaN."""
+    return InputError(
+        f"policy {policy.label}: scores of group {group.name} must be numbers {list(expected)} without NaN (got {got})"
+    )
+
+
+def wrong_ranking(policy: Policy, group: Group, must: str) -> InputError:
+    """The error for a `rerank` that does not do what it must."""
+    return InputError(f"policy {policy.label}: group {group.name}: rerank must {must}")

@@ -1,0 +1,1 @@
+"""Experiments: one run, or a grid of points that survives being killed."""

@@ -1,0 +1,186 @@
+"""Experiment files: what to simulate, as a checked and immutable value."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, PlainSerializer, StrictBool, WithJsonSchema
+
+from dipsim.basics import assets
+from dipsim.basics.errors import InputError
+from dipsim.basics.fields import Count, Natural, Strict, parse
+from dipsim.basics.files import read_yaml
+from dipsim.basics.units import parse as parse_quantity
+from dipsim.basics.units import show
+from dipsim.basics.units import write as write_quantity
+from dipsim.memory.eviction import Eviction
+from dipsim.planning.fetch_plan import Setting
+from dipsim.sparsity.plugins import load_policy
+from dipsim.sparsity.policy import Policy
+from dipsim.timing.device import Device
+from dipsim.timing.timeline import Timing
+from dipsim.workload.shape import ModelShape
+from dipsim.workload.trace import Trace
+
+
+@dataclass(frozen=True)
+class MlpFraction:
+    """DRAM for the static parts and this share of the MLP."""
+
+    mlp_fraction: float
+
+    def bytes(self, shape: ModelShape, length: int) -> float:
+        """Bytes of DRAM for sequences of `length` positions."""
+        return shape.static_bytes(length) + self.mlp_fraction * shape.mlp_bytes
+
+
+class PolicyChoice(Strict):
+    """A policy by name or path, and its parameters. A file says `dense` or `{dip: {keep: 0.5}}`."""
+
+    policy: str
+    parameters: dict[str, Any] = Field(default_factory=dict)
+
+    def load(self) -> Policy:
+        """Load the policy. Raises InputError if it cannot be used."""
+        return load_policy(self.policy, **self.parameters)
+
+
+def _read_choice(value: Any) -> Any:
+    if isinstance(value, str):
+        return {"policy": value}
+    if isinstance(value, dict) and len(value) == 1:
+        ((name, parameters),) = value.items()
+        if isinstance(parameters, dict) and all(isinstance(key, str) for key in parameters):
+            return {"policy": name, "parameters": parameters}
+    raise ValueError(f"{value!r} is not a policy; write `dip` or `{{dip: {{keep: 0.5}}}}`")
+
+
+def _write_choice(choice: PolicyChoice) -> Any:
+    return {choice.policy: choice.parameters} if choice.parameters else choice.policy
+
+
+def _read_dram(value: Any) -> float | MlpFraction:
+    if not isinstance(value, dict):
+        return parse_quantity(value, "size")
+    share = value.get("mlp_fraction")
+    if len(value) != 1 or isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:
+        raise ValueError(f"{value!r} is not a share of the MLP; write {{mlp_fraction: 0.5}}, from 0 to 1")
+    return MlpFraction(float(share))
+
+
+def _write_dram(dram: float | MlpFraction) -> Any:
+    return vars(dram) if isinstance(dram, MlpFraction) else write_quantity(dram, "size")
+
+
+_CHOICE_SCHEMA: Any = {
+    "oneOf": [{"type": "string"}, {"type": "object", "additionalProperties": {"type": "object"}, "maxProperties": 1}],
+    "examples": ["dense", {"dip": {"keep": 0.5}}],
+}
+_DRAM_SCHEMA: Any = {
+    "oneOf": [
+        {"type": "string"},
+        {"type": "object", "properties": {"mlp_fraction": {"type": "number"}}, "required": ["mlp_fraction"]},
+    ],
+    "examples": ["60 MB", {"mlp_fraction": 0.5}],
+}
+Choice = Annotated[
+    PolicyChoice, BeforeValidator(_read_choice), PlainSerializer(_write_choice), WithJsonSchema(_CHOICE_SCHEMA)
+]
+Dram = Annotated[
+    float | MlpFraction, BeforeValidator(_read_dram), PlainSerializer(_write_dram), WithJsonSchema(_DRAM_SCHEMA)
+]
+
+
+class Options(Strict):
+    """How to simulate, whatever is simulated.
+
+    `dram` is for weights and KV cache; by default it is all that the device has. `tokens` is by default all that the
+    trace has. `prompt` is the number of positions before the trace's. `eviction` is the name of a rule, `timing` is
+    serial, concurrent or pipelined. `stream_static` lets lm_head and attention overflow to Flash.
+    """
+
+    dram: Dram | None = None
+    tokens: Count | None = None
+    prompt: Natural = 0
+    eviction: Eviction = "lfu"
+    timing: Timing = "serial"
+    stream_static: StrictBool = False
+
+    def dram_bytes(self, shape: ModelShape, length: int, device: Device) -> float:
+        """The DRAM to simulate, in bytes, for sequences of `length` tokens after the prompt.
+
+        Raises InputError if the device has less.
+        """
+        size = device.dram.capacity if self.dram is None else self.dram
+        if isinstance(size, MlpFraction):
+            size = size.bytes(shape, self.prompt + length)
+        if size > device.dram.capacity:
+            raise InputError(
+                f"dram: {show(size, 'size')} is more than the {show(device.dram.capacity, 'size')} of device "
+                f"{device.name}; give less, or a device with more"
+            )
+        return size
+
+    def settings(self, policies: Iterable[Policy], shape: ModelShape, length: int, device: Device) -> list[Setting]:
+        """What to plan for each policy. Raises InputError if the device has less DRAM."""
+        size = self.dram_bytes(shape, length, device)
+        return [Setting(policy, size, self.eviction, self.prompt, self.stream_static) for policy in policies]
+
+
+class Experiment(Options):
+    """What to simulate: one trace on one device under several policies, by name or path.
+
+    `hardware` changes fields of the device by dotted name. `sweep` lists values for fields of the experiment, of its
+    device or of a policy.
+    """
+
+    trace: str
+    device: str = "paper"
+    hardware: dict[str, Any] = Field(default_factory=dict)
+    policies: tuple[Choice, ...] = Field(min_length=1)
+    sweep: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(default_factory=dict)
+
+    @classmethod
+    def load(cls, path: Path) -> Experiment:
+        """Read an experiment file. Raises InputError naming file, field and fix."""
+        return parse(cls, read_yaml(path), path)
+
+    def open_trace(self) -> Trace:
+        """Open the trace. Raises InputError if it cannot be used."""
+        return Trace.open(self.trace)
+
+    def load_hardware(self) -> Device:
+        """Load the device, with its fields changed. Raises InputError if it cannot be used."""
+        return Device.load(self.device).replace("hardware", **self.hardware)
+
+    def load_policies(self) -> list[Policy]:
+        """Load the policies. Raises InputError if one cannot be used, or is there twice."""
+        policies = [choice.load() for choice in self.policies]
+        labels = [policy.label for policy in policies]
+        if len(set(labels)) < len(labels):
+            raise InputError(f"policies: {max(labels, key=labels.count)} is there twice; remove one or change it")
+        return policies
+
+    def resolved(self) -> dict[str, Any]:
+        """All fields, as a file would say them."""
+        return self.model_dump(mode="json")
+
+    def policy_files(self) -> dict[str, Path]:
+        """The file of each policy, by what provenance calls it."""
+        return {f"policy {choice.policy}": assets.find("policies", choice.policy) for choice in self.policies}
+
+
+def policy_entries(data: dict[str, Any]) -> list[dict[str, dict[str, Any]]]:
+    """The policies of an experiment's data, each as {name: parameters}."""
+    return [{entry: {}} if isinstance(entry, str) else entry for entry in data["policies"]]
+
+
+def set_parameter(entries: list[dict[str, dict[str, Any]]], policy: str, parameter: str, value: Any) -> bool:
+    """Set a parameter of every entry that `policy` names, in place; return whether there was one."""
+    found = [entry[name] for entry in entries for name in entry if assets.same_policy(policy, name)]
+    for parameters in found:
+        parameters[parameter] = value
+    return bool(found)

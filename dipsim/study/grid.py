@@ -1,0 +1,57 @@
+"""The grid of a sweep: every combination of the values listed under `sweep` is an experiment."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from itertools import product
+from typing import Any
+
+from dipsim.basics.assets import same_policy
+from dipsim.basics.errors import InputError
+from dipsim.basics.fields import parse
+from dipsim.study.experiment import Experiment, policy_entries, set_parameter
+
+HARDWARE = ("flash", "dram", "compute", "energy")  # a device's parts, with which its fields begin
+FIXED = ("sweep", "policies", "hardware")  # fields that cannot be swept as a whole
+
+
+def grid(experiment: Experiment, where: object = "sweep") -> list[Experiment]:
+    """The experiments of a sweep, without `sweep`, in the order of the file. The last key varies fastest.
+
+    A key is a field of the experiment (`dram`, `eviction`), of the device (`flash.read_bandwidth`), or a parameter of
+    a policy (`dip.keep`). Raises InputError for any other key, and for values that the field does not take.
+    """
+    base = experiment.resolved() | {"sweep": {}}
+    cells = []
+    for values in product(*experiment.sweep.values()):
+        data = base
+        for key, value in zip(experiment.sweep, values, strict=True):
+            data = _changed(data, key, value, where)
+        cells.append(parse(Experiment, data, where))
+    return cells
+
+
+def swept_value(cell: Experiment, key: str) -> Any:
+    """The value of a swept key in one cell of a grid, as a file would say it."""
+    if key in cell.hardware:
+        return cell.hardware[key]
+    if "." not in key:
+        return cell.resolved()[key]
+    name, _, parameter = key.rpartition(".")
+    return next(choice.parameters[parameter] for choice in cell.policies if same_policy(name, choice.policy))
+
+
+def _changed(data: dict[str, Any], key: str, value: Any, where: object) -> dict[str, Any]:
+    """The experiment's data with one field changed."""
+    if key in Experiment.model_fields and key not in FIXED:
+        return data | {key: value}
+    head, dot, parameter = key.rpartition(".")
+    if dot and key.split(".")[0] in HARDWARE:
+        return data | {"hardware": data["hardware"] | {key: value}}
+    entries = deepcopy(policy_entries(data))
+    if dot and set_parameter(entries, head, parameter, value):
+        return data | {"policies": entries}
+    raise InputError(
+        f"{where}: sweep.{key}: is neither a field of the experiment, nor of its device (flash.read_bandwidth), nor a "
+        "parameter of a policy in it (dip.keep)"
+    )

@@ -1,0 +1,61 @@
+"""Keys: a hash of all that a point's figures depend on.
+
+These are the contents of trace, policy file and device, the options, and dipsim itself. So a kept result is used again
+exactly as long as nothing behind it changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from dipsim.basics.files import sha256
+from dipsim.basics.version import __version__
+from dipsim.planning.fetch_plan import Setting
+from dipsim.sparsity.policy import Policy
+from dipsim.timing.device import Device
+from dipsim.workload.trace import Trace
+
+NO_FIGURES = ("cli", "figures", "live")  # packages that a point's figures do not come from; a test checks it
+
+
+def trace_hash(trace: Trace) -> str:
+    """The hash of a trace's contents, and of the recipe that it is like."""
+    return _hash([sha256(trace.path), trace.header.source.get("like_sha256")])
+
+
+def plan_key(of_trace: str, tokens: int, setting: Setting) -> str:
+    """The key of a plan, from the hash of its trace, its number of tokens and its setting."""
+    policy = setting.policy
+    options = [tokens, setting.dram_bytes, setting.eviction, setting.prompt, setting.stream_static]
+    return _hash([code_hash(), of_trace, policy.name, policy_hash(policy), policy.model_dump(), options])
+
+
+def point_key(of_plan: str, device: Device, timing: str) -> str:
+    """The key of a point, from that of its plan, its device and its timing."""
+    return _hash([of_plan, device.model_dump(exclude={"description", "sources"}), timing])
+
+
+def policy_hash(policy: Policy) -> str:
+    """The hash of the policy's file, of the plugins that it builds on, and of files that its parameters name."""
+    plugins = [cls for cls in type(policy).__mro__ if issubclass(cls, Policy) and cls is not Policy]
+    named = [Path(value) for value in policy.model_dump().values() if isinstance(value, str) and Path(value).is_file()]
+    return _hash([sha256(file) for file in (*(Path(inspect.getfile(cls)) for cls in plugins), *named)])
+
+
+@cache
+def code_hash() -> str:
+    """dipsim's version, and the hash of those of its modules that figures come from."""
+    package = Path(__file__).resolve().parent.parent
+    packages = [path for path in package.iterdir() if path.is_dir() and path.name not in NO_FIGURES]
+    modules = sorted(module for path in packages for module in path.rglob("*.py"))
+    return _hash([__version__, *(sha256(path) for path in modules)])
+
+
+def _hash(value: Any) -> str:
+    """Hexadecimal SHA-256 of a value that JSON can write."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()

@@ -1,0 +1,153 @@
+"""Divides the points of a sweep into passes over a trace, and computes a pass.
+
+The plans of one trace and policy (DRAM sizes, evictions) share a pass: reading the trace once makes them all, and each
+plan then serves all hardware and timing modes in closed form.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dipsim.basics import assets
+from dipsim.basics.errors import InputError
+from dipsim.planning.fetch_plan import Setting
+from dipsim.planning.planner import CpuPlanner, Planner, plan
+from dipsim.results.result import Result
+from dipsim.sparsity.plugins import load_policy
+from dipsim.study.keys import policy_hash
+from dipsim.study.points import Point
+from dipsim.timing.device import Device
+from dipsim.timing.recurrence import timeline
+from dipsim.timing.timeline import RESOURCES, Timing
+from dipsim.workload.trace import Trace
+
+AWARE_COST = 3  # a cache-aware policy's masks serve one cache only
+RESULTS = (
+    "tokens_per_s",
+    *(f"latency_{name}_s" for name in ("mean", "p50", "p95", "p99")),
+    *("ttft_s", "hit_rate", "mlp_fraction_read", "flash_bytes_per_token", "dram_bytes_per_token"),
+    *(f"{name}_utilisation" for name in RESOURCES),
+    *("peak_dram_bytes", "energy_j_per_token"),
+)
+Row = dict[str, float | None]  # of RESULTS
+
+
+@dataclass(frozen=True)
+class Job:
+    """One fetch plan, by what makes it, and the points wanted from it: (key, device, timing)."""
+
+    policy: str
+    parameters: dict[str, Any]
+    policy_hash: str
+    options: dict[str, Any]  # of a Setting
+    wanted: tuple[tuple[str, Device, Timing], ...]
+
+    def setting(self) -> Setting:
+        """What to plan. Raises InputError if the policy is not the one that the keys stand for."""
+        policy = load_policy(self.policy, **self.parameters)
+        if policy_hash(policy) != self.policy_hash:
+            raise InputError(f"{self.policy}: was changed during the sweep; start it again")
+        return Setting(policy, **self.options)
+
+
+@dataclass(frozen=True)
+class TracePass:
+    """Jobs that share one pass over `layers` layers of a trace; 0 if no policy looks at activations.
+
+    `cost` grows with the time that the pass takes.
+    """
+
+    trace: str
+    tokens: int
+    layers: int
+    jobs: tuple[Job, ...]
+    cost: float
+    planner: Planner
+
+
+def compute(trace_pass: TracePass, tick: Callable[[int], object] = lambda _: None) -> dict[str, Row]:
+    """The rows of a pass's points by key. `tick(plans)` is called after each layer."""
+    settings = [job.setting() for job in trace_pass.jobs]
+    plans = plan(
+        Trace.open(trace_pass.trace),
+        settings,
+        trace_pass.tokens,
+        layers=trace_pass.layers,
+        progress=lambda _what, _done, _total: tick(len(settings)),
+        planner=trace_pass.planner,
+    )
+    return {
+        key: _row(Result(fetch_plan, device, timeline(fetch_plan, device, timing)))
+        for job, fetch_plan in zip(trace_pass.jobs, plans, strict=True)
+        for key, device, timing in job.wanted
+    }
+
+
+def _row(result: Result) -> Row:
+    summary = result.summary()
+    nested = {f"latency_{name}_s": value for name, value in summary["latency_s"].items()}
+    nested |= {f"{name}_utilisation": value for name, value in summary["utilisation"].items()}
+    return {name: nested.get(name, summary.get(name)) for name in RESULTS}
+
+
+def split(wanted: Sequence[Point], workers: int, planner: Planner | None = None) -> list[TracePass]:
+    """Passes over traces, the trivial ones first, then the longest first.
+
+    There is one pass for each trace and policy, or for all policies of a trace where the planner takes them together.
+    There are more only to keep all workers busy, or to hold no more plans at a time than the planner wants: each pass
+    reads or draws the trace again.
+    """
+    planner = planner or CpuPlanner()
+    by_plan: dict[str, list[Point]] = {}
+    for point in wanted:
+        by_plan.setdefault(point.planned.key, []).append(point)
+    shared: dict[tuple[str, ...], list[list[Point]]] = {}
+    for same in by_plan.values():
+        columns, planned = same[0].columns, same[0].planned
+        apart = planned.layers if planner.all_together else columns["policy"]
+        shared.setdefault((columns["trace"], str(columns["tokens"]), str(apart)), []).append(same)
+    share = math.ceil(len(by_plan) / workers)
+    passes = []
+    for plans in shared.values():
+        held = sum(same[0].planned.bytes for same in plans)
+        pieces = max(math.ceil(held / planner.max_plan_bytes), math.ceil(len(plans) / share))
+        size = math.ceil(len(plans) / (pieces if plans[0][0].planned.layers else 1))
+        passes += [_pass(plans[begin : begin + size], planner) for begin in range(0, len(plans), size)]
+    return sorted(passes, key=lambda each: (each.layers > 0, -each.cost))
+
+
+def _pass(plans: Sequence[Sequence[Point]], planner: Planner) -> TracePass:
+    """One pass that makes these plans, each given by the points that are wanted from it."""
+    first = plans[0][0]
+    tokens, layers = first.columns["tokens"], first.planned.layers
+    aware = AWARE_COST if first.planned.setting.policy.cache_aware else 1
+    return TracePass(
+        trace=_absolute("traces", first.cell.trace),
+        tokens=tokens,
+        layers=layers,
+        jobs=tuple(_job(same) for same in plans),
+        cost=tokens * layers * aware * len(plans),
+        planner=planner,
+    )
+
+
+def _job(same: Sequence[Point]) -> Job:
+    """The job of the points of one plan."""
+    choice, planned, setting = same[0].choice, same[0].planned, same[0].planned.setting
+    return Job(
+        policy=_absolute("policies", choice.policy),
+        parameters=choice.parameters,
+        policy_hash=planned.policy_hash,
+        options={name: value for name, value in vars(setting).items() if name != "policy"},
+        wanted=tuple((point.key, point.device, point.cell.timing) for point in same),
+    )
+
+
+def _absolute(kind: str, name: str) -> str:
+    """A shipped name as it is; the absolute path of a user's file, for a process that runs elsewhere."""
+    path = assets.find(kind, name)
+    return str(path.resolve()) if path == Path(name) else name

@@ -1,0 +1,136 @@
+"""The points of a sweep: one policy in one cell of the grid, with the key that its result is kept under."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from dipsim.basics.errors import InputError
+from dipsim.planning.fetch_plan import Setting
+from dipsim.planning.planner import plan
+from dipsim.results.quality import Measured, lookup, read_quality
+from dipsim.study.experiment import Experiment, PolicyChoice
+from dipsim.study.grid import grid, swept_value
+from dipsim.study.keys import plan_key, point_key, policy_hash, trace_hash
+from dipsim.timing.device import Device
+from dipsim.workload.trace import Trace
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What is known of a fetch plan before it is made.
+
+    `key` stands for all that the plan depends on. `bytes` are those of its arrays. `layers` must be planned, 0 if the
+    policy does not look at activations. `mlp_fraction` is the share of the MLP that DRAM could hold.
+    `perplexity` and `standard_error` are None where they were not measured.
+    """
+
+    key: str
+    setting: Setting
+    policy_hash: str
+    bytes: int
+    layers: int
+    mlp_fraction: float
+    perplexity: float | None
+    standard_error: float | None
+
+
+@dataclass(frozen=True)
+class Point:
+    """One policy in one cell of the grid.
+
+    `columns` describe it in its row of the table. `key` stands for all that its result depends on.
+    """
+
+    cell: Experiment
+    choice: PolicyChoice
+    device: Device
+    planned: Planned
+    columns: dict[str, Any]
+    key: str
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A trace, the hash of its contents, and what was measured on its model."""
+
+    trace: Trace
+    hash: str
+    measured: list[Measured]
+
+    @classmethod
+    def of(cls, name: str) -> _Opened:
+        trace = Trace.open(name)
+        return cls(trace, trace_hash(trace), read_quality(trace))
+
+
+def points(experiment: Experiment, where: object = "sweep") -> list[Point]:
+    """The points of a sweep, each once, in the order of the grid.
+
+    Raises InputError, naming the point, if one of them cannot run. Nothing is computed before.
+    """
+    if not experiment.sweep:
+        raise InputError(f"{where}: sweep: is missing; list values, like `dram: [2 GB, 4 GB]`, or use `dipsim run`")
+    opened = cache(_Opened.of)  # for this call only: a file may change before the next sweep
+    plans: dict[str, Planned] = {}
+    found: dict[str, Point] = {}
+    for cell in grid(experiment, where):
+        named = {key: swept_value(cell, key) for key in experiment.sweep}
+        try:
+            device, policies = cell.load_hardware(), cell.load_policies()
+            trace = opened(cell.trace)
+            length = trace.trace.longest_sequence(cell.tokens)
+            settings = cell.settings(policies, trace.trace.shape, length, device)
+            for choice, setting in zip(cell.policies, settings, strict=True):
+                key = plan_key(trace.hash, cell.tokens or trace.trace.tokens, setting)
+                if key not in plans:
+                    plans[key] = _planned(key, trace, setting, cell.tokens)
+                point = _point(cell, choice, device, trace.trace, plans[key], named)
+                found.setdefault(point.key, point)
+        except InputError as error:
+            values = ", ".join(f"{name}: {value}" for name, value in named.items())
+            raise InputError(f"{where}: point ({values}): {error}") from None
+    return list(found.values())
+
+
+def _planned(key: str, opened: _Opened, setting: Setting, tokens: int | None) -> Planned:
+    """Raises InputError if the setting cannot be planned."""
+    shape = opened.trace.shape
+    (plan_of_none,) = plan(opened.trace, [setting], tokens, layers=0)
+    resident = max(0.0, setting.dram_bytes - plan_of_none.budget.static_bytes)
+    perplexity, standard_error = lookup(opened.measured, plan_of_none)
+    return Planned(
+        key=key,
+        setting=setting,
+        policy_hash=policy_hash(setting.policy),
+        bytes=sum(array.nbytes for array in vars(plan_of_none).values() if isinstance(array, np.ndarray)),
+        layers=shape.num_hidden_layers if plan_of_none.groups else 0,
+        mlp_fraction=min(1.0, resident / shape.mlp_bytes),
+        perplexity=perplexity,
+        standard_error=standard_error,
+    )
+
+
+def _point(
+    cell: Experiment, choice: PolicyChoice, device: Device, trace: Trace, planned: Planned, named: dict[str, Any]
+) -> Point:
+    columns = {
+        "trace": cell.trace,
+        "model": trace.shape.name,
+        "device": device.name,
+        **{name: value for name, value in named.items() if name in cell.hardware},
+        "flash_bandwidth_bytes_per_s": device.flash.peak_bandwidth,
+        "dram_bandwidth_bytes_per_s": device.dram.bandwidth,
+        "dram_bytes": planned.setting.dram_bytes,
+        "mlp_fraction_in_dram": planned.mlp_fraction,
+        "eviction": cell.eviction,
+        "timing": cell.timing,
+        "prompt": cell.prompt,
+        "stream_static": cell.stream_static,
+        "tokens": cell.tokens or trace.tokens,
+        "policy": planned.setting.policy.label,
+    }
+    return Point(cell, choice, device, planned, columns, point_key(planned.key, device, cell.timing))

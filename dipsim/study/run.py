@@ -1,0 +1,88 @@
+"""Runs an experiment: a trace, policies and a device become results."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dipsim.basics import assets
+from dipsim.basics.errors import InputError
+from dipsim.basics.fields import parse
+from dipsim.basics.progress import Progress, silent
+from dipsim.planning.planner import plan
+from dipsim.results import provenance
+from dipsim.results.folder import clear_results, write_tables
+from dipsim.results.quality import lookup, read_quality
+from dipsim.results.result import Result, shown_token
+from dipsim.sparsity.policy import Policy
+from dipsim.study.experiment import Experiment, Options
+from dipsim.timing import engine
+from dipsim.timing.device import Device
+from dipsim.workload.trace import Trace
+
+
+def run(experiment: Experiment, progress: Progress = silent, timeline: bool = False) -> list[Result]:
+    """Simulate every policy of an experiment. With `timeline`, all spans are kept, otherwise those of one token.
+
+    Raises InputError if anything in it cannot be used. Nothing is written.
+    """
+    if experiment.sweep:
+        raise InputError("sweep: an experiment with a sweep is a grid; use `python -m dipsim sweep`")
+    parts = experiment.load_hardware(), experiment.load_policies()
+    return _run(experiment.open_trace(), *parts, experiment, progress, timeline)
+
+
+def simulate(
+    trace: Trace, policy: Policy, device: Device, *, dram: str | float | None = None, **options: Any
+) -> Result:
+    """Simulate one policy on a device; the result keeps all spans.
+
+    `dram` is a size like "60 MB", a number of bytes, or None for all that the device has. `options` are those of an
+    experiment: `eviction` ("lfu" by default), `timing` ("serial"), `tokens` (all), `prompt` (0), `stream_static`
+    (False). Raises InputError if the parts do not fit each other.
+    """
+    size = f"{dram!r} B" if isinstance(dram, (int, float)) else dram
+    checked = parse(Options, {"dram": size, **options}, "simulate")
+    return _run(trace, device, [policy], checked, timeline=True)[0]
+
+
+def check(experiment: Experiment) -> None:
+    """Find everything that can go wrong before the first layer is read. Raises InputError if something does."""
+    device, policies, trace = experiment.load_hardware(), experiment.load_policies(), experiment.open_trace()
+    settings = experiment.settings(policies, trace.shape, trace.longest_sequence(experiment.tokens), device)
+    plan(trace, settings, experiment.tokens, layers=0)
+
+
+def write_run(experiment: Experiment, results: Sequence[Result], out: Path, timeline: bool = False) -> None:
+    """Write the folder of a run: tables, the experiment as it was resolved, and where everything came from."""
+    files = {
+        "trace": assets.find("traces", experiment.trace),
+        "device": assets.find("devices", experiment.device),
+        **experiment.policy_files(),
+    }
+    packages = ("simpy", *provenance.PACKAGES)
+    source = experiment.open_trace().header.source
+    clear_results(out)
+    provenance.write_origin(out, experiment.resolved(), files, packages, trace_source=source)
+    write_tables(results, out, timeline)
+
+
+def _run(
+    trace: Trace,
+    device: Device,
+    policies: Sequence[Policy],
+    options: Options,
+    progress: Progress = silent,
+    timeline: bool = False,
+) -> list[Result]:
+    settings = options.settings(policies, trace.shape, trace.longest_sequence(options.tokens), device)
+    plans = plan(trace, settings, options.tokens, progress=progress)
+    measured = read_quality(trace)
+    results = []
+    for index, fetch_plan in enumerate(plans):
+        traced = None if timeline else (shown_token(fetch_plan),)
+        spans = engine.run(fetch_plan, device, options.timing, traced)
+        results.append(Result(fetch_plan, device, spans, *lookup(measured, fetch_plan)))
+        progress("simulating policies", index + 1, len(plans))
+    return results

@@ -1,0 +1,122 @@
+"""Computes the points of a sweep in parallel. What is finished survives whatever comes after.
+
+A finished point is a file `points/KEY.json` in the sweep's folder, whole or not there. So a sweep that was killed goes
+on where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from dipsim.basics import assets
+from dipsim.basics.files import write
+from dipsim.basics.progress import Progress, silent
+from dipsim.planning.planner import CpuPlanner, Planner
+from dipsim.results.provenance import write_experiment, write_origin
+from dipsim.results.quality import NOT_MEASURED
+from dipsim.study.experiment import Experiment
+from dipsim.study.passes import RESULTS, Row, compute, split
+from dipsim.study.points import Point, points
+from dipsim.study.workers import cluster, in_processes
+from dipsim.workload.trace import Trace
+
+
+def sweep(
+    experiment: Experiment,
+    folder: Path,
+    *,
+    workers: int = 1,
+    dask: str | None = None,
+    planners: Sequence[Planner] = (CpuPlanner(),),
+    progress: Progress = silent,
+    where: object = "sweep",
+) -> pd.DataFrame:
+    """Compute what is missing of a sweep and write its table; return the table, one row a point.
+
+    `workers` processes share the work, or the Dask cluster at the address `dask`. A point is planned by the first of
+    the `planners` that is able. Raises InputError, before anything is computed, if a point cannot run or the folder
+    cannot be written; its message begins with `where`.
+    """
+    wanted = points(experiment, where)
+    rows = {point.key: row for point in wanted if (row := _read(folder, point.key)) is not None}
+    write_experiment(folder, experiment.resolved())
+    missing = [point for point in wanted if point.key not in rows]
+    progress("points", len(rows), len(wanted))
+    for found in _compute(missing, workers, dask, planners, progress) if missing else ():
+        for key, row in found.items():
+            write(_path(folder, key), json.dumps(row, indent=2) + "\n")
+        rows |= found
+        progress("points", len(rows), len(wanted))
+    table = pd.DataFrame([_line(point, rows[point.key]) for point in wanted])
+    write(folder / "sweep.csv", table.to_csv(index=False))
+    write_origin(folder, experiment.resolved(), _files(wanted))
+    return table
+
+
+def _path(folder: Path, key: str) -> Path:
+    return folder / "points" / f"{key}.json"
+
+
+def _read(folder: Path, key: str) -> Row | None:
+    """A finished point; None where there is none, or only what a crash of the machine left of it."""
+    try:
+        row = json.loads(_path(folder, key).read_bytes())
+        return {name: None if row[name] is None else float(row[name]) for name in RESULTS}
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _line(point: Point, row: Row) -> dict[str, Any]:
+    """A point's row of the table."""
+    planned = point.planned
+    price = (NOT_MEASURED, None) if planned.perplexity is None else (planned.perplexity, planned.standard_error)
+    return {**point.columns, **row, "perplexity": price[0], "perplexity_standard_error": price[1], "key": point.key}
+
+
+def _compute(
+    missing: Sequence[Point], workers: int, dask: str | None, planners: Sequence[Planner], progress: Progress
+) -> Iterator[dict[str, Row]]:
+    """The rows of all points, a pass at a time, as they are finished."""
+    if dask is not None:
+        with cluster(dask) as (threads, run):
+            yield from run(compute, split(missing, threads))
+        return
+    for planner, mine in _divide(missing, planners):
+        processes = 1 if planner.all_together else workers
+        passes = split(mine, processes, planner)
+        total = sum(each.layers * len(each.jobs) for each in passes)
+        report = partial(_report, progress, planner.task, total)
+        yield from in_processes(compute, passes, processes, report)
+
+
+def _report(progress: Progress, what: str, total: int, done: int) -> None:
+    progress(what, done, total)
+
+
+def _divide(wanted: Sequence[Point], planners: Sequence[Planner]) -> list[tuple[Planner, list[Point]]]:
+    """Each planner with the points that it plans: those that no planner before it is able to plan."""
+    mine: list[tuple[Planner, list[Point]]] = [(planner, []) for planner in planners]
+    place: dict[tuple[Any, ...], int] = {}
+    for point in wanted:
+        key = tuple(point.columns[name] for name in ("trace", "tokens", "policy", "eviction"))
+        if key not in place:
+            trace, setting, tokens = Trace.open(point.cell.trace), point.planned.setting, point.columns["tokens"]
+            place[key] = next(i for i, planner in enumerate(planners) if planner.able(trace, setting, tokens))
+        mine[place[key]][1].append(point)
+    return mine
+
+
+def _files(wanted: Sequence[Point]) -> dict[str, Path]:
+    """The files behind a sweep, by what provenance calls them."""
+    files: dict[str, Path] = {}
+    for point in wanted:
+        files[f"trace {point.cell.trace}"] = assets.find("traces", point.cell.trace)
+        files[f"device {point.cell.device}"] = assets.find("devices", point.cell.device)
+        files[f"policy {point.choice.policy}"] = assets.find("policies", point.choice.policy)
+    return files

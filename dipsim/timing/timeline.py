@@ -1,0 +1,65 @@
+"""A timeline: when everything happened, as flat records. The engine makes it, or the recurrence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Literal, NamedTuple
+
+from dipsim.basics.arrays import Floats
+
+Timing = Literal["serial", "concurrent", "pipelined"]
+TIMINGS: tuple[Timing, ...] = ("serial", "concurrent", "pipelined")
+
+
+class Resource(IntEnum):
+    """What serves a token's requests. The values index the arrays that have an axis of resources."""
+
+    FLASH = 0
+    DRAM = 1
+    COMPUTE = 2
+
+    @property
+    def label(self) -> str:
+        """Its name in tables and files."""
+        return self.name.lower()
+
+
+RESOURCES = tuple(resource.label for resource in Resource)
+WAIT = len(Resource)  # the index of time spent in queues, behind those of the resources
+BREAKDOWN = (*RESOURCES, "wait")
+PREFILL = -1  # stands for the step that encodes the prompt
+
+
+class Span(NamedTuple):
+    """One request: made at `request_s`, served from `start_s` to `end_s` (seconds), for so many bytes.
+
+    `step` is the position in the plan, or PREFILL.
+    """
+
+    resource: str
+    token: int
+    step: int
+    request_s: float
+    start_s: float
+    end_s: float
+    bytes: float
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """When everything happened, in seconds.
+
+    `start_s` and `latency_s` are [T]. `ttft_s` is the time to encode the prompt. `parts_s` [T, 4] breaks each latency
+    down by what the token waited for, in the order of BREAKDOWN: of the requests that a step waits for, the last to
+    end counts, its service for its resource and its time in the queue as wait. `busy_s` [T, 3] is the service of each
+    resource.
+    """
+
+    timing: str
+    spans: list[Span]
+    start_s: Floats
+    latency_s: Floats
+    ttft_s: float
+    parts_s: Floats
+    busy_s: Floats

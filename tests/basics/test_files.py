@@ -1,0 +1,63 @@
+import pytest
+
+from dipsim.basics.errors import InputError
+from dipsim.basics.fields import parse
+from dipsim.basics.files import read_yaml, write
+from dipsim.timing.device import Device
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("", "is empty"),
+        ("- a\n- b\n", "is a list"),
+        ("just words", "is a str"),
+        ("a: !!python/object/apply:os.system [ls]", "not plain YAML"),
+        ("a: [1", "not plain YAML"),
+        ("a: 1\na: 2", "duplicate key 'a'"),
+        ("a: {b: 1, b: 2}", "duplicate key 'b'"),
+        ("\x00", "not plain YAML"),
+    ],
+)
+def test_yaml_is_one_plain_mapping(tmp_path, text, complaint):
+    path = tmp_path / "file.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=complaint) as error:
+        read_yaml(path)
+    assert str(error.value).startswith(str(path))
+    assert "\n" not in str(error.value)
+
+
+def test_yaml_that_is_no_text(tmp_path):
+    path = tmp_path / "file.yaml"
+    path.write_bytes(b"\xff\xfe\x00\x01")
+    with pytest.raises(InputError, match="not a UTF-8 text file"):
+        read_yaml(path)
+    with pytest.raises(InputError, match="cannot be read"):
+        read_yaml(tmp_path / "missing.yaml")
+
+
+def test_a_complaint_names_file_field_and_what_is_wrong():
+    data = {"name": "x", "flash": {"read_bandwidth": 3}, "dram": {"capacity": "1 GB", "bandwidth": "1 GB/s", "x": 1}}
+    with pytest.raises(InputError, match=r"dev\.yaml: flash\.read_bandwidth: 3 has no unit.*and 1 more"):
+        parse(Device, data, "dev.yaml")
+
+
+def test_write_is_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "deep" / "file.txt"
+    write(path, "old")
+
+    def fails(temporary):
+        temporary.write_text("half")
+        raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError):
+        write(path, fails)
+    assert path.read_text() == "old"
+    assert [p.name for p in path.parent.iterdir()] == ["file.txt"]
+
+
+def test_unwritable_place_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written"):
+        write(tmp_path / "file" / "below.txt", "x")

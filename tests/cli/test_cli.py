@@ -1,0 +1,165 @@
+"""The command line: what it prints, and that bad input is one line, exit 2, and leaves nothing behind."""
+
+import io
+import json
+
+import jsonschema
+import pytest
+import yaml
+from rich.console import Console
+
+from dipsim.results import tables as report
+from dipsim.sparsity.plugins import load_policy
+from dipsim.study.run import simulate
+from dipsim.timing.device import Device
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch, tiny_trace):
+    """An empty folder to work in, with a tiny trace, an experiment on it and a device."""
+    monkeypatch.chdir(tmp_path)
+    tiny_trace()
+    experiment = {"trace": "./tiny.safetensors", "dram": {"mlp_fraction": 0.5}, "policies": ["dense", "dip"]}
+    (tmp_path / "exp.yaml").write_text(yaml.safe_dump(experiment))
+    device = {"name": "own", "flash": {"read_bandwidth": "2 GB/s"}, "dram": {"capacity": "1 GB", "bandwidth": "9 GB/s"}}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(device))
+    return tmp_path
+
+
+def test_run_writes_a_folder_and_prints_a_table(here, cli_run):
+    status, out, _ = cli_run("run", "exp.yaml", "--timeline")
+    assert status == 0
+    assert "tokens/s" in out
+    assert out.count("not measured") == 2
+    written = {path.name for path in (here / "results/exp").iterdir()}
+    assert {"summary.json", "tokens.csv", "experiment.yaml", "provenance.json", "timeline.json"} <= written
+    assert {"latency.png", "policies.png", "hit_rate_by_layer.png", "token_gantt.png"} <= written
+    assert not any(name.startswith(".") for name in written)
+
+
+def test_flags_change_the_experiment(here, cli_run):
+    flags = ["--device", "./own.yaml", "--policy", "dip", "--policy", "dip-ca", "--set", "dip.keep=0.9"]
+    flags += ["--set", "dip-ca.gamma=0.2", "--dram", "3 kB", "--eviction", "lru", "--timing", "pipelined"]
+    status, _, err = cli_run("run", "exp.yaml", *flags, "--tokens", 5, "--out", "there")
+    assert (status, err) == (0, "")
+    summaries = json.loads((here / "there/summary.json").read_text())
+    assert [s["policy"] for s in summaries] == ["dip(keep=0.9)", "dip-ca(gamma=0.2)"]
+    for summary in summaries:
+        assert (summary["device"], summary["tokens"], summary["dram_bytes"]) == ("own", 5, 3000)
+        assert (summary["eviction"], summary["timing"]) == ("lru", "pipelined")
+
+
+def test_plot_draws_again(here, cli_run):
+    cli_run("run", "exp.yaml")
+    figure = here / "results/exp/latency.png"
+    figure.unlink()
+    status, out, _ = cli_run("plot", "results/exp")
+    assert status == 0
+    assert "latency.png" in out
+    assert figure.exists()
+
+
+@pytest.mark.parametrize("kind", ["devices", "policies", "traces"])
+def test_list(kind, cli_run):
+    status, out, _ = cli_run("list", kind)
+    assert status == 0
+    assert {"devices": "oneplus-12", "policies": "dip-ca", "traces": "smollm2-135m"}[kind] in out
+
+
+@pytest.mark.parametrize("file", ["exp.yaml", "own.yaml", "tiny.safetensors", "mine.py"])
+def test_check_accepts(here, cli_run, file):
+    (here / "mine.py").write_text("from dipsim import Policy\nclass Mine(Policy): pass\n")
+    status, out, _ = cli_run("check", file)
+    assert status == 0
+    assert out.startswith(f"{file}: ok")
+
+
+@pytest.mark.parametrize("of", ["device", "experiment"])
+def test_schema_is_json_schema(of, cli_run):
+    status, out, _ = cli_run("schema", of)
+    assert status == 0
+    assert json.loads(out)["type"] == "object"
+    assert json.loads(out)["additionalProperties"] is False
+
+
+def test_shipped_files_follow_the_schemas(checkout, cli_run):
+    for of, folder in (("device", "devices"), ("experiment", "examples")):
+        validator = jsonschema.Draft202012Validator(json.loads(cli_run("schema", of)[1]))
+        for path in sorted((checkout / folder).glob("**/*.yaml")):
+            validator.validate(yaml.safe_load(path.read_text()))
+
+
+@pytest.mark.parametrize("columns", [80, 200])
+def test_the_table_loses_no_number_on_a_narrow_terminal(tiny_trace, columns):
+    policy = load_policy("dip-ca", keep=0.75, gamma=0.5, fixed_top_n=16)
+    result = simulate(tiny_trace(), policy, Device.load("paper"))
+    console = Console(width=columns, file=io.StringIO())
+    console.print(report.run_table([result]))
+    text = console.file.getvalue()
+    assert "not measured" in text
+    assert f"{result.tokens_per_s:.2f}" in text
+    assert "".join(line.split()[0] for line in text.splitlines()[4:] if line.strip()).startswith("dip-ca(keep=")
+
+
+BAD = [
+    (["run", "missing.yaml"], "missing.yaml: cannot be read"),
+    (["run", "exp.yaml", "--dram", "60"], "command line: dram: '60' has no unit"),
+    (["run", "exp.yaml", "--dram", "1 B"], "dram: 1 B is less than"),
+    (["run", "exp.yaml", "--tokens", "99"], "tokens: 99 asked for"),
+    (["run", "exp.yaml", "--tokens", "0"], "tokens"),
+    (["run", "exp.yaml", "--tokens", "x"], "--tokens"),
+    (["run", "exp.yaml", "--policy", "dop"], "dop: no such policy; shipped: dense"),
+    (["run", "exp.yaml", "--policy", "dip-ca", "--eviction", "belady"], "belady needs to know"),
+    (["run", "exp.yaml", "--set", "dip.keep=2"], "policy dip: keep"),
+    (["run", "exp.yaml", "--set", "dip.kep=0.5"], "policy dip: kep: unknown key"),
+    (["run", "exp.yaml", "--set", "nope.keep=0.5"], "--set nope.keep=0.5: write POLICY.PARAMETER=VALUE"),
+    (["run", "exp.yaml", "--set", "dip.keep"], "--set dip.keep: write"),
+    (["run", "exp.yaml", "--set", "dip.keep=[1"], "--set dip.keep=[1"),
+    (["run", "exp.yaml", "--trace", "./own.yaml"], "own.yaml"),
+    (["run", "exp.yaml", "--device", "./exp.yaml"], "exp.yaml: name: is required"),
+    (["run", "exp.yaml", "--out", "exp.yaml/below"], "cannot be written"),
+    (["run", "exp.yaml", "--nope"], "No such option: --nope"),
+    (["fly"], "No such command 'fly'"),
+    (["list", "cars"], "cars"),
+    (["check", "missing.yaml"], "missing.yaml: no such file"),
+    (["check", "empty.yaml"], "empty.yaml: is empty"),
+    (["check", "list.yaml"], "list.yaml: is a list"),
+    (["check", "tag.yaml"], "tag.yaml: is not plain YAML"),
+    (["check", "date.yaml"], "date.yaml: is not plain YAML"),
+    (["check", "belady.yaml"], "belady needs to know"),
+    (["check", "long.yaml"], "tokens: 9999 asked for"),
+    (["run", "exp.yaml", "--set", "dip.keep=2001-99-99"], "--set dip.keep=2001-99-99: is not plain YAML"),
+    (["run", "exp.yaml", "--trace", "x" * 300], "no such trace"),
+    (["check", "nan.yaml"], "nan.yaml: flash.read_bandwidth"),
+    (["check", "cut.safetensors"], "cut.safetensors: not a readable safetensors file"),
+    (["plot", "nowhere"], "nowhere"),
+    (["recipe", "--shape", "config.json", "--out", "r.yaml", "--tokens", "0"], "recipe: tokens"),
+    (["record", "--model", "x", "--text", "t.txt", "--out", "trace.bin"], "must end in .safetensors"),
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"), BAD, ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else ""
+)
+def test_bad_input_is_one_line(here, cli_run, arguments, complaint):
+    (here / "empty.yaml").write_text("")
+    (here / "list.yaml").write_text("- a")
+    (here / "tag.yaml").write_text("a: !!python/name:os.system")
+    (here / "date.yaml").write_text("a: 2001-99-99")
+    exp = (here / "exp.yaml").read_text()
+    (here / "belady.yaml").write_text(exp.replace("- dip", "- dip-ca") + "eviction: belady")
+    (here / "long.yaml").write_text(exp + "tokens: 9999")
+    (here / "nan.yaml").write_text(
+        "{name: n, flash: {read_bandwidth: .nan}, dram: {capacity: 1 GB, bandwidth: 1 GB/s}}"
+    )
+    (here / "cut.safetensors").write_bytes((here / "tiny.safetensors").read_bytes()[:300])
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4}
+    (here / "config.json").write_text(json.dumps(sizes | {"vocab_size": 32}))
+    before = sorted(path for path in here.rglob("*"))
+    status, out, err = cli_run(*arguments)
+    assert status == 2
+    assert complaint in err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert out == ""
+    assert sorted(path for path in here.rglob("*")) == before

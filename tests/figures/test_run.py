@@ -1,0 +1,141 @@
+"""The figures, from tables written by hand: complete, honest about the perplexity, the same bytes each time."""
+
+import json
+from pathlib import Path
+from xml.etree import ElementTree
+
+import matplotlib
+import pytest
+
+from dipsim.basics.errors import InputError
+from dipsim.figures.run import draw_run
+
+NAMES = ("latency", "policies", "hit_rate_by_layer", "token_gantt")
+LONG = "dip-ca(keep=0.75, gamma=0.5, fixed_top_n=16)"
+Perplexities = dict[str, float | None]
+
+
+def run(policy: str, tokens: int, perplexity: float | None) -> dict[str, object]:
+    """One object of summary.json, with a key that no figure needs."""
+    setting = {"device": "paper", "eviction": "lfu", "timing": "serial", "dram_bytes": 64e6, "tokens": tokens}
+    speed = 75.0 if "dip" in policy else 50.0
+    shares = {"hit_rate": 0.5, "mlp_fraction_read": 0.75, "utilisation": {"flash": 1.0}}
+    return {"policy": policy, **setting, "tokens_per_s": speed, "latency_s": {"mean": 1 / speed}, **shares,
+            "perplexity": perplexity}  # fmt: skip
+
+
+def write_tables(folder: Path, perplexities: Perplexities, tokens: int = 3, layers: int = 4) -> Path:
+    """An output folder as documented: every layer reads 1 ms from Flash and 0.1 ms from DRAM."""
+    folder.mkdir()
+    token_rows = ["policy,token,sequence,start_s,latency_s,flash_s,dram_s,compute_s,wait_s"]
+    layer_rows = ["policy,layer,hit_rate,dram_bytes_per_token,flash_bytes_per_token"]
+    span_rows = ["policy,token,resource,layer,step,request_s,start_s,end_s,bytes"]
+    for policy in perplexities:
+        token_rows += [f'"{policy}",{t},0,{t * 0.02},0.02,0.015,0.005,0.0,0.0' for t in range(tokens)]
+        layer_rows += [f'"{policy}",{layer},{0.5 + 0.001 * layer},1e6,1e6' for layer in range(layers)]
+        for ms in range(layers):
+            span_rows.append(f'"{policy}",0,flash,{ms},whole,{ms / 1e3},{ms / 1e3},{(ms + 0.9) / 1e3},1e6')
+            span_rows.append(f'"{policy}",0,dram,{ms},whole,{ms / 1e3},{(ms + 0.9) / 1e3},{(ms + 1) / 1e3},1e6')
+        span_rows.append(f'"{policy}",0,compute,{layers},lm_head,{layers / 1e3},{layers / 1e3},{layers / 900},0.0')
+    runs = [run(policy, tokens, perplexity) for policy, perplexity in perplexities.items()]
+    (folder / "summary.json").write_text(json.dumps(runs))
+    for name, rows in (("tokens", token_rows), ("layers", layer_rows), ("spans", span_rows)):
+        (folder / f"{name}.csv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+def texts(path: Path) -> list[str]:
+    """What an SVG says, line by line."""
+    return [element.text or "" for element in ElementTree.parse(path).iter("{http://www.w3.org/2000/svg}text")]
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("plots") / "out"
+    paths = draw_run(write_tables(folder, {"dense": 16.81, "dip(cost=$5, rest=$6)": 109.25, LONG: None}))
+    assert paths == [folder / f"{name}.{kind}" for name in NAMES for kind in ("png", "svg")]
+    return folder
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_figure_names_its_setting_and_its_price(drawn: Path, name: str) -> None:
+    assert (drawn / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert (drawn / f"{name}.png").stat().st_size > 10_000
+    said = "\n".join(texts(drawn / f"{name}.svg"))
+    assert "paper · DRAM 64 MB · eviction lfu · timing serial · 3 tokens" in said
+    assert all(price in said for price in ("16.81", "109.2", "not measured"))
+    assert all(policy in said for policy in ("dense", "dip(cost=$5, rest=$6)", "dip-ca(keep=0.75, gamma=0.5,"))
+
+
+def test_speed_is_compared_with_dense(drawn: Path) -> None:
+    assert {"50.0 (1.00x)", "75.0 (1.50x)"} <= set(texts(drawn / "policies.svg"))
+
+
+def test_parts_that_took_no_time_are_not_in_the_legend(drawn: Path) -> None:
+    said = set(texts(drawn / "latency.svg"))
+    assert {"Flash", "DRAM"} <= said
+    assert not {"compute", "waiting"} & said
+
+
+def test_only_whole_figures_are_left_in_the_folder(drawn: Path) -> None:
+    assert len(list(drawn.iterdir())) == 4 + 2 * len(NAMES)
+
+
+def test_many_policies_with_long_names_fit(tmp_path: Path) -> None:
+    folder = write_tables(tmp_path / "out", {f"{LONG}#{index}": None for index in range(9)}, tokens=40, layers=10)
+    draw_run(folder)
+    assert texts(folder / "latency.svg").count("perplexity: not measured") == 9
+    assert "75.0" in texts(folder / "policies.svg")  # no dense, no ratio
+
+
+def test_the_smallest_run_gives_the_same_bytes_twice_and_leaves_matplotlib_as_it_was(tmp_path: Path) -> None:
+    folder = write_tables(tmp_path / "out", {"dip": 16.81}, tokens=1, layers=1)
+    first = [path.read_bytes() for path in draw_run(folder)]
+    before = dict(matplotlib.rcParams)
+    with matplotlib.rc_context({"font.size": 20, "svg.hashsalt": "another"}):
+        assert [path.read_bytes() for path in draw_run(folder)] == first
+    assert dict(matplotlib.rcParams) == before
+
+
+@pytest.mark.parametrize("name", ["summary.json", "tokens.csv", "layers.csv", "spans.csv"])
+def test_a_missing_table_says_what_to_run(tmp_path: Path, name: str) -> None:
+    folder = write_tables(tmp_path / "out", {"dense": None})
+    (folder / name).unlink()
+    with pytest.raises(InputError) as error:
+        draw_run(folder)
+    assert str(error.value) == f"{folder}: no {name}; run `python -m dipsim run --out {folder}` first"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "complaint"),
+    [
+        ("summary.json", "{}", "summary.json: Input should be a valid"),
+        ("summary.json", "[]", "summary.json: must not be empty"),
+        ("summary.json", "\x00", "summary.json: Invalid JSON"),
+        ("summary.json", '[{"policy": "dense"}]', "device: is required but missing"),
+        ("summary.json", json.dumps([run("dense", 3, None), run("dense", 3, None)]), "must stand there once"),
+        ("summary.json", json.dumps([run("dense", 3, None), run("dip", 4, None)]), "in the same setting"),
+        ("summary.json", json.dumps([run("dense", 3, float("nan"))]), "perplexity"),
+        ("tokens.csv", "", "No columns"),
+        ("layers.csv", "policy,layer\ndense,0\n", "hit_rate"),
+        ("layers.csv", "policy,layer,hit_rate\ndense,0,much\n", "much"),
+        ("layers.csv", "policy,layer,hit_rate\ndense,0,inf\n", "a number is not finite"),
+        ("layers.csv", "policy,layer,hit_rate\ndip,0,0.5\n", "policies are not those of summary.json"),
+    ],
+)
+def test_a_foreign_table_is_one_line_and_draws_nothing(tmp_path: Path, name: str, content: str, complaint: str) -> None:
+    folder = write_tables(tmp_path / "out", {"dense": None})
+    (folder / name).write_text(content)
+    with pytest.raises(InputError) as error:
+        draw_run(folder)
+    message = str(error.value)
+    assert message.startswith(f"{folder / name}: ")
+    assert complaint in message
+    assert "\n" not in message
+    assert not list(folder.glob("*.png"))
+
+
+def test_a_missing_folder_is_not_made(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no summary\.json"):
+        draw_run(tmp_path / "nowhere")
+    assert not (tmp_path / "nowhere").exists()

@@ -1,0 +1,105 @@
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+from tiny import SHAPE, activations
+
+from dipsim.basics.errors import InputError
+from dipsim.workload import Trace, recorded
+from dipsim.workload.recorded import decode, encode, write_trace
+from dipsim.workload.trace import TENSORS, Header, silu
+
+
+@pytest.mark.parametrize(("dtype", "error"), [("float32", 0), ("float16", 1e-3), ("int8", 1 / 127)])
+def test_round_trip(tiny_trace, dtype, error):
+    opened = tiny_trace(dtype=dtype)
+    assert (opened.tokens, opened.shape, opened.sequence_starts) == (12, SHAPE, (0,))
+    for index, acts in enumerate(activations()):
+        read = opened.layer(index)
+        for name in TENSORS:
+            wanted = getattr(acts, name)
+            assert getattr(read, name).dtype == np.float32
+            assert getattr(read, name) == pytest.approx(wanted, abs=float(error * np.abs(wanted).max()))
+
+
+def test_reads_only_the_tokens_asked_for(tiny_trace):
+    opened = tiny_trace()
+    assert opened.layer(0, tokens=5).mlp_input.tolist() == opened.layer(0).mlp_input[:5].tolist()
+
+
+def test_int8_blocks_follow_their_own_scale():
+    values = np.repeat(np.float32([1e-3, 1.0]), 32)[None] * np.linspace(-1, 1, 64, dtype=np.float32)
+    quantised, scale = encode(values)
+    assert scale.shape == (1, 2)
+    assert np.abs(decode(quantised, scale)[0, :32] - values[0, :32]).max() < 1e-5
+    assert decode(*encode(np.zeros((1, 64), np.float32))).any() == 0
+
+
+def test_silu_and_glu():
+    x = np.float32([-100, -1, 0, 1, 100])
+    assert silu(x) == pytest.approx(x / (1 + np.exp(-x.astype(float))), abs=1e-6)
+    acts = activations()[0]
+    assert acts.glu == pytest.approx(silu(acts.gate_proj) * acts.up_proj)
+
+
+def tensors():
+    return {f"layers.{i}.{n}": getattr(a, n) for i, a in enumerate(activations()) for n in TENSORS}
+
+
+META = recorded.metadata(Header(model=SHAPE))
+
+
+@pytest.mark.parametrize(
+    ("change", "meta", "complaint"),
+    [
+        ({"layers.1.up_proj": None}, {}, r"layers\.1\.up_proj: is missing"),
+        ({"layers.0.up_proj": np.zeros((12, 7), np.float32)}, {}, r"has shape \[12, 7\]; \[12, 24\]"),
+        ({"layers.0.up_proj": np.zeros((11, 24), np.float32)}, {}, r"has shape \[11, 24\]"),
+        ({"layers.0.up_proj": np.zeros(12, np.float32)}, {}, "has shape"),
+        ({"layers.0.mlp_input": np.zeros((0, 16), np.float32)}, {}, "has shape"),
+        ({"layers.0.up_proj": np.zeros((12, 24), np.float64)}, {}, "dtype F64"),
+        ({"layers.0.up_proj": np.zeros((12, 24), np.int8)}, {}, r"up_proj\.scale: is missing"),
+        ({}, {"format": "other"}, "not a dipsim trace"),
+        ({}, {"version": "2"}, "version"),
+        ({}, {"model": "{"}, "model: is not JSON"),
+        ({}, {"model": json.dumps({"hidden_size": 16})}, "is required but missing"),
+        ({}, {"activation": "gelu"}, "activation"),
+        ({}, {"sequence_starts": "[0, 12]"}, "sequence_starts"),
+        ({}, {"sequence_starts": "[3]"}, "sequence_starts"),
+        ({}, {"sequence_starts": "[]"}, "sequence_starts"),
+        ({}, {"surprise": "1"}, "surprise: unknown key"),
+    ],
+)
+def test_files_that_are_not_traces(tmp_path, change, meta, complaint):
+    path = tmp_path / "bad.safetensors"
+    content = {key: value for key, value in (tensors() | change).items() if value is not None}
+    save_file(content, path, metadata=META | meta)
+    with pytest.raises(InputError, match=complaint) as error:
+        Trace.open(path)
+    assert "\n" not in str(error.value)
+
+
+def test_truncated_foreign_and_not_finite(tmp_path):
+    path = tmp_path / "bad.safetensors"
+    save_file(tensors(), path, metadata=META)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(InputError, match="not a readable safetensors file"):
+        Trace.open(path)
+    path.write_bytes(b"PK not a trace")
+    with pytest.raises(InputError, match="not a readable safetensors file"):
+        Trace.open(path)
+    save_file(tensors() | {"layers.1.gate_proj": np.full((12, 24), np.nan, np.float32)}, path, metadata=META)
+    with pytest.raises(InputError, match=r"layers\.1\.gate_proj: holds NaN"):
+        Trace.open(path).layer(1)
+
+
+def test_saving_refuses_what_it_cannot_hold(tmp_path):
+    acts = activations()
+    acts[1].up_proj[0, 0] = 1e6
+    with pytest.raises(InputError, match=r"layers\.1\.up_proj: values are not finite in float16"):
+        write_trace(tmp_path / "t.safetensors", Header(model=SHAPE), acts, dtype="float16")
+    acts[1].up_proj[0, 0] = np.inf
+    with pytest.raises(InputError, match="not finite"):
+        write_trace(tmp_path / "t.safetensors", Header(model=SHAPE), acts)
+    assert not list(tmp_path.iterdir())
