@@ -1,8 +1,9 @@
 # `make run` does the main job, `make test` proves it; each sets up what it needs in .venv.
 PYTHON ?= python3
 PY := .venv/bin/python
+SOURCES := dipsim policies tests benchmarks
 
-.PHONY: run test check model clean
+.PHONY: run test check cover model clean
 
 run: .venv/core
 	$(PY) -m dipsim run
@@ -11,9 +12,12 @@ test: .venv/dev
 	$(PY) -m pytest -n 2 --dist loadgroup
 
 check: .venv/dev
-	$(PY) -m ruff check
-	$(PY) -m ruff format --check
+	$(PY) -m ruff check $(SOURCES)
+	$(PY) -m ruff format --check $(SOURCES)
 	$(PY) -m mypy
+
+cover: .venv/dev
+	$(PY) -m pytest -n 2 --dist loadgroup --cov=dipsim --cov=policies --cov-report=term-missing:skip-covered
 
 model: .venv/core
 	$(PY) -m dipsim.live.smollm2
