@@ -126,7 +126,7 @@ class SparseMlp:
         caches = self.caches.setdefault(group.name, [mine.cache() for _ in values])
         masks, hits = np.zeros(values.shape, dtype=bool), np.zeros(values.shape, dtype=bool)
         for index, cache in enumerate(caches):
-            hits[index] = choose_and_run(mine, cache, values[index], masks[index], self.position)
+            choose_and_run(mine, cache, values[index], masks=masks[index], hits=hits[index], position=self.position)
         return masks, hits
 
     def record(self) -> None:

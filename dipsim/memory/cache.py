@@ -57,27 +57,32 @@ class ColumnCache:
         return hits
 
 
-def run_tokens(cache: ColumnCache, masks: Mask, choose: Callable[[int], Mask] | None = None) -> Mask:
-    """Let tokens pass through a cache; return the hits [T, columns] of their masks [T, columns].
+def run_tokens(
+    cache: ColumnCache, masks: Mask, *, hits: Mask | None = None, choose: Callable[[int], Mask] | None = None
+) -> Ints:
+    """Let tokens pass through a cache; return the number of hits [T] of their masks [T, columns].
 
-    With `choose`, the mask of each token is filled in just before: `choose(token)` may look at `cache.resident`.
+    With `hits` [T, columns], the hits themselves are filled in. With `choose`, the mask of each token is filled in just
+    before: `choose(token)` may look at `cache.resident`.
     """
-    hits = np.zeros_like(masks)
+    found = np.empty(len(masks), dtype=np.int64)
     for token, mask in enumerate(masks):
         if choose is not None:
             mask[:] = choose(token)
-        hits[token] = cache.step(mask)
-    return hits
+        of_token = cache.step(mask)
+        if hits is not None:
+            hits[token] = of_token
+        found[token] = cache.found
+    return found
 
 
 def find_hits(masks: Mask, capacity: int, eviction: str, starts: Sequence[int] = (0,)) -> Mask:
     """Hits [T, N] of masks [T, N] in a cache of `capacity` columns; each sequence begins with an empty cache."""
-    rule = eviction_rule(eviction)
-    hits = [
-        run_tokens(ColumnCache(masks.shape[1], capacity, eviction, part if rule.needs_future else None), part)
-        for part in (masks[begin:end] for begin, end in sequences(starts, len(masks)))
-    ]
-    return hits[0] if len(hits) == 1 else np.concatenate(hits)
+    hits = np.zeros_like(masks)
+    for begin, end in sequences(starts, len(masks)):
+        part = masks[begin:end]
+        run_tokens(_cache_for(part, capacity, eviction), part, hits=hits[begin:end])
+    return hits
 
 
 def replay(masks: Mask, capacity: int, eviction: str) -> Ints:
@@ -87,8 +92,12 @@ def replay(masks: Mask, capacity: int, eviction: str) -> Ints:
     """
     masks = checked_masks(masks, eviction)
     check_capacity(capacity, masks.shape[1])
-    hits = find_hits(masks, int(capacity), eviction)
-    return np.fromiter(map(np.count_nonzero, hits), dtype=np.int64, count=len(hits))
+    return run_tokens(_cache_for(masks, int(capacity), eviction), masks)
+
+
+def _cache_for(masks: Mask, capacity: int, eviction: str) -> ColumnCache:
+    """An empty cache for one sequence, whose masks [T, N] are all known."""
+    return ColumnCache(masks.shape[1], capacity, eviction, masks)
 
 
 def checked_masks(masks: Mask, eviction: str) -> Mask:

@@ -130,16 +130,17 @@ class PlanBuilder:
 
     def finish(self) -> FetchPlan:
         """The finished plan. Its arrays are the builder's, which can no longer be written to."""
-        for array in self._arrays.values():
-            array.setflags(write=False)
         layers = np.arange(self.shape.num_hidden_layers)
+        layer = np.append(np.repeat(layers, len(self._steps)), len(layers))
+        for array in (layer, *self._arrays.values()):
+            array.setflags(write=False)
         return FetchPlan(
             setting=self.setting,
             shape=self.shape,
             groups=self.groups,
             budget=self.budget,
             sequence_starts=self.sequence_starts,
-            layer=np.append(np.repeat(layers, len(self._steps)), len(layers)),
+            layer=layer,
             step=self._steps * len(layers) + (LM_HEAD,),
             **self._arrays,
         )

@@ -106,12 +106,15 @@ def aware_masks(caches: LayerCaches, scores: Numbers, starts: Sequence[int]) -> 
     """Masks and hits [T, N] of a cache-aware policy from its scores [T, N]; each sequence begins with no residents."""
     masks, hits = (np.zeros(scores.shape, dtype=bool) for _ in range(2))
     for begin, end in sequences(starts, len(scores)):
-        hits[begin:end] = choose_and_run(caches, caches.cache(), scores[begin:end], masks[begin:end])
+        here = slice(begin, end)
+        choose_and_run(caches, caches.cache(), scores[here], masks=masks[here], hits=hits[here])
     return masks, hits
 
 
-def choose_and_run(caches: LayerCaches, cache: ColumnCache, scores: Numbers, masks: Mask, position: int = 0) -> Mask:
-    """Fill in the masks [T, N] of adjacent tokens of one sequence, each seeing who is resident; return the hits.
+def choose_and_run(
+    caches: LayerCaches, cache: ColumnCache, scores: Numbers, *, masks: Mask, hits: Mask, position: int = 0
+) -> None:
+    """Fill in masks and hits [T, N] of adjacent tokens of one sequence, each token seeing who is resident.
 
     `position` is that of the first token.
     """
@@ -119,4 +122,4 @@ def choose_and_run(caches: LayerCaches, cache: ColumnCache, scores: Numbers, mas
     def choose(token: int) -> Mask:
         return aware_mask(caches.policy, caches.group, scores[token], cache.resident, position + token)
 
-    return run_tokens(cache, masks, choose)
+    run_tokens(cache, masks, hits=hits, choose=choose)

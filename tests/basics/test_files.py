@@ -61,3 +61,24 @@ def test_unwritable_place_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written"):
         write(tmp_path / "file" / "below.txt", "x")
+
+
+def test_what_is_written_is_an_ordinary_file_whatever_wrote_it(tmp_path):
+    ordinary = tmp_path / "ordinary"
+    ordinary.touch()
+
+    def privately(temporary):
+        temporary.write_text("text")
+        temporary.chmod(0o600)
+
+    write(tmp_path / "a.txt", "text")
+    write(tmp_path / "b.txt", privately)
+    modes = {path.stat().st_mode for path in tmp_path.iterdir()}
+    assert modes == {ordinary.stat().st_mode}
+
+
+def test_a_path_below_a_file_is_one_line_and_leaves_nothing(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"file/deep\.txt: cannot be written"):
+        write(tmp_path / "file/deep.txt", "text")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -7,19 +7,19 @@ import pandas as pd
 import pytest
 import yaml
 from tiny import SHAPE
-from dipsim.study.experiment import Experiment
-from dipsim.study.run import run
-from dipsim.basics.errors import InputError
-from dipsim.basics.fields import parse
-from dipsim.planning.fetch_plan import Setting
-from dipsim.planning.planner import plan
-from dipsim.sparsity.plugins import load_policy
-from dipsim.results.quality import Measured
-from dipsim.workload import Trace
 
 from dipsim.basics import assets
-from dipsim.results import quality
+from dipsim.basics.errors import InputError
+from dipsim.basics.fields import parse
 from dipsim.figures import pareto
+from dipsim.planning.fetch_plan import Setting
+from dipsim.planning.planner import plan
+from dipsim.results import quality
+from dipsim.results.quality import Measured
+from dipsim.sparsity.plugins import load_policy
+from dipsim.study.experiment import Experiment
+from dipsim.study.run import run
+from dipsim.workload import Trace
 
 
 def measured(trace, name, share=0.5, eviction="lfu", perplexity=20.0, speed=10.0, **parameters):

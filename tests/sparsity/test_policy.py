@@ -1,3 +1,5 @@
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -8,7 +10,7 @@ from tiny import SHAPE, activations
 from dipsim.basics import assets
 from dipsim.basics.errors import InputError
 from dipsim.sparsity.plugins import load_policy
-from dipsim.sparsity.policy import Group, whole_matrices
+from dipsim.sparsity.policy import Group, Policy, whole_matrices
 from dipsim.sparsity.ranking import top_k
 from dipsim.sparsity.selection import blind_masks, checked_groups
 from dipsim.workload.shape import MATRICES
@@ -214,3 +216,26 @@ def test_matrices_appear_once(tmp_path):
     with pytest.raises(InputError, match="'down_proj' cannot be read by 'input'"):
         checked_groups(load_policy(path), SHAPE)
     assert whole_matrices(()) == MATRICES
+
+
+def test_a_policy_is_called_as_its_file_and_otherwise_as_its_class(tmp_path):
+    path = tmp_path / "my_own.py"
+    path.write_text("from dipsim import Policy\nclass Whatever(Policy):\n    weight: float = 0.5\n")
+    own = load_policy(path, weight=0.25)
+    assert (own.name, own.label, own.shipped) == ("my-own", "my-own(weight=0.25)", False)
+    assert (load_policy("dip-ca").name, load_policy("dip_ca").shipped) == ("dip-ca", True)
+
+    class Here(Policy):
+        pass
+
+    assert (Here().label, Here().shipped) == ("here", False)
+
+
+def test_a_plugin_that_breaks_leaves_the_one_before_it(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("from dipsim import Policy\nclass Mine(Policy):\n    a: int = 1\n")
+    before = load_policy(path)
+    path.write_text("1 / 0")
+    with pytest.raises(InputError, match=r"mine\.py: cannot be imported: ZeroDivisionError"):
+        load_policy(path)
+    assert sys.modules[type(before).__module__].Mine is type(before)

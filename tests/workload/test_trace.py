@@ -103,3 +103,23 @@ def test_saving_refuses_what_it_cannot_hold(tmp_path):
     with pytest.raises(InputError, match="not finite"):
         write_trace(tmp_path / "t.safetensors", Header(model=SHAPE), acts)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_format_is_a_subclass_that_names_its_suffix(tmp_path, monkeypatch):
+    monkeypatch.setattr(Trace, "_formats", dict(Trace._formats))
+    assert sorted(Trace._formats) == [".safetensors", ".yaml"]
+
+    class Silent(Trace, suffix=".yaml"):
+        @classmethod
+        def load(cls, path):
+            return cls(path, Header(model=SHAPE, sequence_starts=(0, 2)), 5)
+
+        def layer(self, index, tokens=None):
+            self._check_layer(index)
+            return activations(tokens=tokens or 5)[index]
+
+    (tmp_path / "mine.yaml").write_text("")
+    opened = Trace.open(tmp_path / "mine.yaml")
+    assert (type(opened), opened.name, opened.longest_sequence(), opened.longest_sequence(2)) == (Silent, "mine", 3, 2)
+    with pytest.raises(InputError, match="layer 2: the trace has 2"):
+        opened.layer(2)
