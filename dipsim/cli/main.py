@@ -1,6 +1,7 @@
-"""The command line: with the other modules of this package the only one that prints or exits.
+"""The command line's entry, and how it fails.
 
-A module is a family of commands. Commands import what they need themselves, so that `--help` answers at once.
+Every other module of this package is a family of commands. Commands import what they need themselves, so that `--help`
+answers at once.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from dipsim.basics.progress import Progress
 
 
 def must_end(out: Path, suffix: str, what: str) -> None:
-    """Raises InputError unless the file to be written has the suffix by which it will be found again."""
+    """Raise InputError unless the file to write ends in the suffix that other commands expect."""
     if out.suffix != suffix:
         raise InputError(f"--out {out}: {what} must end in {suffix}")
 
@@ -34,7 +34,7 @@ def apply_settings(chosen: list[dict[str, dict[str, Any]]], settings: list[str])
 
 @contextlib.contextmanager
 def torch_needed(extra: str = "live", less: str = "or shorter sequences, or a smaller dtype") -> Iterator[None]:
-    """Around what needs torch: name its extra where it is missing, ask for fewer of what where memory is."""
+    """Turn missing packages and missing memory into one line: which extra to install, what to ask for less of."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -51,6 +51,7 @@ def torch_needed(extra: str = "live", less: str = "or shorter sequences, or a sm
 
 
 def console() -> Any:
+    """The terminal; at least 130 columns wide where the output goes to a file."""
     from rich.console import Console
 
     console = Console()
@@ -59,7 +60,7 @@ def console() -> Any:
 
 @contextlib.contextmanager
 def progress_bar() -> Iterator[Progress]:
-    """A progress bar on stderr that vanishes at the end; yields a function (what, done, total)."""
+    """A progress bar on stderr that vanishes at the end; yields the function that moves it."""
     from rich.console import Console
     from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar

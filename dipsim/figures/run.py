@@ -44,7 +44,7 @@ def draw_run(folder: Path) -> list[Path]:
 
 
 def _latency(runs: list[Run], table: pd.DataFrame) -> Figure:
-    """Latency of every token, stacked by what held it up; a panel a policy."""
+    """Latency of every token, stacked by what it waited for; a panel a policy."""
     rows = math.ceil(len(runs) / 4)
     columns = math.ceil(len(runs) / rows)
     figure = _figure("Latency token by token", runs, max(3.2 * columns, 6.5), (3.1 + 0.15 * _lines(runs)) * rows)

@@ -24,7 +24,10 @@ STREAMED = {"True": "static weights streamed", "False": "static weights in DRAM"
 
 
 def read_sweep(path: Path) -> pd.DataFrame:
-    """The table, with each row's `case` (what varies), `other` (without the trace) and `speedup` over dense."""
+    """Read the table; add each row's `case` (what varies), `other` (without the trace) and `speedup` over dense.
+
+    Raises InputError if it is missing or not a sweep's.
+    """
     again = f"run `python -m dipsim sweep --out {path.parent}` again"
     types: dict[str, Any] = {**dict.fromkeys(TEXTS, str), **dict.fromkeys(NUMBERS, float)}
     try:
@@ -52,10 +55,12 @@ def read_sweep(path: Path) -> pd.DataFrame:
 
 
 def join_columns(table: pd.DataFrame, names: Sequence[str]) -> pd.Series[str]:
+    """The texts of several columns, joined row by row."""
     return table[list(names)].astype(str).agg(" · ".join, axis=1) if names else pd.Series("", index=table.index)
 
 
 def varies(values: pd.Series[Any]) -> bool:
+    """Whether there is more than one value."""
     return len(values.unique()) > 1
 
 
@@ -70,4 +75,5 @@ def price(rows: pd.DataFrame) -> str:
 
 
 def heading(rows: pd.DataFrame) -> str:
+    """What the rows have in common, for the head of a figure."""
     return " · ".join(text for text in map(str, rows[["setting", "case"]].iloc[0]) if text)

@@ -1,8 +1,8 @@
 """LoRA adapters that win back what a policy costs: the sparse model learns the dense model's predictions.
 
-Distillation: the loss is the Kullback-Leibler divergence of the sparsified model's next-token distribution from the
-dense one's, on any text. The adapters sit on gate_proj, up_proj and down_proj (paper section 6); the masks come from
-the policy with an empty cache, so that a cache-aware policy is trained as the plain one.
+They are trained by distillation. The loss is the Kullback-Leibler divergence of the sparsified model's next-token
+distribution from the dense one's, on any text. The adapters sit on gate_proj, up_proj and down_proj (paper section 6).
+The masks come from the policy with an empty cache, so a cache-aware policy is trained as the plain one.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def adapt(
     seed: int = 0,
     progress: Progress = silent,
 ) -> tuple[Any, list[float]]:
-    """Train adapters on token sequences [S, T]; returns the peft model and the loss of every step, in nats.
+    """Train adapters on token sequences [S, T]; return the peft model and the loss of every step, in nats.
 
     Each step takes `batch` stretches of T tokens at random; the learning rate warms up over 5 % of the steps and
     falls as a cosine. Raises InputError for settings that make no sense.

@@ -42,18 +42,22 @@ class LiveActivations:
 
     @cached_property
     def gate_proj(self) -> Tensor:
+        """The gate before its activation function, [..., m]."""
         return self._mlp.project("gate_proj", self._inputs.get("gate_proj", self.mlp_input))
 
     @cached_property
     def up_proj(self) -> Tensor:
+        """The up projection, [..., m]."""
         return self._mlp.project("up_proj", self._inputs.get("up_proj", self.mlp_input))
 
     @cached_property
     def gate(self) -> Tensor:
+        """The gate after its activation function, [..., m]."""
         return self._mlp.activation(self.gate_proj)
 
     @cached_property
     def glu(self) -> Tensor:
+        """The product gate * up, [..., m]."""
         return self.gate * self.up_proj
 
 
@@ -83,7 +87,7 @@ def forward(
 
 
 def as_numpy(values: Tensor) -> Numbers:
-    """float64 stays, everything else becomes float32; shares memory where it can."""
+    """An array that shares memory where it can. float64 stays, everything else becomes float32."""
     values = values.detach()
     return (values if values.dtype == torch.float64 else values.float()).cpu().numpy()
 
@@ -150,7 +154,7 @@ def _in_a_row(parts: Sequence[Mask]) -> Mask:
 
 @contextmanager
 def replaced(mlps: Sequence[Mlp], forwards: Sequence[Callable[[Tensor], Tensor]]) -> Iterator[None]:
-    """Inside, each MLP's forward is another one."""
+    """Inside, `forwards` replace the forwards of the MLPs."""
     for mlp, replacement in zip(mlps, forwards, strict=True):
         mlp.module.forward = replacement
     try:
@@ -166,7 +170,7 @@ def sparsified(
 ) -> Iterator[None]:
     """Inside, the model computes as the plans' policy lets it. On leaving, the plans are filled in.
 
-    `limits`: per layer the thresholds of its groups, where the policy has such. Raises InputError for several plans
+    `limits` are the thresholds of each layer's groups, where the policy has any. Raises InputError for several plans
     of a cache-aware policy.
     """
     policy = builders[0].setting.policy

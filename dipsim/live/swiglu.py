@@ -1,6 +1,6 @@
-"""The one adapter through which a model's MLPs are seen, whatever its family calls or fuses them.
+"""One view of the MLPs of all model families, whatever they call or fuse them.
 
-Known: Llama, Mistral, Qwen2, Qwen3, SmolLM2 (`gate_proj`, `up_proj`) and Phi-3 (`gate_up_proj`, the gate in the first
+It knows Llama, Mistral, Qwen2, Qwen3, SmolLM2 (`gate_proj`, `up_proj`) and Phi-3 (`gate_up_proj`, the gate in the first
 half). Mixtures of experts and MLPs with another activation than silu are refused.
 """
 

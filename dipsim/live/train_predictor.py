@@ -1,4 +1,4 @@
-"""Training the networks of the `predictor` policy on a recorded trace: from an MLP's input, which neurons matter."""
+"""Trains the networks of the `predictor` policy on a recorded trace: they tell which neurons matter from the input."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def train_predictor(
 ) -> float:
     """Train relu(x A) B, A [d, rank], B [rank, m], for each layer to tell the `fraction` of neurons of largest |glu|.
 
-    Logistic loss, Adam on all tokens at once. Writes float16 tensors `layers.{i}.A` and `.B`, and returns the share
-    of those neurons that the networks find among as many guesses, on the tokens they were trained on. Raises
-    InputError for settings that make no sense and if `out` cannot be written.
+    The loss is logistic, the optimizer Adam on all tokens at once. It writes float16 tensors `layers.{i}.A` and `.B`,
+    and returns the share of those neurons that the networks find among as many guesses, on the tokens that they were
+    trained on. Raises InputError for settings that make no sense and if `out` cannot be written.
     """
     if not 0 < fraction < 1 or rank < 1 or steps < 1:
         raise InputError("train-predictor: fraction must be between 0 and 1, rank and steps at least 1")

@@ -87,7 +87,7 @@ class _Layer:
     def __init__(self, acts: Activations, starts: Sequence[int]) -> None:
         self.acts, self.starts = acts, starts
         self._scores: dict[ScoresKey, Numbers] = {}  # of cache-aware policies
-        self._masks: dict[ScoresKey, Mask] = {}  # of the others, whose masks serve every DRAM size and eviction
+        self._masks: dict[ScoresKey, Mask] = {}  # of the others, the same for every DRAM size and eviction
 
     def masks_and_hits(self, caches: LayerCaches) -> tuple[Mask, Mask]:
         """Masks and hits [T, N] of one group."""

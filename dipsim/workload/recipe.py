@@ -77,7 +77,7 @@ class Recipe(Strict):
 
     @classmethod
     def load(cls, path: Path) -> Recipe:
-        """Read a recipe file. Raises InputError naming file, field and remedy."""
+        """Read a recipe file. Raises InputError naming file, field and fix."""
         return parse(cls, read_yaml(path), path)
 
     def write(self, path: Path) -> None:
