@@ -43,7 +43,13 @@ def test_contents(wheel):
         assert f"dipsim/{name}" in names
     with tarfile.open(wheel[1]) as archive:
         everything = archive.getnames()
-    for name in ("tests/test_cache.py", "tests/data/cache_hits.json", "Makefile", "CHANGELOG.md", "constraints.txt"):
+    for name in (
+        "tests/memory/test_cache.py",
+        "tests/data/cache_hits.json",
+        "Makefile",
+        "CHANGELOG.md",
+        "constraints.txt",
+    ):
         assert any(member.endswith(f"/{name}") for member in everything), name
 
 

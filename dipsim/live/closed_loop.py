@@ -3,7 +3,7 @@
 The masks change the activations, the cache sees the changed masks, and its hits go into the same FetchPlan as those of
 a recorded trace. With teacher forcing a layer's caches depend on that layer alone, so whole sequences pass through a
 layer at once: matrix products and attention are parallel over tokens, only the choice of a cache-aware policy and the
-caches step from token to token. That equals decoding token by token with a KV cache (`tests/test_closed_loop.py`).
+caches step from token to token. That equals decoding token by token with a KV cache (`tests/live/test_closed_loop.py`).
 """
 
 from __future__ import annotations

@@ -20,7 +20,8 @@ from dipsim.gpu import batch, kernels, planner  # noqa: E402
 from dipsim.gpu.batch import Member  # noqa: E402
 from dipsim.gpu.planner import GpuPlanner  # noqa: E402
 from dipsim.gpu.trial import Tried  # noqa: E402
-from dipsim.memory.eviction import eviction_rule  # noqa: E402
+from dipsim.memory.eviction import RULES, eviction_rule  # noqa: E402
+from dipsim.memory.eviction.rule import EvictionRule  # noqa: E402
 from dipsim.planning.builder import PlanBuilder  # noqa: E402
 from dipsim.planning.fetch_plan import Setting  # noqa: E402
 from dipsim.planning.planner import CpuPlanner, plan  # noqa: E402
@@ -159,6 +160,25 @@ def test_a_batch_may_mix_everything(tiny_trace, own):
     policies = [*(load_policy(name) for name in ("dip", "dip-ca", "dip-ca-approx")), own()]
     settings = [Setting(p, size, e) for p in policies for size in sizes(trace) for e in ("lru", "lfu")]
     same_plans(trace, settings, left=["dip-ca-approx"])
+
+
+def test_an_eviction_rule_without_a_kernel_is_left_to_the_cpu(tiny_trace, monkeypatch):
+    monkeypatch.setitem(RULES, "fifo", None)  # the class below takes its place, and leaves with the test
+
+    class Fifo(EvictionRule):
+        name = "fifo"
+
+        def admit(self, mask, hits, resident):
+            self.count_token()
+            self.value[resident & (mask ^ hits)] = self.token
+
+    trace = tiny_trace(tokens=4)
+    settings = [Setting(load_policy("magnitude"), sizes(trace)[2], "fifo")]
+    same_plans(trace, settings, left=["magnitude"])
+    assert not GpuPlanner(DEVICE).able(trace, settings[0], trace.tokens)
+    assert GpuPlanner(DEVICE).able(trace, Setting(load_policy("magnitude"), sizes(trace)[2], "lfu"), trace.tokens)
+    with pytest.raises(ValueError, match="eviction fifo: has no kernel"):
+        kernels.Caches(torch.ones(1, dtype=torch.int32, device=DEVICE), 4, Fifo, 4)
 
 
 @pytest.mark.slow

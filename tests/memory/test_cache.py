@@ -105,7 +105,7 @@ def test_residents_never_exceed_the_capacity_and_hits_were_resident(masks, evict
         (np.ones((2, 3), bool), True, "lru", "capacity"),
         (np.ones((2, 3), int), 1, "lru", "must be bool"),
         (np.ones(3, bool), 1, "lru", "must be bool"),
-        (np.ones((2, 3), bool), 1, "fifo", "eviction: 'fifo' is not one of"),
+        (np.ones((2, 3), bool), 1, "nonesuch", "eviction: 'nonesuch' is not one of"),
     ],
 )
 def test_misuse_is_one_line(masks, capacity, eviction, complaint):

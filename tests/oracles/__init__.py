@@ -18,8 +18,8 @@ from dipsim.sparsity.plugins import load_policy
 from dipsim.timing.device import Device
 from dipsim.timing.flash import Flash
 
-EVICTIONS = tuple(RULES)
-CLAIRVOYANT = tuple(name for name, rule in RULES.items() if rule.needs_future)
+EVICTIONS = ("none", "lru", "lfu", "belady", "optimal")  # those with a slow twin
+CLAIRVOYANT = tuple(name for name in EVICTIONS if RULES[name].needs_future)
 DATA = Path(__file__).parent.parent / "data"
 FIGURES = json.loads((DATA / "cache_hits.json").read_text())
 MEASURED = json.loads((DATA / "flash_measured.json").read_text())

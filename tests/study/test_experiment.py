@@ -159,7 +159,7 @@ def test_python_interface(tiny_trace):
         ({"tokens": 0}, "tokens"),
         ({"tokens": 3.5}, "tokens"),
         ({"prompt": -1}, "prompt"),
-        ({"eviction": "fifo"}, "eviction"),
+        ({"eviction": "nonesuch"}, "eviction"),
         ({"timing": "parallel"}, "timing"),
         ({"policies": []}, "policies"),
         ({"policies": "dip"}, "policies"),

@@ -254,7 +254,7 @@ def test_what_a_crash_left_of_a_point_is_computed_again(tiny_trace, tmp_path, co
         ({"sweep": {"policies": [["dip"]]}}, "sweep.policies: is neither a field"),
         ({"sweep": {"gate.fraction": [0.5]}}, "sweep.gate.fraction: is neither a field"),
         ({"sweep": {"dram": ["2 kB", "2"]}}, "dram: '2' has no unit"),
-        ({"sweep": {"eviction": ["lfu", "fifo"]}}, "eviction: "),
+        ({"sweep": {"eviction": ["lfu", "nonesuch"]}}, "eviction: "),
         ({"sweep": {"tokens": [4, 0]}}, "tokens: "),
         ({"sweep": {"flash.bandwidth": ["1 GB/s"]}}, r"point \(flash.bandwidth: 1 GB/s\): hardware: flash.bandwidth"),
         ({"sweep": {"dip.keep": [0.5, 7]}}, r"point \(dip.keep: 7\): policy dip: keep"),
