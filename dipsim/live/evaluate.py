@@ -78,8 +78,7 @@ def _passes(prepared: Sequence[Any]) -> list[tuple[Policy, list[tuple[int, Setti
     for index, (_, _, settings) in enumerate(prepared):
         for setting in settings:
             policy = setting.policy
-            cache = (setting.dram_bytes, setting.eviction, setting.prompt, setting.stream_static)
-            key = (policy.label, cache if policy.cache_aware else None)
+            key = (policy.label, *(setting.options.items() if policy.cache_aware else ()))
             passes.setdefault(key, (policy, []))[1].append((index, setting))
     return list(passes.values())
 

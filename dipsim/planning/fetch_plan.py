@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,11 @@ class Setting:
     eviction: str = "lfu"
     prompt: int = 0
     stream_static: bool = False
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Everything but the policy, by name."""
+        return {name: value for name, value in vars(self).items() if name != "policy"}
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ def trace_hash(trace: Trace) -> str:
 def plan_key(of_trace: str, tokens: int, setting: Setting) -> str:
     """The key of a plan, from the hash of its trace, its number of tokens and its setting."""
     policy = setting.policy
-    options = [tokens, setting.dram_bytes, setting.eviction, setting.prompt, setting.stream_static]
+    options = [tokens, setting.options]
     return _hash([code_hash(), of_trace, policy.name, policy_hash(policy), policy.model_dump(), options])
 
 

@@ -137,12 +137,12 @@ def _pass(plans: Sequence[Sequence[Point]], planner: Planner) -> TracePass:
 
 def _job(same: Sequence[Point]) -> Job:
     """The job of the points of one plan."""
-    choice, planned, setting = same[0].choice, same[0].planned, same[0].planned.setting
+    choice, planned = same[0].choice, same[0].planned
     return Job(
         policy=_absolute("policies", choice.policy),
         parameters=choice.parameters,
         policy_hash=planned.policy_hash,
-        options={name: value for name, value in vars(setting).items() if name != "policy"},
+        options=planned.setting.options,
         wanted=tuple((point.key, point.device, point.cell.timing) for point in same),
     )
 
