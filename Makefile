@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 SOURCES := dipsim policies tests benchmarks
 
-.PHONY: run test check cover model clean
+.PHONY: run test check cover docs model clean
 
 run: .venv/core
 	$(PY) -m dipsim run
@@ -19,11 +19,14 @@ check: .venv/dev
 cover: .venv/dev
 	$(PY) -m pytest -n 2 --dist loadgroup --cov=dipsim --cov=policies --cov-report=term-missing:skip-covered
 
+docs: .venv/docs
+	$(PY) -m mkdocs build --strict
+
 model: .venv/core
 	$(PY) -m dipsim.live.smollm2
 
 clean:
-	rm -rf .venv build dist *.egg-info
+	rm -rf .venv build dist site *.egg-info
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -34,4 +37,8 @@ clean:
 
 .venv/dev: pyproject.toml constraints.txt | .venv/bin/python
 	$(PY) -m pip install --quiet --constraint constraints.txt --editable ".[live,dev]"
+	touch $@ .venv/core
+
+.venv/docs: pyproject.toml constraints.txt | .venv/bin/python
+	$(PY) -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
 	touch $@ .venv/core
