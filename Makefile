@@ -1,7 +1,7 @@
 # `make run` does the main job, `make test` proves it; each sets up what it needs in .venv.
 PYTHON ?= python3
 PY := .venv/bin/python
-SOURCES := dipsim policies tests benchmarks
+SOURCES := dipsim policies tests benchmarks docs
 
 .PHONY: run test check cover docs model clean
 
