@@ -21,11 +21,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dipsim.memory.cache import find_hits, replay
+from dipsim.memory.cache import find_residents, replay
 from dipsim.memory.stack_distance import hits_at
 from dipsim.planning.builder import LayerCaches
 from dipsim.planning.fetch_plan import FetchPlan, Setting
-from dipsim.planning.planner import aware_masks, plan
+from dipsim.planning.masks import aware_masks
+from dipsim.planning.planner import plan
 from dipsim.sparsity.plugins import load_policy
 from dipsim.sparsity.policy import Group, Policy
 from dipsim.sparsity.ranking import top_k
@@ -172,10 +173,11 @@ def decode(
         for group, values, capacity in zip(groups, layer, capacities, strict=True):
             if policy.cache_aware:
                 caches = LayerCaches(policy, group, eviction, capacity, values.shape[1])
-                hits = aware_masks(caches, values, (0,))[1]
+                masks, residents = aware_masks(caches, values, (0,))
             else:
-                hits = find_hits(blind_masks(group, values), capacity, eviction, (0,))
-            found.append(np.count_nonzero(hits, axis=1))
+                masks = blind_masks(group, values)
+                residents = find_residents(masks, capacity, eviction, (0,))
+            found.append(np.count_nonzero(masks & residents, axis=1))
     return found
 
 
@@ -186,6 +188,7 @@ def events() -> Iterator[Row]:
     fetch_plan = plan(trace, [setting], tokens)[0]
     device = Device.load("paper").replace(**{"compute.throughput": "2 TFLOP/s"})
     assert device.compute is not None
+    assert device.compute.throughput is not None
     steps = np.stack(
         [fetch_plan.flash_bytes, fetch_plan.dram_bytes, fetch_plan.flops / device.compute.throughput], axis=-1
     ).tolist()

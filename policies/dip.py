@@ -4,15 +4,19 @@ from collections.abc import Sequence
 from math import exp, log
 from typing import Any, Self
 
-from pydantic import model_validator
+from pydantic import StrictBool, model_validator
 
 from dipsim import Fraction, Group, ModelShape, Policy
 
 
 class Dip(Policy):
-    """Reads `keep` of the MLP: p_in of the inputs of gate_proj and up_proj, p_glu of the neurons of down_proj."""
+    """Reads `keep` of the MLP: p_in of the inputs of gate_proj and up_proj, p_glu of the neurons of down_proj.
+
+    With `free`, a token also uses every resident column, and those that are read along with its own.
+    """
 
     keep: Fraction = 0.5
+    free: StrictBool = False
 
     @property
     def p_in(self) -> float:
@@ -33,8 +37,8 @@ class Dip(Policy):
 
     def groups(self, shape: ModelShape) -> Sequence[Group]:
         return (
-            Group("input", ("gate_proj", "up_proj"), "input", int(self.p_in * shape.hidden_size)),
-            Group("neuron", ("down_proj",), "neuron", int(self.p_glu * shape.intermediate_size)),
+            Group("input", ("gate_proj", "up_proj"), "input", int(self.p_in * shape.hidden_size), free=self.free),
+            Group("neuron", ("down_proj",), "neuron", int(self.p_glu * shape.intermediate_size), free=self.free),
         )
 
     def scores(self, group: Group, acts: Any) -> Any:

@@ -27,6 +27,7 @@ _UNITS = {  # dimension: unit -> SI. The order is the order of preference when a
     "bandwidth": {f"{unit}/s": scale for unit, scale in _BYTES.items()},
     "time": _table({k: v for k, v in _SMALL.items() if k != "p"}, {"s": 1.0}),
     "throughput": _table(_DECIMAL | {"P": 1e15}, {"FLOP/s": 1.0}),
+    "rate": _table(_DECIMAL, {"/s": 1.0}),
     "energy per byte": _table(_SMALL, {"J/B": 1.0, "J/bit": 8.0}),
     "energy per operation": _table(_SMALL, {"J/FLOP": 1.0}),
 }
@@ -35,6 +36,7 @@ _EXAMPLES = {
     "bandwidth": "1.5 GB/s",
     "time": "60 us",
     "throughput": "2 TFLOP/s",
+    "rate": "2 G/s",
     "energy per byte": "52 pJ/bit",
     "energy per operation": "1 pJ/FLOP",
 }
@@ -43,6 +45,7 @@ _WRITTEN = {
     "bandwidth": ("GB/s", "MB/s", "kB/s", "B/s"),
     "time": ("s", "ms", "us", "ns"),
     "throughput": ("TFLOP/s", "GFLOP/s", "FLOP/s"),
+    "rate": ("G/s", "M/s", "k/s", "/s"),
     "energy per byte": ("nJ/B", "pJ/bit", "pJ/B"),
     "energy per operation": ("nJ/FLOP", "pJ/FLOP"),
 }
@@ -114,5 +117,6 @@ Size = Annotated[float, *_field("size")]
 Bandwidth = Annotated[float, *_field("bandwidth")]
 Time = Annotated[float, *_field("time", zero=True)]
 Throughput = Annotated[float, *_field("throughput")]
+Rate = Annotated[float, *_field("rate")]
 EnergyPerByte = Annotated[float, *_field("energy per byte", zero=True)]
 EnergyPerOperation = Annotated[float, *_field("energy per operation", zero=True)]

@@ -1,6 +1,6 @@
 """Selection and caching on a GPU: a program for each row, which holds the row's columns in registers.
 
-They do what `sparsity.ranking.top_k`, `memory.cache.ColumnCache` and `planning.runs` do, with the same ties. As on the
+They do what `sparsity.ranking.top_k`, `memory.cache.ColumnCache` and `storage.runs` do, with the same ties. As on the
 CPU, a limit is found by counting which columns reach it, here bit by bit from the highest. A cache's step is one
 ranking: hits before newcomers before residents outside the mask, each by value. The first `capacity` are resident
 afterwards.

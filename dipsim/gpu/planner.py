@@ -28,7 +28,9 @@ from dipsim.memory.eviction import eviction_rule
 from dipsim.planning.builder import Counts, PlanBuilder, ScoresKey
 from dipsim.planning.fetch_plan import Setting
 from dipsim.planning.planner import CpuPlanner
+from dipsim.sparsity.policy import Group
 from dipsim.sparsity.selection import checked_groups
+from dipsim.storage.layouts import load_layout
 from dipsim.workload.trace import Activations, Trace
 
 AHEAD = 8  # layers that are read meanwhile, each by a thread; the memory for as many activations is needed
@@ -55,10 +57,10 @@ class GpuPlanner:
 
     def able(self, trace: Trace, setting: Setting, tokens: int) -> bool:
         """Whether the GPU makes the plan of a setting just as the CPU does."""
-        if eviction_rule(setting.eviction).on_gpu is None:
-            return False
         acts, policy = trace.layer(0, min(tokens, TOKENS)), setting.policy
         groups = checked_groups(policy, trace.shape)
+        if not _counts_like_the_cpu(setting, groups):
+            return False
         with NumpyPromotion():
             return all(try_policy(policy, group, acts, self.device) is not None for group in groups)
 
@@ -71,7 +73,11 @@ class GpuPlanner:
         acts = trace.layer(0, min(builders[0].tokens, TOKENS))
         with NumpyPromotion():
             tried = self._try(members, acts)
-            left = {id(m.builder): m.builder for m in members if m.caches.key not in tried or not _has_kernel(m)}
+            left = {
+                id(m.builder): m.builder
+                for m in members
+                if m.caches.key not in tried or not _counts_like_the_cpu(m.builder.setting, m.builder.groups)
+            }
             mine = [member for member in members if id(member.builder) not in left]
             if left:
                 CpuPlanner().fill(trace, [*left.values()], layers, silent if mine else progress)
@@ -107,8 +113,15 @@ class GpuPlanner:
                 future.result()
 
 
-def _has_kernel(member: Member) -> bool:
-    return eviction_rule(member.caches.eviction).on_gpu is not None
+def _counts_like_the_cpu(setting: Setting, groups: Sequence[Group]) -> bool:
+    """Whether the kernels know the setting: they step empty caches, and count runs of columns by rising index."""
+    return (
+        eviction_rule(setting.eviction).on_gpu is not None
+        and setting.start != "filled"
+        and setting.flash is None
+        and not load_layout(setting.layout).learns
+        and not any(group.uses_all for group in groups)
+    )
 
 
 def _record(layers: range, counted: Sequence[tuple[Member, Counted]]) -> None:
@@ -116,7 +129,8 @@ def _record(layers: range, counted: Sequence[tuple[Member, Counted]]) -> None:
         of_tokens = counts.swapaxes(0, 1)  # [T, L, places]
         wanted, found, held = np.moveaxis(of_tokens[..., : kernels.RUNS], 2, 0)
         runs, columns = np.split(of_tokens[..., kernels.RUNS :], 2, axis=2)
-        builder.record(caches, layers, Counts(wanted, found, runs, columns, held.max(axis=0)))
+        pieces = builder.placement(caches, layers.start).pieces
+        builder.record(caches, layers, Counts(wanted, found, runs * pieces, columns, held.max(axis=0)))
 
 
 def _read_ahead(trace: Trace, tokens: int, layers: int, wanted: Sequence[str]) -> Iterator[Activations]:

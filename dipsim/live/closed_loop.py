@@ -20,9 +20,9 @@ from dipsim.basics.arrays import Mask, Numbers
 from dipsim.basics.errors import InputError
 from dipsim.gpu.tensors import tensor_masks, tensor_scores
 from dipsim.live.swiglu import Mlp
-from dipsim.memory.cache import ColumnCache, find_hits
+from dipsim.memory.cache import ColumnCache, find_residents, run_tokens
 from dipsim.planning.builder import LayerCaches, PlanBuilder
-from dipsim.planning.planner import choose_and_run
+from dipsim.planning.masks import choose_and_run
 from dipsim.sparsity.policy import Group, Policy
 from dipsim.sparsity.selection import blind_masks
 
@@ -95,15 +95,15 @@ def as_numpy(values: Tensor) -> Numbers:
 class SparseMlp:
     """Replaces one MLP's forward by the policy's, and records what each plan's caches hit and miss.
 
-    All plans must be of one policy. A cache-aware policy, whose masks depend on the cache, can have only one plan.
-    Called with hidden states [S, T, d] of S sequences; called again, it goes on where the sequences were.
+    All plans must be of one policy. There can be only one plan if the masks depend on what is in memory. Called with
+    hidden states [S, T, d] of S sequences; called again, it goes on where the sequences were.
     """
 
     def __init__(self, mlp: Mlp, layer: int, builders: Sequence[PlanBuilder], limits: dict[str, float]) -> None:
         self.mlp, self.layer, self.builders, self.limits = mlp, layer, builders, limits
         self.policy, self.groups = builders[0].setting.policy, builders[0].groups
         self.masks: dict[str, list[Mask]] = {group.name: [] for group in self.groups}
-        self.hits: dict[str, list[Mask]] = {group.name: [] for group in self.groups}
+        self.residents: dict[str, list[Mask]] = {group.name: [] for group in self.groups}
         self.caches: dict[str, list[ColumnCache]] = {}  # of a cache-aware policy, one a sequence
         self.position = 0
 
@@ -113,37 +113,57 @@ class SparseMlp:
         return out
 
     def _choose(self, group: Group, values: Tensor) -> Tensor:
-        """Masks [S, T, N] from scores [S, T, N]."""
-        if self.policy.cache_aware:
-            masks, hits = self._choose_aware(group, as_numpy(values))
-            self.hits[group.name].append(hits)
+        """What is used of a group, masks [S, T, N], from scores [S, T, N]."""
+        limit = self.limits.get(group.name)
+        if self.builders[0].sees_memory:
+            masks, residents = self._choose_aware(group, as_numpy(values), limit)
+            self.residents[group.name].append(residents)
+            used = self._used(group, masks, residents)
         elif values.is_cuda:
-            masks = tensor_masks(group, values, self.limits.get(group.name)).cpu().numpy()
+            masks = used = tensor_masks(group, values, limit).cpu().numpy()
         else:
-            masks = blind_masks(group, as_numpy(values), self.limits.get(group.name))
+            masks = used = blind_masks(group, as_numpy(values), limit)
         self.masks[group.name].append(masks)
-        return torch.from_numpy(masks).to(values.device)
+        return torch.from_numpy(used).to(values.device)
 
-    def _choose_aware(self, group: Group, values: Numbers) -> tuple[Mask, Mask]:
-        """Masks and hits [S, T, N] from scores [S, T, N], each token seeing who is resident."""
-        mine = self.builders[0].caches[self.groups.index(group)]
-        caches = self.caches.setdefault(group.name, [mine.cache() for _ in values])
-        masks, hits = np.zeros(values.shape, dtype=bool), np.zeros(values.shape, dtype=bool)
+    def _choose_aware(self, group: Group, values: Numbers, limit: float | None) -> tuple[Mask, Mask]:
+        """Masks and residents [S, T, N] from scores [S, T, N], each token seeing who is resident."""
+        builder, mine = self.builders[0], self._caches(group)
+        begin_with = builder.begin_with(mine, self.layer)
+        if group.price is not None:
+            masks = np.stack([builder.priced_masks(mine, self.layer, each) for each in values])
+            return masks, np.broadcast_to(builder.placement(mine, self.layer).resident, values.shape)
+        caches = self.caches.setdefault(group.name, [mine.cache(begin_with) for _ in values])
+        masks, residents = np.zeros(values.shape, dtype=bool), np.zeros(values.shape, dtype=bool)
         for index, cache in enumerate(caches):
-            choose_and_run(mine, cache, values[index], masks=masks[index], hits=hits[index], position=self.position)
-        return masks, hits
+            here = {"masks": masks[index], "residents": residents[index]}
+            if self.policy.cache_aware:
+                choose_and_run(mine, cache, values[index], **here, position=self.position)
+            else:
+                masks[index] = blind_masks(group, values[index], limit)
+                run_tokens(cache, masks[index], residents=residents[index])
+        return masks, residents
+
+    def _used(self, group: Group, masks: Mask, residents: Mask) -> Mask:
+        """What is used [S, T, N] of a group, by what is wanted and resident [S, T, N]."""
+        flat = (each.reshape(-1, each.shape[-1]) for each in (masks, residents))
+        return self.builders[0].fetch(self._caches(group), self.layer, *flat)[1].reshape(masks.shape)
+
+    def _caches(self, group: Group) -> LayerCaches:
+        return self.builders[0].caches[self.groups.index(group)]
 
     def record(self) -> None:
-        """Enter all masks and hits into the plans, sequence after sequence."""
+        """Enter all masks and residents into the plans, sequence after sequence."""
         for builder in self.builders:
             for caches in builder.caches:
                 masks = _in_a_row(self.masks[caches.group.name])
-                builder.record_masks(caches, self.layer, masks, self._hits(builder, caches, masks))
+                builder.record_masks(caches, self.layer, masks, self._residents(builder, caches, masks))
 
-    def _hits(self, builder: PlanBuilder, caches: LayerCaches, masks: Mask) -> Mask:
-        if self.policy.cache_aware:
-            return _in_a_row(self.hits[caches.group.name])
-        return find_hits(masks, caches.capacity, caches.eviction, builder.sequence_starts)
+    def _residents(self, builder: PlanBuilder, caches: LayerCaches, masks: Mask) -> Mask:
+        if builder.sees_memory:
+            return _in_a_row(self.residents[caches.group.name])
+        begin_with = builder.begin_with(caches, self.layer)
+        return find_residents(masks, caches.capacity, caches.eviction, builder.sequence_starts, begin_with)
 
 
 def _in_a_row(parts: Sequence[Mask]) -> Mask:
@@ -171,11 +191,11 @@ def sparsified(
     """Inside, the model computes as the plans' policy lets it. On leaving, the plans are filled in.
 
     `limits` are the thresholds of each layer's groups, where the policy has any. Raises InputError for several plans
-    of a cache-aware policy.
+    of a policy whose masks depend on what is in memory.
     """
     policy = builders[0].setting.policy
-    if policy.cache_aware and len(builders) > 1:
-        raise InputError(f"policy {policy.label}: its masks depend on the cache; evaluate one setting at a time")
+    if builders[0].sees_memory and len(builders) > 1:
+        raise InputError(f"policy {policy.label}: its masks depend on the memory; evaluate one setting at a time")
     sparse = [SparseMlp(mlp, i, builders, limits[i] if limits else {}) for i, mlp in enumerate(mlps)]
     with replaced(mlps, sparse):
         yield

@@ -13,9 +13,10 @@ from dipsim.basics.progress import Progress, silent
 from dipsim.live.models import LoadedModel
 from dipsim.live.perplexity import calibrate, measure, nll, quality
 from dipsim.planning.fetch_plan import Setting
-from dipsim.results.quality import Measured, mlp_fraction, parameters
+from dipsim.results.quality import Measured, memory_of, mlp_fraction, parameters
 from dipsim.results.result import Result
 from dipsim.sparsity.policy import Policy
+from dipsim.sparsity.selection import checked_groups, sees_memory
 from dipsim.study.experiment import Experiment
 from dipsim.study.grid import grid
 from dipsim.timing.device import Device
@@ -34,8 +35,8 @@ def evaluate(
 ) -> list[tuple[Experiment, Result]]:
     """Evaluate every policy at every point of an experiment's grid, on tokens [S, T].
 
-    A cache-blind policy needs one pass of the model for all points, a cache-aware one a pass for each DRAM size and
-    eviction. `calibration` [S, T] are the tokens for the limits of threshold policies, by default those evaluated.
+    A policy needs one pass of the model for all points; one whose masks depend on what is in memory, a pass for each
+    setting of it. `calibration` [S, T] are the tokens for the limits of threshold policies, by default those evaluated.
     Raises InputError if a point cannot work.
     """
     if experiment.tokens is not None:
@@ -46,7 +47,7 @@ def evaluate(
     prepared = [(point, *_settings(point, loaded.shape, ids.shape[1])) for point in grid(experiment)]
     with torch.inference_mode():
         dense = nll(loaded, ids)
-    passes = _passes(prepared)
+    passes = _passes(prepared, loaded.shape)
     results: dict[tuple[int, str], Result] = {}
     for done, (policy, uses) in enumerate(passes):
         settings = [setting for i, (_, setting) in enumerate(uses) if setting not in [s for _, s in uses[:i]]]
@@ -64,7 +65,7 @@ def evaluate(
 
 def _settings(point: Experiment, shape: ModelShape, length: int) -> tuple[Device, list[Setting]]:
     """The device of a point, and what to plan on it for sequences of `length`."""
-    device, policies = point.load_hardware(), point.load_policies()
+    device, policies = point.load_hardware(shape), point.load_policies()
     settings = point.settings(policies, shape, length, device)
     if point.hardware:  # a name of its own, so that rows of different hardware are never compared
         changed = ", ".join(f"{field}={value}" for field, value in point.hardware.items())
@@ -72,13 +73,14 @@ def _settings(point: Experiment, shape: ModelShape, length: int) -> tuple[Device
     return device, settings
 
 
-def _passes(prepared: Sequence[Any]) -> list[tuple[Policy, list[tuple[int, Setting]]]]:
+def _passes(prepared: Sequence[Any], shape: ModelShape) -> list[tuple[Policy, list[tuple[int, Setting]]]]:
     """The passes of the model that are needed, each with the points that it serves and their settings."""
     passes: dict[Any, tuple[Policy, list[tuple[int, Setting]]]] = {}
     for index, (_, _, settings) in enumerate(prepared):
         for setting in settings:
             policy = setting.policy
-            key = (policy.label, *(setting.options.items() if policy.cache_aware else ()))
+            together = not sees_memory(policy, checked_groups(policy, shape))
+            key = policy.label if together else (policy.label, str(setting.options))
             passes.setdefault(key, (policy, []))[1].append((index, setting))
     return list(passes.values())
 
@@ -106,4 +108,5 @@ def row(result: Result, length: int, text: str, model: str, adapter: str = "") -
         text=text,
         model=model,
         adapter=adapter,
+        memory=memory_of(plan),
     )

@@ -14,6 +14,7 @@ from dipsim.live.closed_loop import LiveActivations, as_numpy, sparsified
 from dipsim.live.models import LoadedModel
 from dipsim.planning.builder import PlanBuilder
 from dipsim.planning.fetch_plan import FetchPlan, Setting
+from dipsim.planning.placer import Placer
 from dipsim.sparsity.policy import Policy
 from dipsim.sparsity.ranking import score_threshold
 from dipsim.sparsity.selection import checked_groups
@@ -37,6 +38,9 @@ def measure(
     sequences, length = ids.shape
     starts = tuple(range(0, sequences * length, length))
     builders = [PlanBuilder(loaded.shape, setting, sequences * length, starts) for setting in settings]
+    placer = Placer(builders, loaded.shape)
+    for layer in range(loaded.shape.num_hidden_layers):
+        placer.place(layer)
     with torch.inference_mode(), sparsified(loaded.mlps, builders, limits):
         losses = nll(loaded, ids)
     return losses, [builder.finish() for builder in builders]

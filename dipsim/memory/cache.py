@@ -18,28 +18,29 @@ from dipsim.workload.trace import sequences
 
 
 class ColumnCache:
-    """At most `capacity` of `columns` columns. `resident` [columns] (bool) says which; the cache starts empty.
+    """At most `capacity` of `columns` columns. `resident` [columns] (bool) says which; by default it starts empty.
 
     `masks` [T, columns] are all masks of the sequence, in the order in which `step` will see them. Only an eviction
     rule that knows the future needs them. Raises InputError for an unknown eviction.
     """
 
-    def __init__(self, columns: int, capacity: int, eviction: str, masks: Mask | None = None) -> None:
+    def __init__(
+        self, columns: int, capacity: int, eviction: str, masks: Mask | None = None, resident: Mask | None = None
+    ) -> None:
         rule = eviction_rule(eviction)
         self.capacity = min(capacity, columns) if rule.caches else 0
-        self.resident: Mask = np.zeros(columns, dtype=bool)
+        self.resident: Mask = np.zeros(columns, dtype=bool) if resident is None else resident
         self.found = 0  # hits of the last token
         self.rule = rule(columns, masks) if rule.needs_future else rule(columns)
-        self._size = 0
+        self._size = int(np.count_nonzero(self.resident))
 
     def step(self, mask: Mask) -> Mask:
         """Present one token's mask [columns]; return its hits [columns] and make the mask resident."""
-        hits = mask & self.resident
-        if self.capacity == 0:
-            return hits
-        rule = self.rule
-        rule.use(mask, hits)
+        rule, hits = self.rule, mask & self.resident
         self.found = int(np.count_nonzero(hits))
+        if self.capacity == 0 or rule.fixed:
+            return hits
+        rule.use(mask, hits)
         wanted = int(np.count_nonzero(mask))
         if rule.bypass or wanted < self.capacity:
             self.resident = self.resident | mask
@@ -58,46 +59,57 @@ class ColumnCache:
 
 
 def run_tokens(
-    cache: ColumnCache, masks: Mask, *, hits: Mask | None = None, choose: Callable[[int], Mask] | None = None
+    cache: ColumnCache, masks: Mask, *, residents: Mask | None = None, choose: Callable[[int], Mask] | None = None
 ) -> Ints:
     """Let tokens pass through a cache; return the number of hits [T] of their masks [T, columns].
 
-    With `hits` [T, columns], the hits themselves are filled in. With `choose`, the mask of each token is filled in just
-    before: `choose(token)` may look at `cache.resident`.
+    With `residents` [T, columns], what each token found resident is filled in. With `choose`, the mask of each token is
+    filled in just before: `choose(token)` may look at `cache.resident`.
     """
     found = np.empty(len(masks), dtype=np.int64)
     for token, mask in enumerate(masks):
         if choose is not None:
             mask[:] = choose(token)
-        of_token = cache.step(mask)
-        if hits is not None:
-            hits[token] = of_token
+        if residents is not None:
+            residents[token] = cache.resident
+        cache.step(mask)
         found[token] = cache.found
     return found
 
 
-def find_hits(masks: Mask, capacity: int, eviction: str, starts: Sequence[int] = (0,)) -> Mask:
-    """Hits [T, N] of masks [T, N] in a cache of `capacity` columns; each sequence begins with an empty cache."""
-    hits = np.zeros_like(masks)
+def find_residents(
+    masks: Mask, capacity: int, eviction: str, starts: Sequence[int] = (0,), begin_with: Mask | None = None
+) -> Mask:
+    """What each token of masks [T, N] finds resident in a cache of `capacity` columns, [T, N].
+
+    Each sequence begins with an empty cache, or with the columns `begin_with` [N].
+    """
+    if eviction_rule(eviction).fixed and begin_with is not None:
+        return np.broadcast_to(begin_with, masks.shape)
+    residents = np.zeros_like(masks)
     for begin, end in sequences(starts, len(masks)):
         part = masks[begin:end]
-        run_tokens(_cache_for(part, capacity, eviction), part, hits=hits[begin:end])
-    return hits
+        cache = ColumnCache(masks.shape[1], capacity, eviction, part, begin_with)
+        run_tokens(cache, part, residents=residents[begin:end])
+    return residents
 
 
 def replay(masks: Mask, capacity: int, eviction: str) -> Ints:
     """Hits per token, [T], of masks [T, N] (bool) in an empty cache of `capacity` columns, 0 <= capacity <= N.
 
-    Raises InputError for masks of another shape or dtype, a capacity out of range and an unknown eviction.
+    A `pinned` cache holds the columns of lowest index. Raises InputError for masks of another shape or dtype, a
+    capacity out of range and an unknown eviction.
     """
     masks = checked_masks(masks, eviction)
-    check_capacity(capacity, masks.shape[1])
-    return run_tokens(_cache_for(masks, int(capacity), eviction), masks)
+    columns = masks.shape[1]
+    check_capacity(capacity, columns)
+    pinned = lowest(columns, capacity) if eviction_rule(eviction).fixed else None
+    return run_tokens(ColumnCache(columns, int(capacity), eviction, masks, pinned), masks)
 
 
-def _cache_for(masks: Mask, capacity: int, eviction: str) -> ColumnCache:
-    """An empty cache for one sequence, whose masks [T, N] are all known."""
-    return ColumnCache(masks.shape[1], capacity, eviction, masks)
+def lowest(columns: int, count: int) -> Mask:
+    """The `count` columns of lowest index, [columns] (bool)."""
+    return np.arange(columns) < count
 
 
 def checked_masks(masks: Mask, eviction: str) -> Mask:

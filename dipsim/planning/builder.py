@@ -1,27 +1,39 @@
 """Builds a fetch plan: the static parts first, then what the masks of each layer read.
 
-Columns of a matrix lie in Flash in index order, so adjacent missing columns are one read.
+A layout says where columns lie in Flash. Missing columns that lie side by side are one read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dipsim.basics.arrays import Ints, Mask
+from dipsim.basics.arrays import Ints, Mask, Numbers
 from dipsim.basics.errors import InputError
 from dipsim.memory.budget import Budget, allocate, column_bytes
-from dipsim.memory.cache import ColumnCache
+from dipsim.memory.cache import ColumnCache, lowest
 from dipsim.memory.eviction import eviction_rule
-from dipsim.planning.fetch_plan import FetchPlan, Setting
-from dipsim.planning.runs import ones, pack, packed_runs
+from dipsim.planning.fetch_plan import FetchPlan, Setting, warm_up_tokens
 from dipsim.sparsity.policy import Group, Policy, whole_matrices
-from dipsim.sparsity.selection import ATTENTION, LM_HEAD, WHOLE, checked_groups, policy_bytes
+from dipsim.sparsity.selection import (
+    ATTENTION,
+    LM_HEAD,
+    WHOLE,
+    aware_mask,
+    blind_masks,
+    checked_groups,
+    policy_bytes,
+    sees_memory,
+)
+from dipsim.storage.layouts import load_layout
+from dipsim.storage.placement import Fetch, Placement, Site, fetch
+from dipsim.storage.runs import ones, pack
+from dipsim.storage.worth import alone, worth_reading
 from dipsim.workload.shape import ModelShape
 from dipsim.workload.trace import sequences
 
@@ -45,23 +57,23 @@ class LayerCaches:
         """What the scores and rankings depend on."""
         return type(self.policy), self.policy.label, self.group
 
-    def cache(self) -> ColumnCache:
-        """An empty cache, for an eviction that does not need the future."""
-        return ColumnCache(self.columns, self.capacity, self.eviction)
+    def cache(self, begin_with: Mask | None = None) -> ColumnCache:
+        """A cache at the start of a sequence, for an eviction that does not need the future."""
+        return ColumnCache(self.columns, self.capacity, self.eviction, resident=begin_with)
 
 
 @dataclass(frozen=True)
 class Counts:
     """What T tokens did to the caches of one group in L layers, in columns.
 
-    `wanted` and `found` are [T, L]. `runs` of adjacent missed columns and the `run_columns` in them are [T, L, R] by
-    class, as in `planning.runs`. `held` [L] is the most that each cache ever held.
+    `wanted` and `found` are [T, L]. `reads` of adjacent columns and the `read_columns` in them are [T, L, R] by class
+    of run, as in `storage.runs`. `held` [L] is the most that each cache ever held.
     """
 
     wanted: Whole
     found: Whole
-    runs: Whole
-    run_columns: Whole
+    reads: Whole
+    read_columns: Whole
     held: Whole
 
 
@@ -76,12 +88,25 @@ class PlanBuilder:
         self.shape, self.setting, self.tokens, self.sequence_starts = shape, setting, tokens, starts
         self.groups = checked_groups(policy, shape)
         rule = eviction_rule(setting.eviction)
-        if policy.cache_aware and rule.needs_future:
+        self.sees_memory = sees_memory(policy, self.groups)
+        if self.sees_memory and rule.needs_future:
             raise InputError(
                 f"eviction: {setting.eviction} needs to know all masks beforehand, but those of {policy.label} depend "
                 "on the cache; use lru, lfu or none"
             )
+        priced = [group.name for group in self.groups if group.price is not None]
+        if priced and rule.caches and not rule.fixed:
+            raise InputError(
+                f"eviction: {setting.eviction}: group {priced[0]} of {policy.label} chooses by what reading costs, "
+                "which needs a fixed set in DRAM; use pinned or none"
+            )
+        if rule.fixed and setting.start == "filled":
+            raise InputError(f"start: filled: the eviction {setting.eviction} has its own columns; use warm or cold")
         position = np.concatenate([np.arange(end - begin) for begin, end in sequences(starts, tokens)])
+        warm_up = [warm_up_tokens(setting.start, end - begin) for begin, end in sequences(starts, tokens)]
+        self.counted: Mask = position >= np.repeat(warm_up, np.diff((*starts, tokens)))
+        self.warm_up = max(warm_up)
+        self.layout, self.rule = load_layout(setting.layout), rule
         self.budget: Budget = allocate(
             shape,
             self.groups,
@@ -97,36 +122,112 @@ class PlanBuilder:
         )
         whole = (WHOLE,) if whole_matrices(self.groups) else ()
         self._steps = (ATTENTION, *whole, *(group.name for group in self.groups))  # of a layer
-        self._arrays = _empty_arrays(shape, self.groups, tokens, len(self._steps) * shape.num_hidden_layers + 1)
-        self._enter_static(position)
+        counted = int(np.count_nonzero(self.counted))
+        self._arrays = _empty_arrays(shape, self.groups, counted, len(self._steps) * shape.num_hidden_layers + 1)
+        self._placed: dict[int, list[Placement]] = {}
+        self._enter_static(position[self.counted])
 
     @property
     def arrays(self) -> dict[str, NDArray[Any]]:
         """The plan's arrays by name, still writable."""
         return self._arrays
 
+    def place(self, layer: int, scores: Sequence[Numbers] = ()) -> None:
+        """Lay out one layer. A layout that learns needs the `scores` [T, N] of calibration tokens, one of each group.
+
+        Raises InputError if the layout cannot be learned or does not fit.
+        """
+        sites = [self._site(caches) for caches in self.caches]
+        if scores:
+            pairs = zip(sites, self.caches, scores, strict=True)
+            sites = [replace(site, **self._calibration(caches, values)) for site, caches, values in pairs]
+        self._placed[layer] = self.layout.place(layer, sites, self.setting.flash)
+
+    def placement(self, caches: LayerCaches, layer: int) -> Placement:
+        """Where the columns of one group lie, in one layer."""
+        if layer not in self._placed:
+            self.place(layer)
+        return self._placed[layer][self.groups.index(caches.group)]
+
+    def begin_with(self, caches: LayerCaches, layer: int) -> Mask | None:
+        """The columns [N] that are resident when a sequence begins; None if there are none."""
+        if self.rule.fixed:
+            return self.placement(caches, layer).resident
+        return lowest(caches.columns, caches.capacity) if self.setting.start == "filled" else None
+
+    def priced_masks(self, caches: LayerCaches, layer: int, scores: Numbers) -> Mask:
+        """What tokens want of one group with a price, [T, N], by scores [T, N]."""
+        price = caches.group.price
+        assert price is not None
+        placement = self.placement(caches, layer)
+        return placement.resident | worth_reading(scores, price, placement, self.setting.flash)
+
+    def fetch(self, caches: LayerCaches, layer: int, masks: Mask, residents: Mask) -> tuple[Fetch, Mask]:
+        """What tokens that want `masks` [T, N] and find `residents` [T, N] read of one group, and what they use."""
+        found = fetch(masks & ~residents, self.placement(caches, layer), self.setting.flash)
+        return found, masks | residents | found.masks if caches.group.uses_all else masks
+
+    def record_masks(self, caches: LayerCaches, layer: int, masks: Mask, residents: Mask) -> None:
+        """Enter what one group's tokens want [T, N] and find resident [T, N] in one layer."""
+        found, used = self.fetch(caches, layer, masks, residents)
+        if self.rule.fixed:
+            held = found.placement.hot
+        else:  # a cache never shrinks by itself
+            starts = sequences(self.sequence_starts, self.tokens)
+            seen = max(int(ones(np.bitwise_or.reduce(pack(masks[begin:end])))) for begin, end in starts)
+            held = caches.capacity if self.setting.start == "filled" else min(caches.capacity, seen)
+        wanted, hits = ones(pack(used)), ones(pack(used & residents))
+        self.record(
+            caches,
+            range(layer, layer + 1),
+            Counts(wanted[:, None], hits[:, None], found.reads[:, None], found.run_columns[:, None], np.array([held])),
+        )
+
     def record(self, caches: LayerCaches, layers: range, counts: Counts) -> None:
         """Enter the counts of one group in adjacent layers."""
         arrays, group = self._arrays, caches.group
-        matrices, column = len(group.matrices), column_bytes(self.shape, group)
+        column = column_bytes(self.shape, group)
+        unit = len(group.matrices) * column
         here = self._positions(group.name, layers)
-        arrays["dram_hits"][:, here] = counts.found * (matrices * column)
-        arrays["flash_misses"][:, here] = (counts.wanted - counts.found) * (matrices * column)
-        arrays["flops"][:, here] = counts.wanted * (2.0 * matrices * column * 8 / self.shape.bits.mlp)
-        arrays["peak_cache_bytes"][here] = counts.held * matrices * column
-        used = np.flatnonzero(counts.runs.any(axis=(0, 1)))
-        arrays["reads"][:, here, used] = counts.runs[..., used] * matrices
-        arrays["read_bytes"][:, here, used] = counts.run_columns[..., used] * (matrices * column)
+        wanted, found, reads, read_columns = (
+            each[self.counted] for each in (counts.wanted, counts.found, counts.reads, counts.read_columns)
+        )
+        arrays["dram_hits"][:, here] = found * unit
+        arrays["flash_misses"][:, here] = (wanted - found) * unit
+        arrays["flash_gaps"][:, here] = (read_columns.sum(axis=2) - (wanted - found)) * unit
+        arrays["flops"][:, here] = wanted * (2.0 * unit * 8 / self.shape.bits.mlp)
+        arrays["peak_cache_bytes"][here] = counts.held * unit
+        arrays["ranked"][here] = caches.columns
+        arrays["piece_bytes"][here] = self.placement(caches, layers.start).piece_bytes
+        used = np.flatnonzero(reads.any(axis=(0, 1)))
+        arrays["reads"][:, here, used] = reads[..., used]
+        arrays["read_bytes"][:, here, used] = read_columns[..., used] * unit
 
-    def record_masks(self, caches: LayerCaches, layer: int, masks: Mask, hits: Mask) -> None:
-        """Enter the masks and hits [T, N] of one group in one layer."""
-        wanted, found = pack(masks), pack(hits)
-        starts = sequences(self.sequence_starts, self.tokens)
-        seen = max(int(ones(np.bitwise_or.reduce(wanted[begin:end]))) for begin, end in starts)
-        held = np.array([min(caches.capacity, seen)])  # a cache never shrinks by itself
-        runs, columns = packed_runs(wanted & ~found, caches.columns.bit_length())
-        counts = Counts(ones(wanted)[:, None], ones(found)[:, None], runs[:, None], columns[:, None], held)
-        self.record(caches, range(layer, layer + 1), counts)
+    def _site(self, caches: LayerCaches) -> Site:
+        group = caches.group
+        matrices, length = len(group.matrices), self.shape.unit_length(group.matrices[0], group.axis)
+        scattered = group.axis == "input" or "down_proj" in group.matrices
+        return Site(
+            name=group.name,
+            matrices=matrices,
+            columns=caches.columns,
+            column_bytes=column_bytes(self.shape, group),
+            rows=length if scattered else 1,
+            pinned=caches.capacity if self.rule.fixed else 0,
+        )
+
+    def _calibration(self, caches: LayerCaches, scores: Numbers) -> dict[str, Any]:
+        """What a site knows of calibration tokens with these scores [T, N]."""
+        policy, group = caches.policy, caches.group
+        if group.price is not None:
+            site = self._site(caches)
+            anywhere = self.layout.laid_out(site, 0, np.arange(site.columns))
+            return {"masks": alone(scores, group.price, anywhere, self.setting.flash)}
+
+        def wants(tokens: slice, resident: Mask) -> Mask:
+            return np.array([aware_mask(policy, group, each, resident, self.warm_up) for each in scores[tokens]])
+
+        return {"masks": blind_masks(group, scores), "wants": wants if policy.cache_aware else None}
 
     def finish(self) -> FetchPlan:
         """The finished plan. Its arrays are the builder's, which can no longer be written to."""
@@ -139,9 +240,10 @@ class PlanBuilder:
             shape=self.shape,
             groups=self.groups,
             budget=self.budget,
-            sequence_starts=self.sequence_starts,
+            sequence_starts=tuple(int(np.count_nonzero(self.counted[:start])) for start in self.sequence_starts),
             layer=layer,
             step=self._steps * len(layers) + (LM_HEAD,),
+            warm_up=self.warm_up,
             **self._arrays,
         )
 
@@ -183,9 +285,9 @@ def _empty_arrays(shape: ModelShape, groups: Sequence[Group], tokens: int, posit
     """All arrays of a plan, zero."""
     size = (tokens, positions)
     classes = max((shape.axis_size(group.axis).bit_length() for group in groups), default=1)
-    names = ("dram_static", "flash_static", "dram_hits", "flash_misses", "flops")
+    names = ("dram_static", "flash_static", "dram_hits", "flash_misses", "flash_gaps", "flops")
     arrays: dict[str, NDArray[Any]] = {name: np.zeros(size) for name in names}
-    arrays |= {name: np.zeros(positions) for name in ("static_reads", "peak_cache_bytes")}
+    arrays |= {name: np.zeros(positions) for name in ("static_reads", "peak_cache_bytes", "ranked", "piece_bytes")}
     for name, kind in (("reads", np.int32), ("read_bytes", np.float64)):
         # the classes come first in memory: one that is never used takes none
         arrays[name] = np.moveaxis(np.zeros((classes, *size), dtype=kind), 0, 2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,16 @@ from dipsim.basics.arrays import Floats, Ints
 from dipsim.memory.budget import Budget
 from dipsim.sparsity.policy import Group, Policy
 from dipsim.sparsity.selection import ATTENTION, LM_HEAD
+from dipsim.storage.flash import Flash
 from dipsim.workload.shape import ModelShape
+
+Start = Literal["warm", "cold", "filled"]
+WARM_UP = 64  # tokens of a sequence, at most, that pass through the caches before the clock starts
+
+
+def warm_up_tokens(start: Start, length: int) -> int:
+    """How many tokens of a sequence of `length` are not counted: WARM_UP, but no more than half of them."""
+    return min(WARM_UP, length // 2) if start == "warm" else 0
 
 
 @dataclass(frozen=True)
@@ -21,7 +30,9 @@ class Setting:
     """One thing to plan.
 
     `dram_bytes` is the DRAM for weights and KV cache. `prompt` is the number of positions before the trace's. With
-    `stream_static`, lm_head and attention may overflow to Flash.
+    `stream_static`, lm_head and attention may overflow to Flash. `start` says how the caches begin, `layout` (a name or
+    a path) how columns lie in Flash. A layout is learned from the trace `calibration`, by default from the tokens that
+    are not counted. `flash` is given if what is read depends on it: gaps are then read through where that is faster.
     """
 
     policy: Policy
@@ -29,6 +40,10 @@ class Setting:
     eviction: str = "lfu"
     prompt: int = 0
     stream_static: bool = False
+    start: Start = "cold"
+    layout: str = "columns"
+    calibration: str | None = None
+    flash: Flash | None = None
 
     @property
     def options(self) -> dict[str, Any]:
@@ -38,14 +53,16 @@ class Setting:
 
 @dataclass(frozen=True)
 class FetchPlan:
-    """What each of T tokens reads at each of P positions: the steps of layer 0, of layer 1, ..., then lm_head.
+    """What each of T counted tokens reads at each of P positions: the steps of layer 0, of layer 1, ..., then lm_head.
 
     Arrays are read-only. Those in bytes are float64 [T, P]: `dram_static` and `flash_static` are known before the token
     starts (attention, KV cache, lm_head, matrices read whole); `dram_hits` and `flash_misses` are known only once the
-    mask is. `reads` (int32) and `read_bytes` (float64) [T, P, R] count the Flash reads of the misses and their bytes
-    by size: class r holds runs of 2^r to 2^(r+1) - 1 columns. `static_reads` [P] counts the reads of `flash_static`.
-    `flops` [T, P] are floating-point operations. `peak_cache_bytes` [P] is the most that a position's caches ever held.
-    `layer` [P] is num_hidden_layers for lm_head.
+    mask is, and `flash_gaps` is what is read from Flash without being used. `reads` (int32) and `read_bytes` (float64)
+    [T, P, R] count the Flash reads of misses and gaps, and their bytes by size: class r holds runs of 2^r to
+    2^(r+1) - 1 columns. `static_reads` [P] counts the reads of `flash_static`. `flops` [T, P] are floating-point
+    operations. `peak_cache_bytes` [P] is the most that a position's caches ever held. `ranked` [P] are the columns that
+    a position selects among, `piece_bytes` [P] what a column adds to a read. `layer` [P] is num_hidden_layers for
+    lm_head. `warm_up` is the number of tokens of a sequence, at most, that came before those counted.
     """
 
     setting: Setting
@@ -60,10 +77,14 @@ class FetchPlan:
     static_reads: Floats
     dram_hits: Floats
     flash_misses: Floats
+    flash_gaps: Floats
     reads: NDArray[np.int32]
     read_bytes: Floats
     flops: Floats
     peak_cache_bytes: Floats
+    ranked: Floats
+    piece_bytes: Floats
+    warm_up: int = 0
 
     @property
     def tokens(self) -> int:
@@ -97,5 +118,11 @@ class FetchPlan:
 
     @property
     def flash_bytes(self) -> Floats:
-        """All bytes from Flash, [T, P]."""
+        """All bytes that are used from Flash, [T, P]."""
         return self.flash_static + self.flash_misses
+
+    @property
+    def flash_reads(self) -> Floats:
+        """All reads from Flash, [T, P]."""
+        streams = self.static_reads * (self.flash_static > 0)
+        return np.asarray(self.reads.sum(axis=2) + streams, dtype=np.float64)

@@ -15,8 +15,10 @@ from pathlib import Path
 import pandas as pd
 
 from dipsim.basics.errors import InputError
-from dipsim.basics.files import write
+from dipsim.basics.files import sha256, write
 from dipsim.planning.fetch_plan import FetchPlan, Setting
+from dipsim.sparsity.selection import sees_memory
+from dipsim.storage.learned import is_learned
 from dipsim.workload.trace import Trace
 
 NOT_MEASURED = "not measured"  # what tables and figures say of a perplexity that is not there
@@ -29,6 +31,7 @@ class Measured:
     `parameters` are all of the policy's, as JSON. `mlp_fraction` is the share of the MLP that DRAM holds beside the
     static parts. `standard_error` is that of the perplexity, paired with the dense model. `tokens_per_s` is simulated
     on `device` from the very masks that gave the perplexity. `adapter` is the folder name of a merged LoRA adapter.
+    `memory` is what else the masks depend on (`memory_of`).
     """
 
     policy: str
@@ -47,6 +50,7 @@ class Measured:
     text: str
     model: str
     adapter: str = ""
+    memory: str = ""
 
 
 def parameters(setting: Setting) -> str:
@@ -58,6 +62,26 @@ def mlp_fraction(plan: FetchPlan) -> float:
     """The share of the MLP that the plan's DRAM could hold beside the static parts, to six digits."""
     static = plan.budget.static_bytes - plan.budget.policy_bytes
     return round((plan.setting.dram_bytes - static) / plan.shape.mlp_bytes, 6)
+
+
+def memory_of(plan: FetchPlan) -> str:
+    """What the masks depend on besides policy, DRAM and eviction, as text; empty where there is nothing.
+
+    A cache-aware policy sees who is resident, which with pinned columns depends on the layout. A policy that uses what
+    is read depends on how it is read.
+    """
+    setting = plan.setting
+    seen: dict[str, object] = {}
+    uses_all = any(group.uses_all for group in plan.groups)
+    if uses_all or setting.policy.cache_aware:
+        if setting.start == "filled":
+            seen["start"] = setting.start
+        if uses_all or setting.eviction == "pinned":
+            learned = sha256(Path(setting.layout)) if is_learned(setting.layout) else setting.layout
+            seen |= {"layout": learned, "calibration": setting.calibration}
+    if uses_all:
+        seen["flash"] = setting.flash and setting.flash.model_dump(exclude_defaults=True)
+    return json.dumps(seen, sort_keys=True) if seen else ""
 
 
 def write_quality(rows: Iterable[Measured], path: Path) -> None:
@@ -93,10 +117,18 @@ def lookup(rows: Iterable[Measured], plan: FetchPlan) -> tuple[float, float] | t
     setting = plan.setting
     if not setting.policy.shipped:
         return None, None
+    memory = memory_of(plan)
     for row in rows:
-        same = (row.policy, row.parameters) == (setting.policy.name, parameters(setting))
-        same = same and (row.model, row.adapter) == (plan.shape.name, "")
+        same = row.policy == setting.policy.name and _same_parameters(row, setting)
+        same = same and (row.model, row.adapter, row.memory) == (plan.shape.name, "", memory)
         cache = (row.mlp_fraction, row.eviction) == (mlp_fraction(plan), setting.eviction)
-        if same and (cache or not setting.policy.cache_aware):
+        if same and (cache or not sees_memory(setting.policy, plan.groups)):
             return row.perplexity, row.standard_error
     return None, None
+
+
+def _same_parameters(row: Measured, setting: Setting) -> bool:
+    """Whether a row is of the setting's parameters. One that the row does not name has its default."""
+    named, fields_ = json.loads(row.parameters), type(setting.policy).model_fields
+    defaults = {name: field.default for name, field in fields_.items() if not field.is_required()}
+    return bool({**defaults, **named} == json.loads(parameters(setting)))

@@ -11,7 +11,7 @@ from dipsim.basics.arrays import Floats
 from dipsim.planning.fetch_plan import FetchPlan
 from dipsim.sparsity.policy import whole_matrices
 from dipsim.timing.device import Device
-from dipsim.timing.service import dram_traffic
+from dipsim.timing.service import dram_traffic, flash_traffic, page_fault_share
 from dipsim.timing.timeline import BREAKDOWN, RESOURCES, Timeline
 
 if TYPE_CHECKING:
@@ -52,6 +52,10 @@ class Result:
         mlp = self.plan.is_mlp
         return self.plan.dram_bytes[:, mlp], self.plan.flash_bytes[:, mlp]
 
+    def _flash_bytes(self) -> Floats:
+        """Bytes read from Flash per token, [T], with gaps and whole pages."""
+        return np.asarray((self.plan.flash_static + flash_traffic(self.plan, self.device)).sum(axis=1))
+
     def _dram_traffic(self) -> Floats:
         """Bytes over the DRAM bus per token, [T], with what storage copies through it."""
         static, masked = dram_traffic(self.plan, self.device)
@@ -62,13 +66,15 @@ class Result:
         energy, plan = self.device.energy, self.plan
         if energy is None or energy.flash is None or energy.dram is None:
             return None
-        joules = plan.flash_bytes.sum(axis=1) * energy.flash + self._dram_traffic() * energy.dram
+        joules = self._flash_bytes() * energy.flash + self._dram_traffic() * energy.dram
         if self.device.compute is None:
             return np.asarray(joules)
         return None if energy.compute is None else np.asarray(joules + plan.flops.sum(axis=1) * energy.compute)
 
     def tokens(self) -> pd.DataFrame:
-        """One row a token: its times and their breakdown, bytes moved, hit rate, MLP fraction read, energy if known."""
+        """One row a counted token: its times and their breakdown, bytes and reads, hit rate, MLP fraction read, energy
+        if known.
+        """
         import pandas as pd
 
         plan, timeline = self.plan, self.timeline
@@ -80,7 +86,8 @@ class Result:
             "start_s": timeline.start_s,
             "latency_s": timeline.latency_s,
             **{f"{part}_s": timeline.parts_s[:, index] for index, part in enumerate(BREAKDOWN)},
-            "flash_bytes": plan.flash_bytes.sum(axis=1),
+            "flash_bytes": self._flash_bytes(),
+            "flash_reads": plan.flash_reads.sum(axis=1),
             "dram_bytes": self._dram_traffic(),
             "hit_rate": _ratio(hits, hits + misses),
             "mlp_fraction_read": (hits + misses) / plan.shape.mlp_bytes,
@@ -125,7 +132,8 @@ class Result:
         hits, misses = self._mlp_bytes()
         elapsed = latency.sum()
         busy = self.timeline.busy_s.sum(axis=0)
-        moved = (plan.flash_bytes.sum(), self._dram_traffic().sum())
+        moved = (self._flash_bytes().sum(), self._dram_traffic().sum())
+        reads, missed = plan.flash_reads.sum(), plan.flash_misses.sum()
         peaks = (self.device.flash.peak_bandwidth, self.device.dram.bandwidth)
         energy = self._energy_j()
         matrices = np.array([len(self._matrices(name)) for name in np.array(plan.step)[plan.is_mlp]])
@@ -133,10 +141,13 @@ class Result:
         return {
             "policy": self.policy,
             "device": self.device.name,
+            "start": plan.setting.start,
+            "layout": plan.setting.layout,
             "eviction": plan.setting.eviction,
             "timing": self.timeline.timing,
             "dram_bytes": plan.setting.dram_bytes,
             "tokens": plan.tokens,
+            "warm_up_tokens": plan.warm_up,
             "tokens_per_s": self.tokens_per_s,
             "ttft_s": self.timeline.ttft_s,
             "latency_s": {
@@ -148,6 +159,9 @@ class Result:
             "hit_rate_mean_of_matrices": float(np.average(per_matrix, weights=matrices)),
             "mlp_fraction_read": float((hits.sum() + misses.sum()) / plan.tokens / plan.shape.mlp_bytes),
             "flash_bytes_per_token": float(moved[0] / plan.tokens),
+            "flash_reads_per_token": float(reads / plan.tokens),
+            "mean_read_bytes": _ratio(moved[0], reads, 0.0),
+            "read_amplification": _ratio(flash_traffic(plan, self.device).sum(), missed),
             "dram_bytes_per_token": float(moved[1] / plan.tokens),
             "utilisation": dict(zip(RESOURCES, (busy / elapsed).tolist(), strict=True)),
             "busy_s": dict(zip(RESOURCES, busy.tolist(), strict=True)),
@@ -156,6 +170,7 @@ class Result:
             },
             "peak_bandwidth_bytes_per_s": dict(zip(RESOURCES, peaks, strict=False)),
             "peak_dram_bytes": plan.peak_dram_bytes,
+            "page_fault_share": page_fault_share(plan.setting.dram_bytes, self.device),
             "dram_budget": self._budget(),
             "energy_j_per_token": None if energy is None else float(energy.mean()),
             "perplexity": self.perplexity,

@@ -9,9 +9,10 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from dipsim.basics.units import show
+from dipsim.basics.units import show, significant
 from dipsim.results.quality import NOT_MEASURED
 from dipsim.results.result import Result
+from dipsim.timing.service import page_fault_share
 from dipsim.timing.timeline import BREAKDOWN
 
 if TYPE_CHECKING:
@@ -29,9 +30,13 @@ def heading(results: Sequence[Result]) -> str:
         f"{show(budget.kv_cache_bytes, 'size')} KV cache",
         f"{show(rest, 'size')} for {show(plan.shape.mlp_bytes, 'size')} of MLP",
     )
+    begun = f" after {plan.warm_up} to warm up" if plan.warm_up else f", start {plan.setting.start}"
+    faults = page_fault_share(budget.total_bytes, results[0].device)
+    paging = f"\n{faults:.0%} of what is resident pages in: the device has less DRAM free" if faults else ""
     return (
-        f"{plan.shape.name} on {results[0].device.name}: {plan.tokens} tokens, {plan.setting.eviction}, "
-        f"{timeline.timing}\nDRAM {show(budget.total_bytes, 'size')} = {' + '.join(parts)}"
+        f"{plan.shape.name} on {results[0].device.name}: {plan.tokens} tokens{begun}, layout {plan.setting.layout}, "
+        f"{plan.setting.eviction}, {timeline.timing}{paging}\n"
+        f"DRAM {show(budget.total_bytes, 'size')} = {' + '.join(parts)}"
     )
 
 
@@ -40,11 +45,20 @@ def run_table(results: Sequence[Result]) -> Table:
     summaries = [result.summary() for result in results]
     parts = [part for part in BREAKDOWN if any(summary["parts_s"][part] for summary in summaries)]
     rows = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    settings = [name for name in ("dram_bytes", "eviction", "device") if len({s[name] for s in summaries}) > 1]
+    amplified = any(summary["read_amplification"] > 1.005 for summary in summaries)
+    energy = any(summary["energy_j_per_token"] is not None for summary in summaries)
+    settings = [
+        name for name in ("dram_bytes", "layout", "eviction", "device") if len({s[name] for s in summaries}) > 1
+    ]
     for name in settings:
         rows.add_column(name.removesuffix("_bytes"), no_wrap=True, vertical="bottom")
     rows.add_column("policy", overflow="fold")
-    numbers = ("tokens/s", "ms/token", *(f"{part} time" for part in parts), "hit rate", "MLP read", "perplexity")
+    numbers = (
+        *("tokens/s", "ms/token", *(f"{part} time" for part in parts), "hit rate", "MLP read"),
+        *(("read amplification", "mean read") if amplified else ()),
+        *(("mJ/token",) if energy else ()),
+        "perplexity",
+    )
     for name in numbers:
         rows.add_column(name.replace(" ", "\n"), justify="right", no_wrap=True, vertical="bottom")
     for summary in summaries:
@@ -57,9 +71,15 @@ def run_table(results: Sequence[Result]) -> Table:
             *(f"{summary['parts_s'][part] / mean:.1%}" for part in parts),
             f"{summary['hit_rate']:.1%}",
             f"{summary['mlp_fraction_read']:.1%}",
+            *((f"{summary['read_amplification']:.2f}", show(summary["mean_read_bytes"], "size")) if amplified else ()),
+            *((_millijoules(summary["energy_j_per_token"]),) if energy else ()),
             NOT_MEASURED if perplexity is None else f"{perplexity:.2f} ± {summary['perplexity_standard_error']:.2f}",
         )
     return rows
+
+
+def _millijoules(joules: float | None) -> str:
+    return "unknown" if joules is None else significant(1e3 * joules)
 
 
 def sweep_table(points: pd.DataFrame) -> Table:

@@ -24,7 +24,9 @@ class Group:
     """Matrices that share one mask: `k` columns along `axis` are kept for each token.
 
     The axis "input" has hidden_size columns, the axis "neuron" has intermediate_size. With `threshold`, a column is
-    kept if its score reaches a limit; the limit of each layer is set so that k columns are kept on average.
+    kept if its score reaches a limit; the limit of each layer is set so that k columns are kept on average. With
+    `price` (score per byte), those columns are read that are worth it, and k is not used. With `free`, a token also
+    uses every resident column and those that are read along with its mask; a `price` implies it.
     """
 
     name: str
@@ -32,6 +34,13 @@ class Group:
     axis: Axis
     k: int
     threshold: bool = False
+    price: float | None = None
+    free: bool = False
+
+    @property
+    def uses_all(self) -> bool:
+        """Whether a token uses whatever is resident or read."""
+        return self.free or self.price is not None
 
 
 class Policy(Strict):

@@ -51,9 +51,17 @@ def checked_groups(policy: Policy, shape: ModelShape) -> tuple[Group, ...]:
         if not isinstance(group.k, int) or not 0 <= group.k <= size:
             where = f"policy {policy.label}: group {group.name}"
             raise InputError(f"{where}: k must be a whole number from 0 to {size} (got {group.k!r})")
+        if group.price is not None and not 0 <= group.price < float("inf"):
+            where = f"policy {policy.label}: group {group.name}"
+            raise InputError(f"{where}: price must be a score per byte, 0 or more (got {group.price!r})")
     if len(set(seen)) < len(seen) or len({group.name for group in groups}) < len(groups):
         raise InputError(f"policy {policy.label}: groups: a matrix or a name appears twice; put each in one group")
     return groups
+
+
+def sees_memory(policy: Policy, groups: Sequence[Group]) -> bool:
+    """Whether what a token uses depends on what is resident, or on how it is read."""
+    return policy.cache_aware or any(group.uses_all for group in groups)
 
 
 def policy_bytes(policy: Policy, shape: ModelShape) -> float:

@@ -17,9 +17,12 @@ from dipsim.basics.units import parse as parse_quantity
 from dipsim.basics.units import show
 from dipsim.basics.units import write as write_quantity
 from dipsim.memory.eviction import Eviction
-from dipsim.planning.fetch_plan import Setting
+from dipsim.planning.fetch_plan import Setting, Start
 from dipsim.sparsity.plugins import load_policy
 from dipsim.sparsity.policy import Policy
+from dipsim.sparsity.selection import checked_groups
+from dipsim.storage.layouts import load_layout
+from dipsim.storage.learned import is_learned
 from dipsim.timing.device import Device
 from dipsim.timing.timeline import Timing
 from dipsim.workload.shape import ModelShape
@@ -97,49 +100,75 @@ Dram = Annotated[
 class Options(Strict):
     """How to simulate, whatever is simulated.
 
-    `dram` is for weights and KV cache; by default it is all that the device has. `tokens` is by default all that the
-    trace has. `prompt` is the number of positions before the trace's. `eviction` is the name of a rule, `timing` is
-    serial, concurrent or pipelined. `stream_static` lets lm_head and attention overflow to Flash.
+    `dram` is for weights and KV cache; by default it is all that the device has free. `tokens` is by default all that
+    the trace has. `prompt` is the number of positions before the trace's. `start` says how caches begin: `warm` (the
+    default), the first tokens of each sequence pass through them before the clock starts and are not counted; `cold`,
+    they are empty; `filled`, they hold the columns of lowest index. `layout` says how columns lie in Flash; one that is
+    learned is learned from the trace `calibration`, by default from the tokens that are not counted. With
+    `read_through` (the default), gaps are read too where that is faster. `eviction` is the name of a rule, by default
+    lfu, or pinned where the layout lays pinned columns apart. `timing` is serial, concurrent or pipelined.
+    `stream_static` lets lm_head and attention overflow to Flash.
     """
 
     dram: Dram | None = None
     tokens: Count | None = None
     prompt: Natural = 0
-    eviction: Eviction = "lfu"
+    start: Start = "warm"
+    layout: str = "columns"
+    calibration: str | None = None
+    read_through: StrictBool = True
+    eviction: Eviction | None = None
     timing: Timing = "serial"
     stream_static: StrictBool = False
+
+    @property
+    def eviction_rule(self) -> str:
+        """The name of the eviction rule. Raises InputError if the layout cannot be used."""
+        return self.eviction or ("pinned" if load_layout(self.layout).pins else "lfu")
 
     def dram_bytes(self, shape: ModelShape, length: int, device: Device) -> float:
         """The DRAM to simulate, in bytes, for sequences of `length` tokens after the prompt.
 
-        Raises InputError if the device has less.
+        Raises InputError if the device has less, or less free without saying what paging costs.
         """
-        size = device.dram.capacity if self.dram is None else self.dram
+        size = device.dram.usable if self.dram is None else self.dram
         if isinstance(size, MlpFraction):
             size = size.bytes(shape, self.prompt + length)
+        shown = show(size, "size")
         if size > device.dram.capacity:
             raise InputError(
-                f"dram: {show(size, 'size')} is more than the {show(device.dram.capacity, 'size')} of device "
+                f"dram: {shown} is more than the {show(device.dram.capacity, 'size')} of device "
                 f"{device.name}; give less, or a device with more"
+            )
+        if size > device.dram.usable and device.dram.paging is None:
+            raise InputError(
+                f"dram: {shown} is more than the {show(device.dram.usable, 'size')} that device {device.name} has "
+                "free; give less, or say in its file how fast pages come back (dram.paging)"
             )
         return size
 
     def settings(self, policies: Iterable[Policy], shape: ModelShape, length: int, device: Device) -> list[Setting]:
         """What to plan for each policy. Raises InputError if the device has less DRAM."""
-        size = self.dram_bytes(shape, length, device)
-        return [Setting(policy, size, self.eviction, self.prompt, self.stream_static) for policy in policies]
+        size, eviction = self.dram_bytes(shape, length, device), self.eviction_rule
+        flash = device.flash if self.read_through and not device.flash.scattered_is_free else None
+        how = (size, eviction, self.prompt, self.stream_static, self.start, self.layout, self.calibration)
+        return [Setting(policy, *how, flash if checked_groups(policy, shape) else None) for policy in policies]
 
 
 class Experiment(Options):
     """What to simulate: one trace on one device under several policies, by name or path.
 
-    `hardware` changes fields of the device by dotted name. `sweep` lists values for fields of the experiment, of its
-    device or of a policy.
+    `hardware` changes fields of the device by dotted name. `hot` takes the speed that it sustains. `scale_to` names a
+    trace of a larger model: what a read costs besides its bytes is then scaled down by the ratio of the hidden sizes,
+    so that it weighs on the columns of this model as it does on those of the larger one. `sweep` lists values for
+    fields of the experiment, of its device or of a policy.
     """
 
     trace: str
     device: str = "paper"
     hardware: dict[str, Any] = Field(default_factory=dict)
+    hot: StrictBool = False
+    scale_to: str | None = None
     policies: tuple[Choice, ...] = Field(min_length=1)
     sweep: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(default_factory=dict)
 
@@ -152,9 +181,16 @@ class Experiment(Options):
         """Open the trace. Raises InputError if it cannot be used."""
         return Trace.open(self.trace)
 
-    def load_hardware(self) -> Device:
-        """Load the device, with its fields changed. Raises InputError if it cannot be used."""
-        return Device.load(self.device).replace("hardware", **self.hardware)
+    def load_hardware(self, shape: ModelShape) -> Device:
+        """Load the device, changed as the experiment says, for a model of this shape.
+
+        Raises InputError if it cannot be used.
+        """
+        device = Device.load(self.device).replace("hardware", **self.hardware)
+        if self.scale_to is not None:
+            other = Trace.open(self.scale_to).shape
+            device = device.scaled(shape.hidden_size / other.hidden_size, f"{device.name} (scaled to {other.name})")
+        return device.hot() if self.hot else device
 
     def load_policies(self) -> list[Policy]:
         """Load the policies. Raises InputError if one cannot be used, or is there twice."""
@@ -171,6 +207,13 @@ class Experiment(Options):
     def policy_files(self) -> dict[str, Path]:
         """The file of each policy, by what provenance calls it."""
         return {f"policy {choice.policy}": assets.find("policies", choice.policy) for choice in self.policies}
+
+    def learned_files(self) -> dict[str, Path]:
+        """The files that a layout comes from, by what provenance calls them."""
+        files = {f"layout {self.layout}": Path(self.layout)} if is_learned(self.layout) else {}
+        if self.calibration is not None:
+            files[f"calibration {self.calibration}"] = assets.find("traces", self.calibration)
+        return files
 
 
 def policy_entries(data: dict[str, Any]) -> list[dict[str, dict[str, Any]]]:

@@ -30,6 +30,7 @@ RESULTS = (
     "tokens_per_s",
     *(f"latency_{name}_s" for name in ("mean", "p50", "p95", "p99")),
     *("ttft_s", "hit_rate", "mlp_fraction_read", "flash_bytes_per_token", "dram_bytes_per_token"),
+    *("flash_reads_per_token", "mean_read_bytes", "read_amplification"),
     *(f"{name}_utilisation" for name in RESOURCES),
     *("peak_dram_bytes", "energy_j_per_token"),
 )

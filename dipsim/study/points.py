@@ -80,8 +80,9 @@ def points(experiment: Experiment, where: object = "sweep") -> list[Point]:
     for cell in grid(experiment, where):
         named = {key: swept_value(cell, key) for key in experiment.sweep}
         try:
-            device, policies = cell.load_hardware(), cell.load_policies()
+            policies = cell.load_policies()
             trace = opened(cell.trace)
+            device = cell.load_hardware(trace.trace.shape)
             length = trace.trace.longest_sequence(cell.tokens)
             settings = cell.settings(policies, trace.trace.shape, length, device)
             for choice, setting in zip(cell.policies, settings, strict=True):
@@ -126,7 +127,10 @@ def _point(
         "dram_bandwidth_bytes_per_s": device.dram.bandwidth,
         "dram_bytes": planned.setting.dram_bytes,
         "mlp_fraction_in_dram": planned.mlp_fraction,
-        "eviction": cell.eviction,
+        "layout": cell.layout,
+        "start": cell.start,
+        "read_through": cell.read_through,
+        "eviction": planned.setting.eviction,
         "timing": cell.timing,
         "prompt": cell.prompt,
         "stream_static": cell.stream_static,

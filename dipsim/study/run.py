@@ -29,8 +29,8 @@ def run(experiment: Experiment, progress: Progress = silent, timeline: bool = Fa
     """
     if experiment.sweep:
         raise InputError("sweep: an experiment with a sweep is a grid; use `python -m dipsim sweep`")
-    parts = experiment.load_hardware(), experiment.load_policies()
-    return _run(experiment.open_trace(), *parts, experiment, progress, timeline)
+    policies, trace = experiment.load_policies(), experiment.open_trace()
+    return _run(trace, experiment.load_hardware(trace.shape), policies, experiment, progress, timeline)
 
 
 def simulate(
@@ -39,8 +39,9 @@ def simulate(
     """Simulate one policy on a device; the result keeps all spans.
 
     `dram` is a size like "60 MB", a number of bytes, or None for all that the device has. `options` are those of an
-    experiment: `eviction` ("lfu" by default), `timing` ("serial"), `tokens` (all), `prompt` (0), `stream_static`
-    (False). Raises InputError if the parts do not fit each other.
+    experiment: `start` ("warm" by default), `layout` ("columns"), `eviction`, `timing` ("serial"), `tokens` (all),
+    `prompt` (0), `read_through` (True), `calibration`, `stream_static` (False). Raises InputError if the parts do not
+    fit each other.
     """
     size = f"{dram!r} B" if isinstance(dram, (int, float)) else dram
     checked = parse(Options, {"dram": size, **options}, "simulate")
@@ -49,7 +50,8 @@ def simulate(
 
 def check(experiment: Experiment) -> None:
     """Find everything that can go wrong before the first layer is read. Raises InputError if something does."""
-    device, policies, trace = experiment.load_hardware(), experiment.load_policies(), experiment.open_trace()
+    policies, trace = experiment.load_policies(), experiment.open_trace()
+    device = experiment.load_hardware(trace.shape)
     settings = experiment.settings(policies, trace.shape, trace.longest_sequence(experiment.tokens), device)
     plan(trace, settings, experiment.tokens, layers=0)
 
@@ -59,6 +61,7 @@ def write_run(experiment: Experiment, results: Sequence[Result], out: Path, time
     files = {
         "trace": assets.find("traces", experiment.trace),
         "device": assets.find("devices", experiment.device),
+        **experiment.learned_files(),
         **experiment.policy_files(),
     }
     packages = ("simpy", *provenance.PACKAGES)

@@ -1,39 +1,75 @@
 """A device: what the hardware can do. It knows nothing of models.
 
-It ignores wear, thermal throttling, refresh, and everything else that makes a rate vary with time.
+It ignores wear, refresh, and everything else that makes a rate vary while it runs.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from dipsim.basics import assets
 from dipsim.basics.errors import InputError
-from dipsim.basics.fields import Strict, parse
+from dipsim.basics.fields import Fraction, Strict, parse
 from dipsim.basics.files import read_yaml
-from dipsim.basics.units import Bandwidth, EnergyPerByte, EnergyPerOperation, Size, Throughput
-from dipsim.timing.flash import Flash
+from dipsim.basics.units import Bandwidth, EnergyPerByte, EnergyPerOperation, Rate, Size, Throughput
+from dipsim.storage.flash import Flash
 
 
 class Dram(Strict):
     """Working memory: its capacity in bytes and its bandwidth in bytes per second.
 
-    `flash_copies` is how often a byte that comes from Flash also crosses the DRAM bus: 0 (the default, as in the
-    paper), 1 if storage writes it there, 2 if the processor then reads it back.
+    `free` is how much of it a model may use, by default all. More is refused, unless `paging` says at how many bytes
+    per second pages come back that did not fit. `flash_copies` is how often a byte that comes from Flash also crosses
+    the DRAM bus: 0 (the default, as in the paper), 1 if storage writes it there, 2 if the processor then reads it back.
+    A column that is gathered takes as long as `row` bytes where it is shorter (1 by default).
     """
 
     capacity: Size
     bandwidth: Bandwidth
+    free: Size | None = None
+    paging: Bandwidth | None = None
     flash_copies: int = Field(0, ge=0, le=2)
+    row: Size = 1.0
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.free is not None and self.free > self.capacity:
+            raise ValueError("free: is more than the capacity; a device cannot have more free than it has")
+        return self
+
+    @property
+    def usable(self) -> float:
+        """Bytes that a model may use without paging."""
+        return self.capacity if self.free is None else self.free
 
 
 class Compute(Strict):
-    """Arithmetic: floating-point operations per second. A multiply-add counts as two."""
+    """Arithmetic, as it is reached: `throughput` in floating-point operations per second, of which a multiply-add
+    counts as two, or `weights` in bytes of weights (and KV cache) that are computed with per second.
 
-    throughput: Throughput
+    `selection` is the rate of choosing columns, in columns per second; by default it takes no time.
+    """
+
+    throughput: Throughput | None = None
+    weights: Bandwidth | None = None
+    selection: Rate | None = None
+
+    @model_validator(mode="after")
+    def _one_rate(self) -> Self:
+        if (self.throughput is None) == (self.weights is None):
+            raise ValueError("give either throughput or weights, not both and not neither")
+        return self
+
+
+class Sustained(Strict):
+    """The share of its speed that each part keeps once the device is hot, by default all."""
+
+    flash: Fraction = 1.0
+    dram: Fraction = 1.0
+    compute: Fraction = 1.0
 
 
 class Energy(Strict):
@@ -52,6 +88,7 @@ class Device(Strict):
     flash: Flash
     dram: Dram
     compute: Compute | None = None
+    sustained: Sustained | None = None
     energy: Energy | None = None
     sources: dict[str, str] = Field(default_factory=dict)
 
@@ -60,6 +97,25 @@ class Device(Strict):
         """Load a shipped device by name, or a YAML file by path. Raises InputError naming file, field and fix."""
         path = assets.find("devices", name_or_path)
         return parse(cls, read_yaml(path), path)
+
+    def hot(self) -> Device:
+        """The device once it is hot. Raises InputError if the file does not say how fast it then is."""
+        if self.sustained is None:
+            raise InputError(f"hot: device {self.name} does not say what it sustains; add sustained to its file")
+        share, dram, compute = self.sustained, self.dram, self.compute
+        rates = {} if compute is None else compute.model_dump(exclude_none=True)
+        return self.model_copy(
+            update={
+                "name": f"{self.name} (hot)",
+                "flash": self.flash.slowed(share.flash),
+                "dram": dram.model_copy(update={"bandwidth": dram.bandwidth * share.dram}),
+                "compute": compute and compute.model_copy(update={k: v * share.compute for k, v in rates.items()}),
+            }
+        )
+
+    def scaled(self, ratio: float, name: str) -> Device:
+        """The device as one for which columns of `ratio` times the size cost what columns cost here, called `name`."""
+        return self.model_copy(update={"name": name, "flash": self.flash.scaled(ratio)})
 
     def replace(self, where: object = "device", **fields: Any) -> Device:
         """A checked copy with fields changed by dotted name, as in `replace(**{"flash.read_bandwidth": "2 GB/s"})`.

@@ -39,19 +39,29 @@ def service_times(plan: FetchPlan, device: Device) -> ServiceTimes:
     static, masked = dram_traffic(plan, device)
     where, count, total = plan.fetches
     flash, flash_static = np.zeros_like(plan.flash_misses), np.zeros_like(plan.flash_static)
-    flash[:, where] = device.flash.batch_time(count, total)
+    pages = device.flash.page_bytes(plan.piece_bytes[where])[:, None]
+    flash[:, where] = device.flash.batch_time(count, total + count * pages)
     streamed = np.flatnonzero(plan.static_reads)
     flash_static[:, streamed] = device.flash.batch_time(
         plan.static_reads[streamed, None], plan.flash_static[:, streamed, None]
     )
+    short = np.maximum(1.0, device.dram.row / np.maximum(plan.piece_bytes, 1.0)) - 1  # of a column's own bytes
+    gathered = plan.dram_hits * np.where(plan.piece_bytes > 0, short, 0.0)
     return ServiceTimes(
         flash_static=flash_static,
         flash=flash,
-        dram_static=static / device.dram.bandwidth,
-        dram=masked / device.dram.bandwidth,
-        compute=plan.flops / _throughput(device),
+        dram_static=(static + _paged(plan, device, plan.dram_static)) / device.dram.bandwidth,
+        dram=(masked + gathered + _paged(plan, device, plan.dram_hits)) / device.dram.bandwidth,
+        compute=_compute(plan, device),
         prefill=_prefill(plan, device),
     )
+
+
+def flash_traffic(plan: FetchPlan, device: Device) -> Floats:
+    """Bytes read from Flash because of masks, [T, P]: what is used, gaps that are read through, and whole pages."""
+    pages = device.flash.page_bytes(plan.piece_bytes)
+    reads = plan.reads.sum(axis=2) * pages if pages.any() else 0.0
+    return np.asarray(plan.flash_misses + plan.flash_gaps + reads)
 
 
 def dram_traffic(plan: FetchPlan, device: Device) -> tuple[Floats, Floats]:
@@ -60,20 +70,50 @@ def dram_traffic(plan: FetchPlan, device: Device) -> tuple[Floats, Floats]:
     What comes from Flash crosses the bus `flash_copies` times more.
     """
     copies = device.dram.flash_copies
-    return plan.dram_static + copies * plan.flash_static, plan.dram_hits + copies * plan.flash_misses
+    masked = plan.dram_hits + copies * flash_traffic(plan, device) if copies else plan.dram_hits
+    return plan.dram_static + copies * plan.flash_static, masked
 
 
-def _throughput(device: Device) -> float:
-    return device.compute.throughput if device.compute else np.inf
+def page_fault_share(dram_bytes: float, device: Device) -> float:
+    """The share of what is thought resident that is not, where more DRAM is used than the device has free."""
+    return max(0.0, 1 - device.dram.usable / dram_bytes)
+
+
+def _paged(plan: FetchPlan, device: Device, resident: Floats) -> Floats:
+    """Bytes [T, P] that DRAM could move while `resident` bytes [T, P] page in as far as they were paged out."""
+    share = page_fault_share(plan.setting.dram_bytes, device)
+    if not share or device.dram.paging is None:
+        return np.zeros_like(resident)
+    return resident * (share * device.dram.bandwidth / device.dram.paging)
+
+
+def _compute(plan: FetchPlan, device: Device) -> Floats:
+    """Seconds of compute, [T, P]: the arithmetic, and the choice of columns."""
+    compute = device.compute
+    if compute is None:
+        return np.zeros_like(plan.flops)
+    if compute.weights is None:
+        seconds = plan.flops / _throughput(plan, device)
+    else:
+        seconds = (plan.dram_bytes + plan.flash_bytes) / compute.weights
+    return seconds if compute.selection is None else seconds + plan.ranked / compute.selection
+
+
+def _throughput(plan: FetchPlan, device: Device) -> float:
+    """Operations per second. A byte of MLP weights is 8 / bits weights, of two operations each."""
+    if device.compute is None:
+        return np.inf
+    return device.compute.throughput or (device.compute.weights or 0) * 16 / plan.shape.bits.mlp
 
 
 def _prefill(plan: FetchPlan, device: Device) -> Floats:
     """Service [3] to encode the prompt: the static bytes from DRAM, and the whole MLP once from Flash.
 
-    A prompt of 0 positions is the first token alone, which needs every weight once.
+    Tokens that warm the caches are part of the prompt. A prompt of 0 positions is the first token alone, which needs
+    every weight once.
     """
     shape, budget, bits = plan.shape, plan.budget, plan.shape.bits
-    positions, layers = max(plan.setting.prompt, 1), plan.shape.num_hidden_layers
+    positions, layers = max(plan.setting.prompt + plan.warm_up, 1), plan.shape.num_hidden_layers
     is_static = ~plan.is_mlp
     streamed = device.flash.batch_time(plan.static_reads[is_static, None], plan.flash_static[0, is_static, None])
     flash = layers * float(device.flash.batch_time([3], [3 * shape.mlp_matrix_bytes])) + float(streamed.sum())
@@ -82,4 +122,4 @@ def _prefill(plan: FetchPlan, device: Device) -> Floats:
     weights = shape.mlp_bytes * 8 / bits.mlp + shape.attention_bytes * 8 / bits.attention
     flops = 2 * weights * positions + 2 * shape.hidden_size * shape.vocab_size
     flops += 4 * layers * shape.query_size * positions * (positions + 1) / 2  # each position sees those before it
-    return np.array([flash, dram / device.dram.bandwidth, flops / _throughput(device)])
+    return np.array([flash, dram / device.dram.bandwidth, flops / _throughput(plan, device)])

@@ -49,6 +49,11 @@ class ModelShape(Strict):
             )
         return self
 
+    @property
+    def sizes(self) -> ModelShape:
+        """The shape without its name: equal where two models have the same sizes."""
+        return self.model_copy(update={"name": ""})
+
     @classmethod
     def from_config(cls, config: dict[str, Any], where: object = "config.json", **changes: Any) -> ModelShape:
         """Make a shape of a Hugging Face `config.json`. Raises InputError if a field is missing or not a size."""

@@ -45,7 +45,8 @@ def test_flags_change_the_experiment(here, cli_run):
     summaries = json.loads((here / "there/summary.json").read_text())
     assert [s["policy"] for s in summaries] == ["dip(keep=0.9)", "dip-ca(gamma=0.2)"]
     for summary in summaries:
-        assert (summary["device"], summary["tokens"], summary["dram_bytes"]) == ("own", 5, 3000)
+        assert (summary["device"], summary["tokens"], summary["warm_up_tokens"]) == ("own", 3, 2)
+        assert summary["dram_bytes"] == 3000
         assert (summary["eviction"], summary["timing"]) == ("lru", "pipelined")
 
 

@@ -1,5 +1,7 @@
 """The closed loop on small random models: against token-by-token decoding, by hand, and through every policy."""
 
+from inspect import signature
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -34,6 +36,8 @@ from dipsim.workload.recorded import write_trace  # noqa: E402
 from dipsim.workload.shape import ModelShape  # noqa: E402
 from dipsim.workload.trace import Header  # noqa: E402
 
+_PARAMETERS = signature(transformers.LlamaForCausalLM.forward).parameters
+CACHE = "cache" if "cache" in _PARAMETERS else "past_key_values"  # its name in newer and older transformers
 FIELDS = ("dram_static", "dram_hits", "flash_misses", "reads", "read_bytes", "flops")
 
 
@@ -76,8 +80,8 @@ def test_layer_by_layer_equals_token_by_token_with_a_kv_cache(family, name, para
         with sparsified(tiny.mlps, [stepwise]):
             past, found = None, []
             for position in range(ids.shape[1]):
-                out = tiny.model(ids[:, position : position + 1], past_key_values=past, use_cache=True)
-                past = out.past_key_values
+                out = tiny.model(ids[:, position : position + 1], use_cache=True, **{CACHE: past})
+                past = out[CACHE]
                 found.append(out.logits)
     assert torch.cat(found, dim=1).numpy() == pytest.approx(expected.numpy(), rel=1e-9, abs=1e-11)
     at_once, stepwise = at_once.finish(), stepwise.finish()

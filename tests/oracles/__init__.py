@@ -13,10 +13,10 @@ from dipsim.memory.eviction import RULES
 from dipsim.memory.eviction.rule import next_use
 from dipsim.planning.builder import PlanBuilder
 from dipsim.planning.fetch_plan import Setting
-from dipsim.planning.runs import runs
 from dipsim.sparsity.plugins import load_policy
+from dipsim.storage.flash import Flash
+from dipsim.storage.runs import runs
 from dipsim.timing.device import Device
-from dipsim.timing.flash import Flash
 
 EVICTIONS = ("none", "lru", "lfu", "belady", "optimal")  # those with a slow twin
 CLAIRVOYANT = tuple(name for name in EVICTIONS if RULES[name].needs_future)

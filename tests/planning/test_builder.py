@@ -79,6 +79,6 @@ def test_counts_of_adjacent_layers_are_entered_together():
     column = 24 * 4 / 8
     assert (finished.dram_hits[:, here] == 2 * 2 * column).all()  # two matrices share the mask
     assert (finished.flash_misses[:, here] == 3 * 2 * column).all()
-    assert finished.reads[0, here].tolist() == [[0, 2, 0, 0, 0]] * 2
+    assert finished.reads[0, here].tolist() == [[0, 1, 0, 0, 0]] * 2
     assert (finished.read_bytes[:, here, 1] == 3 * 2 * column).all()
     assert finished.peak_cache_bytes[here].tolist() == [7 * 2 * column, 8 * 2 * column]

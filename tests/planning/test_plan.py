@@ -10,10 +10,10 @@ from dipsim.memory.budget import allocate
 from dipsim.memory.stack_distance import hit_curve
 from dipsim.planning.fetch_plan import Setting
 from dipsim.planning.planner import plan
-from dipsim.planning.runs import runs
 from dipsim.sparsity.plugins import load_policy
 from dipsim.sparsity.ranking import top_k
 from dipsim.sparsity.selection import checked_groups
+from dipsim.storage.runs import runs
 
 STATIC = SHAPE.static_bytes(12)
 

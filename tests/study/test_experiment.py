@@ -15,6 +15,7 @@ from dipsim.timing.device import Device
 
 def make(recorded, /, **fields):
     data = {"trace": str(recorded.path), "dram": {"mlp_fraction": 0.5}, "policies": ["dense", {"dip": {"keep": 0.75}}]}
+    data["start"] = "cold"
     return parse(Experiment, data | fields, "exp.yaml")
 
 
@@ -139,11 +140,11 @@ def test_summary_reports_resources_and_budget(tiny_trace):
 def test_python_interface(tiny_trace):
     trace, device = tiny_trace(), dipsim.Device.load("paper")
     policy = dipsim.load_policy("dip-ca", keep=0.75, gamma=0.5)
-    result = dipsim.simulate(trace, policy, device, dram="3 kB", eviction="lru", timing="pipelined")
+    result = dipsim.simulate(trace, policy, device, dram="3 kB", start="cold", eviction="lru", timing="pipelined")
     assert result.tokens_per_s > 0
     assert len(result.tokens()) == trace.tokens
     assert (
-        dipsim.simulate(trace, policy, device, dram=3000, eviction="lru", timing="pipelined").summary()
+        dipsim.simulate(trace, policy, device, dram=3000, start="cold", eviction="lru", timing="pipelined").summary()
         == result.summary()
     )
 

@@ -16,6 +16,10 @@ OTHER = {
     "eviction": "lru",
     "prompt": 3,
     "stream_static": True,
+    "start": "warm",
+    "layout": "bundled",
+    "calibration": "smollm2-135m",
+    "flash": Device.load("oneplus-12").flash,
 }
 
 

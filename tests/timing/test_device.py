@@ -4,8 +4,8 @@ import pytest
 from dipsim.basics import assets
 from dipsim.basics.errors import InputError
 from dipsim.basics.fields import parse
+from dipsim.storage.flash import Flash
 from dipsim.timing.device import Device
-from dipsim.timing.flash import Flash
 
 
 def flash(**fields):

@@ -36,6 +36,7 @@ class EvictionRule:
 
     name: ClassVar[str]
     caches: ClassVar[bool] = True  # False: nothing is ever resident
+    fixed: ClassVar[bool] = False  # True: what is resident at the start stays so
     needs_future: ClassVar[bool] = False  # True: all masks must be known beforehand
     bypass: ClassVar[bool] = False  # True: newcomers may be left out, and compete with the residents
     inclusive: ClassVar[bool] = False  # True: a larger cache holds whatever a smaller one holds

@@ -19,6 +19,11 @@ def pack(masks: Mask) -> Words:
     return words
 
 
+def unpack(words: Words, columns: int) -> Mask:
+    """Masks [T, N] of bits [T, W] as `pack` makes them, N = `columns`."""
+    return np.unpackbits(words.view(np.uint8), axis=1, count=columns, bitorder="little").view(bool)
+
+
 def ones(words: Words) -> Ints:
     """The number of set bits in each row [..., W]."""
     return np.asarray(np.bitwise_count(words).sum(axis=-1, dtype=np.int64))
@@ -49,6 +54,30 @@ def packed_runs(words: Words, classes: int) -> tuple[Ints, Ints]:
         columns[:, r] = left + (2**r - 1) * count[:, r]
         eroded = eroded & _shifted(eroded, 2**r)
     return count[:, :-1] - count[:, 1:], columns[:, :-1] - columns[:, 1:]
+
+
+def closed(words: Words, gap: int) -> Words:
+    """Bits [T, W] with every gap of at most `gap` columns between two set bits filled.
+
+    A column is in a filled gap if each of the gap + 1 windows of gap + 1 columns that hold it holds a set bit. With the
+    bits moved up by `gap`, these windows begin at the column itself.
+    """
+    if gap <= 0:
+        return words
+    moved = -(-gap // WORD)
+    room = np.zeros((len(words), moved), dtype=words.dtype)
+    raised = _shifted(np.concatenate((room, words, room[:, :1]), axis=1), moved * WORD - gap)
+    any_set = _windows(raised, gap + 1, np.bitwise_or)
+    return np.ascontiguousarray(_windows(any_set, gap + 1, np.bitwise_and)[:, : words.shape[1]])
+
+
+def _windows(words: Words, width: int, join: np.ufunc) -> Words:
+    """Each bit joined with the `width` - 1 bits after it."""
+    done = 1
+    while done < width:
+        step = min(done, width - done)
+        words, done = join(words, _shifted(words, step)), done + step
+    return words
 
 
 def _shifted(words: Words, by: int) -> Words:

@@ -1,0 +1,62 @@
+"""Lays out the layers of plans in the making: as a file says, or learned from tokens that are not counted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from dipsim.basics.arrays import Numbers
+from dipsim.basics.errors import InputError
+from dipsim.basics.files import sha256
+from dipsim.planning.builder import PlanBuilder
+from dipsim.planning.masks import LayerScores
+from dipsim.storage.learned import Learned
+from dipsim.workload.shape import ModelShape
+from dipsim.workload.trace import Trace
+
+
+class Placer:
+    """Lays out `builders` for a model of this shape, measured on `trace` (None: on a live model).
+
+    Raises InputError if a calibration trace or a learned file is of another model, or a file was learned from tokens
+    that are measured.
+    """
+
+    def __init__(self, builders: Sequence[PlanBuilder], shape: ModelShape, trace: Trace | None = None) -> None:
+        self.builders = [builder for builder in builders if builder.layout.learns]
+        names = {builder.setting.calibration for builder in self.builders} - {None}
+        self.traces = {name: Trace.open(name) for name in names if name is not None}
+        for other in self.traces.values():
+            if other.shape.sizes != shape.sizes:
+                raise InputError(
+                    f"calibration: {other.name} is a trace of {other.shape.name}, and {shape.name} is measured; use a "
+                    "trace of the same model"
+                )
+        for builder in builders:
+            if isinstance(builder.layout, Learned):
+                learned_here = trace is not None and sha256(trace.path) == builder.layout.origin.trace_sha256
+                builder.layout.check(shape, int(np.argmax(builder.counted)) if learned_here else None)
+
+    def place(self, index: int, own: LayerScores | None = None) -> None:
+        """Lay out one layer; `own` are the scores of what is measured.
+
+        Raises InputError if there is nothing that the layout may be learned from.
+        """
+        layers = {name: LayerScores(trace.layer(index)) for name, trace in self.traces.items()}
+        for builder in self.builders:
+            name = builder.setting.calibration
+            builder.place(index, _uncounted(builder, own) if name is None else _all(builder, layers[name]))
+
+
+def _all(builder: PlanBuilder, layer: LayerScores) -> list[Numbers]:
+    return [layer.scores_of(caches) for caches in builder.caches]
+
+
+def _uncounted(builder: PlanBuilder, own: LayerScores | None) -> list[Numbers]:
+    if own is None or builder.counted.all():
+        raise InputError(
+            f"layout: {builder.setting.layout} is learned from tokens that are not counted, and there are none; give a "
+            "calibration trace, or a learned layout" + ("" if own is None else ", or start: warm")
+        )
+    return [scores[~builder.counted] for scores in _all(builder, own)]

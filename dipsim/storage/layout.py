@@ -1,0 +1,54 @@
+"""Layouts: in which order the columns of a group lie in Flash, and whether its matrices lie side by side.
+
+A layout is a class in `storage/layouts/`, called as its file, or a file that was learned (`learned.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+
+from dipsim.basics.arrays import Ints
+from dipsim.storage.flash import Flash
+from dipsim.storage.placement import Placement, Site
+
+LAYOUTS: dict[str, type[Layout]] = {}  # by name
+
+
+class Layout:
+    """By default every matrix lies by itself, column after column by rising index.
+
+    A layout is known by the name of its file. One that `learns` needs the masks of calibration tokens. One that `pins`
+    lays the pinned columns apart, so that what is streamed is dense; `pinned` is then the default eviction.
+    """
+
+    name: ClassVar[str]
+    bundled: ClassVar[bool] = False  # the matrices of a group lie side by side, column by column
+    learns: ClassVar[bool] = False
+    pins: ClassVar[bool] = False
+
+    def __init_subclass__(cls, listed: bool = True) -> None:
+        super().__init_subclass__()
+        cls.name = cls.__module__.rpartition(".")[2].replace("_", "-")
+        if listed:
+            LAYOUTS[cls.name] = cls
+
+    def place(self, layer: int, sites: Sequence[Site], flash: Flash | None) -> list[Placement]:
+        """Place the groups of a layer. `flash` is what they will be read from, if reads cost more than their bytes."""
+        return [self.placed(site, site.pinned) for site in sites]
+
+    def placed(self, site: Site, hot: int) -> Placement:
+        """Place one group with `hot` columns pinned."""
+        return self.laid_out(site, hot, np.arange(site.columns))
+
+    def laid_out(self, site: Site, hot: int, order: Ints) -> Placement:
+        """The placement of columns in a given order [N], the pinned ones first."""
+        pieces = self.pieces(site)
+        whole = 1 if self.bundled else site.matrices
+        return Placement(order, hot, pieces, site.matrices * site.column_bytes / pieces, whole)
+
+    def pieces(self, site: Site) -> int:
+        """How many reads a run of adjacent columns takes."""
+        return 1 if self.bundled else site.matrices

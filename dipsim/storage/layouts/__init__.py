@@ -1,0 +1,27 @@
+"""The shipped layouts, one a file. A file that defines a `Layout` is found by itself; nothing else lists it."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
+
+from dipsim.basics.errors import InputError
+from dipsim.storage.layout import LAYOUTS, Layout
+from dipsim.storage.learned import SUFFIX, Learned, is_learned
+
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")
+
+
+def load_layout(name_or_path: str) -> Layout:
+    """A shipped layout by name, or one that was learned by the path of its file.
+
+    Raises InputError if there is none, or the file is no layout.
+    """
+    if name_or_path in LAYOUTS:
+        return LAYOUTS[name_or_path]()
+    if is_learned(name_or_path):
+        return Learned.read(Path(name_or_path))
+    known = ", ".join(sorted(LAYOUTS))
+    raise InputError(f"layout: {name_or_path!r} is not one of {known}, nor the path of a learned one, *{SUFFIX}")

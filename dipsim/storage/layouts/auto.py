@@ -1,0 +1,79 @@
+"""Chooses by read time on calibration tokens: how much of each group of a layer to pin, and how the rest lies.
+
+Orders are learned on every other calibration token and compared on those between, so that an order does not win by
+chance. The layer's DRAM is divided in `PARTS` equal parts, each for whichever group it serves best, all together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from dipsim.basics.arrays import Floats, Ints
+from dipsim.storage.flash import Flash
+from dipsim.storage.layout import Layout
+from dipsim.storage.layouts.hot_apart import HotApart
+from dipsim.storage.layouts.popularity import Popularity
+from dipsim.storage.placement import Placement, Site, fetch
+
+PARTS = 12
+LEARNED, COMPARED = slice(0, None, 2), slice(1, None, 2)  # of the calibration tokens
+CANDIDATES: tuple[Layout, ...] = (Popularity(), HotApart())
+
+
+class Auto(Layout):
+    """The layout and the division of DRAM among a layer's groups that read calibration tokens in the least time."""
+
+    bundled = True
+    learns = True
+    pins = True
+
+    def place(self, layer: int, sites: Sequence[Site], flash: Flash | None) -> list[Placement]:
+        if flash is None:
+            return Popularity().place(layer, sites, flash)
+        total = sum(site.pinned * site.matrices * site.column_bytes for site in sites)
+        shares = np.arange(PARTS + 1) * total / PARTS
+        hot = [_columns(site, shares) for site in sites]
+        tried = [_try(site, counts, flash) for site, counts in zip(sites, hot, strict=True)]
+        chosen = _divide([seconds.min(axis=0) for seconds in tried])
+        placements = []
+        for site, counts, seconds, parts in zip(sites, hot, tried, chosen, strict=True):
+            best = CANDIDATES[int(np.argmin(seconds[:, parts]))]
+            placements.append(best.placed(site, int(counts[parts])))
+        return placements
+
+
+def _columns(site: Site, shares: Floats) -> Ints:
+    """How many columns each share of the DRAM holds."""
+    return np.minimum(site.columns, (shares / (site.matrices * site.column_bytes) + 1e-9).astype(np.int64))
+
+
+def _try(site: Site, hot: Ints, flash: Flash) -> Floats:
+    """Mean seconds of each candidate, [C, shares], on calibration tokens that it was not learned from."""
+    learned = replace(site, masks=site.uses[LEARNED])
+    return np.array(
+        [[_seconds(site, layout.placed(learned, int(count)), flash) for count in hot] for layout in CANDIDATES]
+    )
+
+
+def _seconds(site: Site, placement: Placement, flash: Flash) -> float:
+    misses = site.wanted(COMPARED, placement.resident) & ~placement.resident
+    return float(fetch(misses, placement, flash).seconds(flash).mean())
+
+
+def _divide(seconds: Sequence[Floats]) -> list[int]:
+    """How many of all parts each group gets, so that the sum of seconds[group][parts] is least."""
+    size = len(seconds[0])
+    best, choices = np.zeros(size), []
+    for each in seconds:
+        sums = np.array([[best[have - parts] + each[parts] if parts <= have else np.inf for parts in range(size)]
+                         for have in range(size)])  # fmt: skip
+        choices.append(sums.argmin(axis=1))
+        best = sums.min(axis=1)
+    left, parts = size - 1, []
+    for choice in reversed(choices):
+        parts.append(int(choice[left]))
+        left -= parts[-1]
+    return parts[::-1]
