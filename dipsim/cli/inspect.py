@@ -20,6 +20,7 @@ class Kind(StrEnum):
     devices = "devices"
     policies = "policies"
     traces = "traces"
+    layouts = "layouts"
 
 
 class Format(StrEnum):
@@ -35,14 +36,16 @@ def list_(kind: Annotated[Kind, typer.Argument(help="What to list.")]) -> None:
     from rich.table import Table
 
     from dipsim.basics import assets
+    from dipsim.storage.layout import LAYOUTS
 
     columns, describe = {
         Kind.devices: (("name", "Flash", "DRAM", "description"), _describe_device),
         Kind.policies: (("name", "parameters", "description"), _describe_policy),
         Kind.traces: (("name", "tokens", "model", "layers, hidden, intermediate"), _describe_trace),
+        Kind.layouts: (("name", "description"), _describe_layout),
     }[kind]
     table = Table(*columns, box=None, pad_edge=False)
-    for name in assets.names(kind):
+    for name in sorted(LAYOUTS) if kind is Kind.layouts else assets.names(kind):
         table.add_row(name, *describe(name))
     console().print(table)
 
@@ -75,11 +78,22 @@ def _describe_trace(name: str) -> tuple[str, ...]:
     return str(trace.tokens), shape.name, sizes
 
 
+def _describe_layout(name: str) -> tuple[str, ...]:
+    import inspect
+
+    from dipsim.storage.layout import LAYOUTS
+
+    module = inspect.getmodule(LAYOUTS[name])
+    return ((module.__doc__ or "").splitlines()[0] if module else "",)
+
+
 @commands.command()
 def check(file: Annotated[Path, typer.Argument(help="Device, experiment, trace or policy file.")]) -> None:
     """Check a file completely, without running anything with it."""
     from dipsim.basics.files import read_yaml
     from dipsim.sparsity.plugins import load_policy
+    from dipsim.storage.layouts import load_layout
+    from dipsim.storage.learned import is_learned
     from dipsim.study.experiment import Experiment
     from dipsim.study.points import points
     from dipsim.study.run import check as check_experiment
@@ -88,7 +102,10 @@ def check(file: Annotated[Path, typer.Argument(help="Device, experiment, trace o
 
     if not file.is_file():
         raise InputError(f"{file}: no such file")
-    if file.suffix == ".safetensors":
+    if is_learned(file.name):
+        origin = load_layout(str(file)).origin  # type: ignore[attr-defined]
+        found = f"a layout: {origin.layout} for {origin.policy} on {origin.model.name}"
+    elif file.suffix == ".safetensors":
         trace = Trace.open(file)
         for index in range(trace.shape.num_hidden_layers):
             trace.layer(index)

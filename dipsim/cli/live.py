@@ -29,6 +29,39 @@ def fit_recipe(
     print(f"{out}: {recipe.tokens} tokens of {recipe.model.name}")
 
 
+@commands.command("learn-layout")
+def learn_layout(
+    trace: Annotated[str, typer.Argument(help="Trace to learn from, by name or path.")],
+    out: Annotated[Path, typer.Option(help="The layout to write, ending in .layout.safetensors.")],
+    layout: Annotated[str, typer.Option(help="popularity, hot-apart or coactivation.")] = "coactivation",
+    policy: Annotated[str, typer.Option(help="Policy whose columns are laid out, by name or path.")] = "dip",
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Policy parameter, POLICY.PARAMETER=VALUE; may be repeated.")
+    ] = None,
+    tokens: Annotated[int | None, typer.Option(help="Learn from the first so many tokens; by default half.")] = None,
+    pinned: Annotated[float, typer.Option(help="Share of the MLP that lies apart, to be pinned.")] = 0.5,
+) -> None:
+    """Learn in which order columns should lie in Flash; tell the reads it saves on the tokens left."""
+    from dipsim.planning.learn import learn_layout as learn
+    from dipsim.sparsity.plugins import load_policy
+    from dipsim.storage.learned import SUFFIX
+    from dipsim.workload import Trace
+
+    must_end(out, SUFFIX, "a layout")
+    chosen: list[dict[str, dict[str, Any]]] = [{policy: {}}]
+    apply_settings(chosen, settings or [])
+    with progress_bar() as progress:
+        told = learn(
+            Trace.open(trace), load_policy(policy, **chosen[0][policy]), layout, out, tokens=tokens, pinned=pinned,
+            progress=progress,
+        )  # fmt: skip
+    print(
+        f"{out}: {told.learned:,.0f} reads a token, {told.by_index:,.0f} with the columns by index; on {told.tokens} ",
+        end="",
+    )
+    print("tokens that it was not learned from, half of the MLP pinned" if pinned == 0.5 else "tokens not learned from")
+
+
 @commands.command()
 def recipe(
     shape: Annotated[Path, typer.Option(help="The config.json of a Hugging Face model.")],

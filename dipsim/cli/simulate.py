@@ -39,7 +39,9 @@ def run(
         list[str] | None, typer.Option("--set", help="Policy parameter, POLICY.PARAMETER=VALUE; may be repeated.")
     ] = None,
     dram: Annotated[str | None, typer.Option(help='DRAM for weights and KV cache, e.g. "1.5 GB".')] = None,
-    eviction: Annotated[str | None, typer.Option(help="none, lru, lfu, belady or optimal.")] = None,
+    layout: Annotated[str | None, typer.Option(help="How columns lie in Flash; see `list layouts`.")] = None,
+    start: Annotated[str | None, typer.Option(help="warm, cold or filled caches.")] = None,
+    eviction: Annotated[str | None, typer.Option(help="none, lru, lfu, pinned, belady or optimal.")] = None,
     timing: Annotated[str | None, typer.Option(help="serial, concurrent or pipelined.")] = None,
     tokens: Annotated[int | None, typer.Option(help="Simulate only the first so many tokens.")] = None,
     out: Annotated[Path | None, typer.Option(help="Output folder; by default results/<experiment>.")] = None,
@@ -53,7 +55,10 @@ def run(
     from dipsim.study.run import write_run
 
     path = experiment or assets.find("examples", "quickstart")
-    given = {"trace": trace, "device": device, "dram": dram, "eviction": eviction, "timing": timing, "tokens": tokens}
+    given = {
+        **{"trace": trace, "device": device, "dram": dram, "layout": layout, "start": start},
+        **{"eviction": eviction, "timing": timing, "tokens": tokens},
+    }
     resolved = _resolve(path, {key: value for key, value in given.items() if value is not None}, policy, settings or [])
     folder = out or Path("results") / path.stem
     with progress_bar() as progress:

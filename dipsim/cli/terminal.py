@@ -15,7 +15,7 @@ from dipsim.basics.progress import Progress
 
 def must_end(out: Path, suffix: str, what: str) -> None:
     """Raise InputError unless the file to write ends in the suffix that other commands expect."""
-    if out.suffix != suffix:
+    if not out.name.endswith(suffix) or out.name == suffix:
         raise InputError(f"--out {out}: {what} must end in {suffix}")
 
 

@@ -63,6 +63,11 @@ class Compute(Strict):
             raise ValueError("give either throughput or weights, not both and not neither")
         return self
 
+    def slowed(self, share: float) -> Compute:
+        """Compute that reaches only this share of its speed."""
+        rates = {name: rate * share for name, rate in vars(self).items() if rate is not None}
+        return self.model_copy(update=rates)
+
 
 class Sustained(Strict):
     """The share of its speed that each part keeps once the device is hot, by default all."""
@@ -102,14 +107,13 @@ class Device(Strict):
         """The device once it is hot. Raises InputError if the file does not say how fast it then is."""
         if self.sustained is None:
             raise InputError(f"hot: device {self.name} does not say what it sustains; add sustained to its file")
-        share, dram, compute = self.sustained, self.dram, self.compute
-        rates = {} if compute is None else compute.model_dump(exclude_none=True)
+        share, dram = self.sustained, self.dram
         return self.model_copy(
             update={
                 "name": f"{self.name} (hot)",
                 "flash": self.flash.slowed(share.flash),
                 "dram": dram.model_copy(update={"bandwidth": dram.bandwidth * share.dram}),
-                "compute": compute and compute.model_copy(update={k: v * share.compute for k, v in rates.items()}),
+                "compute": self.compute and self.compute.slowed(share.compute),
             }
         )
 

@@ -1,5 +1,7 @@
 """Slow twins of dipsim's fast kernels: the same rules in plain Python, by sorting and searching."""
 
+from itertools import pairwise
+
 import numpy as np
 
 
@@ -68,3 +70,13 @@ def slow_runs(misses):
             count[token, len(run).bit_length() - 1] += 1
             columns[token, len(run).bit_length() - 1] += len(run)
     return count, columns
+
+
+def slow_closed(mask, gap):
+    """A mask [N] with gaps of at most `gap` columns between kept ones filled."""
+    filled = mask.copy()
+    kept = np.flatnonzero(mask).tolist()
+    for before, after in pairwise(kept):
+        if after - before - 1 <= gap:
+            filled[before:after] = True
+    return filled

@@ -1,7 +1,8 @@
 """Chooses by read time on calibration tokens: how much of each group of a layer to pin, and how the rest lies.
 
 Orders are learned on every other calibration token and compared on those between, so that an order does not win by
-chance. The layer's DRAM is divided in `PARTS` equal parts, each for whichever group it serves best, all together.
+chance. The layer's DRAM is divided in `PARTS` equal parts, which go to the groups such that all of them together read
+in the least time. What a group cannot use of its parts goes to the next.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from dipsim.storage.layouts.hot_apart import HotApart
 from dipsim.storage.layouts.popularity import Popularity
 from dipsim.storage.placement import Placement, Site, fetch
 
-PARTS = 12
+PARTS = 8
 LEARNED, COMPARED = slice(0, None, 2), slice(1, None, 2)  # of the calibration tokens
 CANDIDATES: tuple[Layout, ...] = (Popularity(), HotApart())
 
@@ -38,10 +39,14 @@ class Auto(Layout):
         hot = [_columns(site, shares) for site in sites]
         tried = [_try(site, counts, flash) for site, counts in zip(sites, hot, strict=True)]
         chosen = _divide([seconds.min(axis=0) for seconds in tried])
+        counts = [int(mine[parts]) for mine, parts in zip(hot, chosen, strict=True)]
+        best = [CANDIDATES[int(np.argmin(mine[:, parts]))] for mine, parts in zip(tried, chosen, strict=True)]
+        left = total - sum(count * site.matrices * site.column_bytes for count, site in zip(counts, sites, strict=True))
         placements = []
-        for site, counts, seconds, parts in zip(sites, hot, tried, chosen, strict=True):
-            best = CANDIDATES[int(np.argmin(seconds[:, parts]))]
-            placements.append(best.placed(site, int(counts[parts])))
+        for site, count, layout in zip(sites, counts, best, strict=True):
+            more = min(site.columns - count, int(left / (site.matrices * site.column_bytes) + 1e-9))
+            left -= more * site.matrices * site.column_bytes
+            placements.append(layout.placed(site, count + more))
         return placements
 
 

@@ -1,0 +1,156 @@
+"""Layouts: the order of the columns by hand, what a learned file refuses, and what `auto` divides."""
+
+import numpy as np
+import pytest
+from oracles import flash
+from safetensors.numpy import save_file
+from tiny import SHAPE
+
+from dipsim.basics.errors import InputError
+from dipsim.planning.builder import PlanBuilder
+from dipsim.planning.fetch_plan import Setting
+from dipsim.planning.learn import learn_layout
+from dipsim.planning.planner import plan
+from dipsim.sparsity.plugins import load_policy
+from dipsim.storage.layout import LAYOUTS
+from dipsim.storage.layouts import load_layout
+from dipsim.storage.layouts.auto import PARTS
+from dipsim.storage.placement import Site, fetch
+
+MASKS = np.array([[0, 1, 1, 0, 0, 1], [0, 1, 0, 1, 0, 1], [1, 0, 0, 1, 0, 1], [0, 1, 1, 0, 0, 0]], dtype=bool)
+COSTLY = flash(command=1e-5, bandwidth=1e9, latency=0, depth=32, overlap=1)
+STATIC = SHAPE.static_bytes(12)
+
+
+def place(name, hot, masks=MASKS, matrices=2, rows=5):
+    site = Site("g", matrices, masks.shape[1], 100.0, rows, hot, masks)
+    (found,) = load_layout(name).place(0, [site], None)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "order", "pieces", "whole"),
+    [
+        ("columns", [0, 1, 2, 3, 4, 5], 2, 2),
+        ("rows", [0, 1, 2, 3, 4, 5], 10, 2),
+        ("bundled", [0, 1, 2, 3, 4, 5], 1, 1),
+        ("popularity", [1, 5, 2, 3, 0, 4], 1, 1),  # used 3, 3, 2, 2, 1 and 0 times; the lowest index first
+        ("hot-apart", [1, 5, 0, 2, 3, 4], 1, 1),
+        ("coactivation", [1, 5, 2, 4, 0, 3], 1, 1),  # after 2, at distance 2, comes 4; then 0 at 1, then 3 at 1
+        ("auto", [1, 5, 2, 3, 0, 4], 1, 1),  # without a device there is nothing to choose
+    ],
+)
+def test_where_columns_lie(name, order, pieces, whole):
+    found = place(name, hot=2)
+    assert found.order.tolist() == order
+    assert (found.pieces, found.whole_pieces, found.unit_bytes) == (pieces, whole, 200.0)
+    assert np.flatnonzero(found.resident).tolist() == sorted(order[:2])
+
+
+def test_all_layouts_are_tried_above_and_say_what_they_need():
+    assert sorted(LAYOUTS) == ["auto", "bundled", "coactivation", "columns", "hot-apart", "popularity", "rows"]
+    assert {name for name, layout in LAYOUTS.items() if layout.pins} == {
+        name for name, layout in LAYOUTS.items() if layout.learns
+    }
+
+
+def test_auto_gives_the_dram_to_the_group_that_reads_most_with_it():
+    """Group a wants the same columns always, so pinning them saves every read; group b wants all, in one read."""
+    wanted = np.zeros((8, 16), dtype=bool)
+    wanted[:, ::2] = True
+    everything = np.ones((8, 16), dtype=bool)
+    sites = [Site(name, 1, 16, 5e4, 1, 4, masks) for name, masks in (("a", wanted), ("b", everything))]
+    first, second = load_layout("auto").place(0, sites, COSTLY)
+    assert (first.hot, second.hot) == (8, 0)
+    assert sorted(first.order[:8].tolist()) == list(range(0, 16, 2))
+    assert PARTS % 8 == 0, "the eighth of the DRAM that one column takes is one of the parts"
+
+
+def test_auto_asks_a_cache_aware_policy_what_it_wants_of_what_is_pinned():
+    asked = []
+
+    def wants(tokens, resident):
+        asked.append(int(resident.sum()))
+        return np.ones((8, 6), dtype=bool)[tokens]
+
+    site = Site("g", 1, 6, 1e4, 1, 3, np.ones((8, 6), dtype=bool), wants)
+    load_layout("auto").place(0, [site], COSTLY)
+    assert max(asked) == 3
+    assert min(asked) == 0
+
+
+def test_a_learned_layout_is_what_it_was_learned_as(tiny_trace, tmp_path):
+    trace, path, dip = tiny_trace(tokens=20), tmp_path / "x.layout.safetensors", load_policy("dip", keep=0.6)
+    told = learn_layout(trace, dip, "popularity", path, tokens=8, pinned=0.4)
+    learned = load_layout(str(path))
+    assert (learned.origin.tokens, learned.origin.layout, told.tokens) == (8, "popularity", 12)
+    dram = SHAPE.static_bytes(20) + 0.4 * SHAPE.mlp_bytes
+    making = PlanBuilder(SHAPE, Setting(dip, dram, "pinned", layout=str(path)), 20, (0,))
+    scores = abs(trace.layer(1).glu)
+    uses = sum((row >= np.sort(row)[-making.groups[1].k]).astype(int) for row in scores[:8])
+    assert learned.orders["layers.1.neuron"].tolist() == np.argsort(-uses, kind="stable").tolist()
+    placed = making.placement(making.caches[1], 1)
+    assert placed.order.tolist() == learned.orders["layers.1.neuron"].tolist()
+    masks = np.stack([row >= np.sort(row)[-making.groups[1].k] for row in scores[8:]])
+    reads = fetch(masks & ~placed.resident, placed).reads.sum() / 12
+    assert 0 < reads < told.learned
+
+
+def test_a_layout_learned_from_what_is_measured_or_from_another_model_is_refused(tiny_trace, tmp_path):
+    trace, path, dip = tiny_trace(tokens=20), tmp_path / "x.layout.safetensors", load_policy("dip", keep=0.6)
+    learn_layout(trace, dip, "hot-apart", path, tokens=8)
+    setting = Setting(dip, SHAPE.static_bytes(20), "pinned", layout=str(path), start="warm")  # 10 tokens warm up
+    assert plan(trace, [setting])[0].tokens == 10
+    with pytest.raises(
+        InputError, match=r"was learned from the first 8 tokens of the trace that is measured from token 0"
+    ):
+        plan(trace, [Setting(dip, SHAPE.static_bytes(20), "pinned", layout=str(path))])
+    other = tiny_trace(SHAPE.model_copy(update={"num_hidden_layers": 3, "name": "larger"}), name="other")
+    with pytest.raises(InputError, match=r"was learned from a trace of tiny, and larger is measured"):
+        plan(other, [Setting(dip, 3000.0, "pinned", layout=str(path))])
+    making = PlanBuilder(SHAPE, setting, 20, (0,))
+    with pytest.raises(InputError, match=r"has no order of 24 columns for group mine .*it knows input, neuron"):
+        making.layout.place(0, [Site("mine", 1, 24, 8.0, 1, 0)], None)
+
+
+def test_a_calibration_trace_of_another_model_is_refused(tiny_trace):
+    trace = tiny_trace()
+    other = tiny_trace(SHAPE.model_copy(update={"hidden_size": 8, "name": "smaller"}), name="other")
+    setting = Setting(load_policy("dip"), 3000.0, "pinned", layout="popularity", calibration=str(other.path))
+    with pytest.raises(InputError, match="calibration: other is a trace of smaller, and tiny is measured"):
+        plan(trace, [setting])
+    with pytest.raises(InputError, match="layout: popularity is learned from tokens that are not counted"):
+        plan(trace, [Setting(load_policy("dip"), 3000.0, "pinned", layout="popularity", start="cold")])
+
+
+@pytest.mark.parametrize(
+    ("tensors", "metadata", "complaint"),
+    [
+        ({"layers.0.input": np.array([0, 1, 1])}, None, r"layers\.0\.input: is not a permutation"),
+        ({"layers.0.input": np.array([0.0, 1.0])}, None, r"layers\.0\.input: is not a permutation"),
+        ({"layers.0.input": np.array([0, 1])}, {}, "format|is required"),
+        ({"layers.0.input": np.array([0, 1])}, {"origin": "{"}, "not a readable layout"),
+    ],
+)
+def test_a_file_that_is_no_layout_is_refused(tiny_trace, tmp_path, tensors, metadata, complaint):
+    path = tmp_path / "x.layout.safetensors"
+    learn_layout(tiny_trace(tokens=20), load_policy("dip"), "popularity", path)
+    save_file(
+        tensors, path, {"origin": load_layout(str(path)).origin.model_dump_json()} if metadata is None else metadata
+    )
+    with pytest.raises(InputError, match=complaint) as error:
+        load_layout(str(path))
+    assert "\n" not in str(error.value)
+
+
+def test_what_cannot_be_learned(tiny_trace, tmp_path):
+    out = tmp_path / "x.layout.safetensors"
+    for policy, layout, tokens, complaint in (
+        ("dip", "bundled", 4, "bundled has nothing to learn"),
+        ("dense", "popularity", 4, "reads every column"),
+        ("dip", "popularity", 12, "leave some"),
+        ("dip", "nope", 4, "'nope' is not one of auto, bundled"),
+    ):
+        with pytest.raises(InputError, match=complaint):
+            learn_layout(tiny_trace(), load_policy(policy), layout, out, tokens=tokens)
+    assert not out.exists()

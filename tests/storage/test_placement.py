@@ -1,0 +1,132 @@
+"""Missing columns become reads: by spelling them out, and against every alternative."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from oracles import flash
+from oracles.slow import slow_closed, slow_runs
+
+from dipsim.storage.placement import Placement, Site, fetch, gap_columns
+from dipsim.storage.runs import closed, pack, unpack
+from dipsim.storage.worth import best_runs, run_bytes, worth_reading
+
+COSTLY = flash(command=1e-5, bandwidth=1e9, latency=0, depth=32, overlap=1)  # a command costs as much as 10 kB
+
+
+def placement(columns, hot=0, order=None, pieces=1, size=1000.0, whole=1):
+    order = np.arange(columns) if order is None else np.array(order)
+    return Placement(order, hot, pieces, size, whole)
+
+
+@given(arrays(bool, st.tuples(st.integers(1, 4), st.integers(1, 200))), st.integers(0, 260))
+def test_gaps_are_filled_as_spelled_out(masks, gap):
+    words = closed(pack(masks), gap)
+    assert (unpack(words, masks.shape[1]) == [slow_closed(row, gap) for row in masks]).all()
+    assert (pack(unpack(words, masks.shape[1])) == words).all(), "no bit beyond the last column"
+
+
+@given(st.integers(0, 2**32), st.integers(1, 90), st.floats(0, 1), st.integers(0, 8))
+def test_without_a_device_only_what_is_missing_is_read_as_it_lies(seed, columns, density, hot):
+    rng = np.random.default_rng(seed)
+    misses, order = rng.random((3, columns)) < density, rng.permutation(columns)
+    found = fetch(misses, placement(columns, min(hot, columns), order, pieces=3, whole=2))
+    count, run_columns = slow_runs(misses[:, order])
+    assert (found.masks == misses).all()
+    assert (found.reads == 3 * count).all()
+    assert (found.read_bytes == 3 * 1000.0 * run_columns).all()
+
+
+@given(st.integers(0, 2**32), st.integers(1, 60), st.floats(0, 1), st.sampled_from([0.0, 1e-6, 2e-5, 5e-4]))
+def test_no_token_reads_longer_than_without_read_through_or_than_everything(seed, columns, density, command):
+    rng = np.random.default_rng(seed)
+    device = flash(command=command, bandwidth=1e9, latency=1e-5, depth=4, overlap=2)
+    hot = columns // 3
+    misses = rng.random((5, columns)) < density
+    misses[:, :hot] = False
+    place = placement(columns, hot, pieces=2, whole=2)
+    found, plain = fetch(misses, place, device), fetch(misses, place)
+    assert (found.masks >= misses).all()
+    assert not found.masks[:, :hot].any()
+    whole = device.batch_time([2], [2 * 1000.0 * (columns - hot)])
+    some = misses.any(axis=1)
+    assert (found.seconds(device)[some] <= np.minimum(plain.seconds(device), whole)[some] * (1 + 1e-12)).all()
+    assert (found.seconds(device)[~some] == 0).all()
+    assert not found.masks[~some].any()
+
+
+def test_a_gap_is_read_through_up_to_the_break_even():
+    misses = np.zeros((1, 40), dtype=bool)
+    misses[0, [0, 11, 23]] = True  # gaps of 10 and of 11 columns of 1 kB; a command costs 10.5 kB
+    device, place = COSTLY.model_copy(update={"command_time": 10.5e-6}), placement(40)
+    assert gap_columns(place, device) == 10
+    found = fetch(misses, place, device)
+    assert np.flatnonzero(found.masks[0]).tolist() == [*range(12), 23]
+    assert found.reads.sum() == 2
+    assert found.seconds(device)[0] == pytest.approx(2 * 10.5e-6 + 13e-6)
+
+
+def test_everything_is_read_at_once_where_matrices_lie_row_after_row():
+    """A run in row-major matrices takes a read in every row; one read of all of them is faster."""
+    misses = np.zeros((1, 40), dtype=bool)
+    misses[0, [3, 20]] = True
+    rows = placement(40, pieces=500, size=2.0, whole=1)
+    found = fetch(misses, rows, COSTLY)
+    assert found.masks.all()
+    assert found.reads.sum() == 1
+    assert fetch(misses, rows).reads.sum() == 2 * 500
+
+
+def test_pages_widen_reads_by_what_enumerating_their_offsets_gives():
+    device = COSTLY.model_copy(update={"page": 4096.0})
+    for grain, size in ((512, 2560), (2048, 2048), (4096, 8192), (1, 100), (288, 288 * 3)):
+        step = np.gcd(grain, 4096)
+        occupied = [(-(-(o + size) // 4096) - o // 4096) * 4096 for o in range(0, 4096, int(step))]
+        assert size + device.page_bytes(grain) == pytest.approx(np.mean(occupied)), grain
+    assert COSTLY.page_bytes(2560) == 0
+
+
+def test_break_even_is_the_cost_of_a_command_where_commands_and_bytes_add_up():
+    assert COSTLY.break_even(3000) == pytest.approx(10_000)
+    overlapped = flash(command=1e-5, bandwidth=1e9, latency=0, depth=32, overlap=2)
+    gap = overlapped.break_even(3000)
+    assert overlapped.transfer_time(6000 + gap) == pytest.approx(2 * overlapped.transfer_time(3000))
+    assert gap > 10_000, "a short read hides in its command"
+    assert flash(command=0, bandwidth=1e9, latency=0, depth=32, overlap=1).break_even(3000) == pytest.approx(0)
+
+
+@given(arrays(float, st.tuples(st.integers(1, 7), st.just(2)), elements=st.integers(-4, 6)), st.integers(0, 5))
+def test_the_best_runs_by_trying_all(gains, cost):
+    chosen = best_runs(gains, cost)
+
+    def value(mask, token):
+        runs = sum(now and not before for before, now in zip((False, *mask), mask, strict=False))
+        return sum(g for g, used in zip(gains[:, token], mask, strict=True) if used) - cost * runs
+
+    for token in range(2):
+        best = max(value(mask, token) for mask in product((False, True), repeat=len(gains)))
+        assert value(chosen[:, token].tolist(), token) == best
+
+
+def test_what_is_worth_reading_in_bytes():
+    """At a price of 1 a byte and runs of 10 kB, two columns of 1 kB must be worth 12,000, or one alone 11,000."""
+    place = placement(6, hot=1, order=[5, 0, 1, 2, 3, 4])
+    assert run_bytes(place, COSTLY) == pytest.approx(10_000)
+    assert run_bytes(place, None) == 0
+    scores = np.array([[0, 6001, 6001, 0, 0, 9e9], [0, 5999, 5999, 0, 0, 9e9], [11_001, 0, 0, 0, 0, 0]])
+    assert worth_reading(scores, 1.0, place, COSTLY).tolist() == [
+        [False, True, True, False, False, False],
+        [False] * 6,
+        [True, False, False, False, False, False],
+    ]
+    assert worth_reading(scores, 1.0, place, None)[1].tolist() == [False, True, True, False, False, False]
+
+
+def test_a_site_knows_its_calibration_tokens():
+    masks = np.eye(4, dtype=bool)
+    site = Site("neuron", 1, 4, 8.0, 1, 2, masks, lambda tokens, resident: masks[tokens] & ~resident)
+    assert site.wanted(slice(1, None, 2), np.arange(4) < 2).tolist() == [[False] * 4, [False, False, False, True]]
+    assert Site("neuron", 1, 4, 8.0, 1, 2, masks).wanted(slice(0, 1), masks[0]).tolist() == masks[:1].tolist()
