@@ -11,12 +11,14 @@ _SUFFIXES = {
     "devices": (".yaml", ".yml"),
     "policies": (".py",),
     "traces": (".safetensors", ".yaml"),
+    "sensitivities": (".safetensors",),
     "examples": (".yaml",),
 }
 
 
 def directory(kind: str) -> Path:
     """The folder of `kind`. It is inside the installed package, or beside the package in a checkout."""
+    kind = "traces" if kind == "sensitivities" else kind  # they lie beside the traces of their models
     inside = _PACKAGE / kind
     return inside if inside.is_dir() else _PACKAGE.parent / kind
 
@@ -28,11 +30,12 @@ def names(kind: str) -> list[str]:
 
 def _files(kind: str) -> list[Path]:
     files = (file for file in directory(kind).iterdir() if file.suffix in _SUFFIXES[kind])
-    return sorted(file for file in files if file.stem[0] not in "._")
+    learned = kind == "sensitivities"
+    return sorted(file for file in files if file.stem[0] not in "._" and file.stem.endswith(".sensitivity") is learned)
 
 
 def _name(kind: str, file: Path) -> str:
-    return file.stem.replace("_", "-") if kind == "policies" else file.stem
+    return file.stem.replace("_", "-") if kind == "policies" else file.stem.removesuffix(".sensitivity")
 
 
 def find(kind: str, name_or_path: str | Path) -> Path:
@@ -50,7 +53,7 @@ def find(kind: str, name_or_path: str | Path) -> Path:
     for file in _files(kind):
         if text in (file.stem, _name(kind, file)):
             return file
-    singular = {"policies": "policy"}.get(kind, kind.rstrip("s"))
+    singular = {"policies": "policy", "sensitivities": "sensitivity"}.get(kind, kind.rstrip("s"))
     raise InputError(f"{text or '(empty)'}: no such {singular}; shipped: {', '.join(names(kind))}; or give a path")
 
 

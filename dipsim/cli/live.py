@@ -160,6 +160,28 @@ def evaluate(
     print(f"{folder}: quality.csv, summary.json, pareto.png and .svg")
 
 
+@commands.command("learn-sensitivity")
+def learn_sensitivity(
+    model: Annotated[str, typer.Option(help="smollm2-135m, a folder, a .gguf file or a Hugging Face id.")],
+    text: Annotated[Path, typer.Option(help="UTF-8 text to learn from; not the one to evaluate on.")],
+    out: Annotated[Path, typer.Option(help="The file to write, ending in .safetensors.")],
+    sequences: Annotated[int, typer.Option(help="How many sequences of the text.")] = 16,
+    length: Annotated[int, typer.Option(help="Tokens of a sequence.")] = 512,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+) -> None:
+    """Learn how much a model's loss depends on each column, for the `worth` policy (extra `live`)."""
+    must_end(out, ".safetensors", "the file")
+    with torch_needed(), progress_bar() as progress:
+        from dipsim.live.models import load
+        from dipsim.live.sensitivity import learn_sensitivity as learn
+        from dipsim.live.text import read_tokens
+
+        progress("loading the model", 0, 1)
+        loaded = load(model, "float32", device)
+        learn(loaded, read_tokens(loaded, text, sequences, length), out, progress)
+    print(f"{out}: from {sequences} x {length} tokens")
+
+
 @commands.command("train-predictor")
 def train_predictor(
     trace: Annotated[str, typer.Argument(help="Recorded trace, by name or path.")],

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Self
 
 from dipsim.basics.assets import policy_name
@@ -80,6 +81,11 @@ class Policy(Strict):
     def static_bytes(self, shape: ModelShape) -> float:
         """Bytes that the policy keeps in DRAM and reads for every token, such as a predictor's weights."""
         return 0.0
+
+    def files(self) -> Sequence[Path]:
+        """The files that the formulas read: by default those that a parameter is the path of."""
+        texts = (value for value in self.model_dump().values() if isinstance(value, str))
+        return [path for path in map(Path, texts) if path.is_file()]
 
     @property
     def cache_aware(self) -> bool:

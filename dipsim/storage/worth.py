@@ -1,7 +1,7 @@
 """Which columns are worth reading: the runs that gain the most score beyond what reading them costs.
 
-A run costs its bytes, and for each of its reads as many bytes as Flash could have read through instead
-(docs/background.md, section 5). The best set of runs is found exactly, by dynamic programming along the columns.
+A run costs the time that it takes, given in bytes that Flash could read in this time at full speed. The best set of
+runs is found exactly, by dynamic programming along the columns (docs/background.md, section 5).
 """
 
 from __future__ import annotations
@@ -12,18 +12,24 @@ from dipsim.basics.arrays import Floats, Mask, Numbers
 from dipsim.storage.flash import Flash
 from dipsim.storage.placement import Placement
 
+LONGEST = 64  # columns; in a longer run, another column costs as much as the last of these
+LINEAR = 1.01  # or where another column costs hardly more than its bytes
 
-def run_bytes(placement: Placement, flash: Flash | None) -> float:
-    """What a run costs besides its own bytes, in bytes."""
+
+def run_costs(placement: Placement, flash: Flash | None) -> Floats:
+    """What the k-th column of a run costs in bytes, for k = 1, 2, ...; the last one stands for all that follow."""
     if flash is None:
-        return 0.0
-    pages = float(flash.page_bytes(placement.piece_bytes))
-    return placement.pieces * (flash.break_even(placement.piece_bytes + pages) + pages)
+        return np.array([placement.unit_bytes])
+    sizes = placement.piece_bytes * np.arange(LONGEST + 1)
+    read = sizes + np.where(sizes > 0, flash.page_bytes(placement.piece_bytes), 0.0)
+    costs = np.diff(flash.transfer_time(read)) * (placement.pieces * flash.peak_bandwidth)
+    dear = np.flatnonzero(costs > LINEAR * placement.unit_bytes)
+    return np.asarray(costs[: dear[-1] + 2 if len(dear) else 1])
 
 
 def alone(scores: Numbers, price: float, placement: Placement, flash: Flash | None) -> Mask:
     """Which columns of scores [T, N] are worth a read of their own, [T, N]; `price` is score per byte."""
-    return np.asarray(scores > price * (placement.unit_bytes + run_bytes(placement, flash)))
+    return np.asarray(scores > price * run_costs(placement, flash)[0])
 
 
 def worth_reading(scores: Numbers, price: float, placement: Placement, flash: Flash | None) -> Mask:
@@ -32,24 +38,36 @@ def worth_reading(scores: Numbers, price: float, placement: Placement, flash: Fl
     Pinned columns are never read. Among equal choices the one that reads less is made.
     """
     cold = placement.order[placement.hot :]
-    gains = np.ascontiguousarray(scores[:, cold].T, dtype=np.float64) - price * placement.unit_bytes
+    gains = np.ascontiguousarray(scores[:, cold].T, dtype=np.float64)
     masks = np.zeros(scores.shape, dtype=bool)
-    masks[:, cold] = best_runs(gains, price * run_bytes(placement, flash)).T
+    masks[:, cold] = best_runs(gains, price * run_costs(placement, flash)).T
     return masks
 
 
-def best_runs(gains: Floats, cost: float) -> Mask:
-    """The runs of rows of gains [N, T] whose sum of gains, less `cost` for each run, is largest, [N, T] (bool)."""
-    begins, ends = np.zeros(gains.shape, dtype=bool), np.zeros(gains.shape, dtype=bool)
-    inside, outside = np.full(gains.shape[1], -np.inf), np.zeros(gains.shape[1])  # the best sum so far by state
-    for row, gain in enumerate(gains):
-        fresh = outside - cost
-        np.greater(fresh, inside, out=begins[row])
-        np.greater(inside, outside, out=ends[row])
-        inside, outside = np.maximum(inside, fresh) + gain, np.maximum(inside, outside)
-    chosen = np.zeros(gains.shape, dtype=bool)
-    state = inside > outside
-    for row in range(len(gains) - 1, -1, -1):
-        chosen[row] = state
-        state = np.where(state, ~begins[row], ends[row])
+def best_runs(gains: Floats, costs: Floats) -> Mask:
+    """The runs of rows whose sum of gains [N, T], less what they cost, is largest for each token, [N, T] (bool).
+
+    The k-th row of a run costs `costs[k - 1]`; all rows beyond cost as much as the last.
+    """
+    rows, tokens = gains.shape
+    last = len(costs) - 1
+    longer = np.zeros((rows, tokens), dtype=bool)  # whether a run in its last state was in it one row before
+    ended = np.zeros((rows, tokens), dtype=np.int8)  # the state before this row where no run is under way, 0 for none
+    inside = np.full((last + 1, tokens), -np.inf)  # the best sum so far, by how many rows the run under way has
+    outside = np.zeros(tokens)
+    for row in range(rows):
+        here, best = inside.argmax(axis=0), inside.max(axis=0)
+        ends = best > outside
+        ended[row] = np.where(ends, here + 1, 0)
+        before = np.concatenate((outside[None], inside[:-1]))
+        longer[row] = inside[-1] >= before[-1]
+        before[-1] = np.maximum(inside[-1], before[-1])
+        outside = np.where(ends, best, outside)
+        inside = before + gains[row] - costs[:, None]
+    state = np.where(inside.max(axis=0) > outside, inside.argmax(axis=0) + 1, 0)
+    chosen = np.zeros((rows, tokens), dtype=bool)
+    for row in range(rows - 1, -1, -1):
+        chosen[row] = state > 0
+        stays = (state == last + 1) & longer[row]
+        state = np.where(state == 0, ended[row], np.where(stays, state, state - 1))
     return chosen

@@ -44,10 +44,9 @@ def point_key(of_plan: str, device: Device, timing: str) -> str:
 
 
 def policy_hash(policy: Policy) -> str:
-    """The hash of the policy's file, of the plugins that it builds on, and of files that its parameters name."""
+    """The hash of the policy's file, of the plugins that it builds on, and of the files that they read."""
     plugins = [cls for cls in type(policy).__mro__ if issubclass(cls, Policy) and cls is not Policy]
-    named = [Path(value) for value in policy.model_dump().values() if isinstance(value, str) and Path(value).is_file()]
-    return _hash([sha256(file) for file in (*(Path(inspect.getfile(cls)) for cls in plugins), *named)])
+    return _hash([sha256(file) for file in (*(Path(inspect.getfile(cls)) for cls in plugins), *policy.files())])
 
 
 @cache

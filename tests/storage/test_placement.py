@@ -12,7 +12,7 @@ from oracles.slow import slow_closed, slow_runs
 
 from dipsim.storage.placement import Placement, Site, fetch, gap_columns
 from dipsim.storage.runs import closed, pack, unpack
-from dipsim.storage.worth import best_runs, run_bytes, worth_reading
+from dipsim.storage.worth import best_runs, run_costs, worth_reading
 
 COSTLY = flash(command=1e-5, bandwidth=1e9, latency=0, depth=32, overlap=1)  # a command costs as much as 10 kB
 
@@ -98,13 +98,19 @@ def test_break_even_is_the_cost_of_a_command_where_commands_and_bytes_add_up():
     assert flash(command=0, bandwidth=1e9, latency=0, depth=32, overlap=1).break_even(3000) == pytest.approx(0)
 
 
-@given(arrays(float, st.tuples(st.integers(1, 7), st.just(2)), elements=st.integers(-4, 6)), st.integers(0, 5))
-def test_the_best_runs_by_trying_all(gains, cost):
-    chosen = best_runs(gains, cost)
+@given(
+    arrays(float, st.tuples(st.integers(1, 7), st.just(2)), elements=st.integers(-1, 8)),
+    st.lists(st.integers(0, 9), min_size=1, max_size=4),
+)
+def test_the_best_runs_by_trying_all(gains, costs):
+    chosen = best_runs(gains, np.array(costs, dtype=float))
 
     def value(mask, token):
-        runs = sum(now and not before for before, now in zip((False, *mask), mask, strict=False))
-        return sum(g for g, used in zip(gains[:, token], mask, strict=True) if used) - cost * runs
+        total, length = 0, 0
+        for gain, used in zip(gains[:, token], mask, strict=True):
+            total += used * (gain - costs[min(length, len(costs) - 1)])
+            length = length + 1 if used else 0
+        return total
 
     for token in range(2):
         best = max(value(mask, token) for mask in product((False, True), repeat=len(gains)))
@@ -114,8 +120,8 @@ def test_the_best_runs_by_trying_all(gains, cost):
 def test_what_is_worth_reading_in_bytes():
     """At a price of 1 a byte and runs of 10 kB, two columns of 1 kB must be worth 12,000, or one alone 11,000."""
     place = placement(6, hot=1, order=[5, 0, 1, 2, 3, 4])
-    assert run_bytes(place, COSTLY) == pytest.approx(10_000)
-    assert run_bytes(place, None) == 0
+    assert run_costs(place, COSTLY).tolist() == pytest.approx([11_000, 1000])
+    assert run_costs(place, None).tolist() == [1000]
     scores = np.array([[0, 6001, 6001, 0, 0, 9e9], [0, 5999, 5999, 0, 0, 9e9], [11_001, 0, 0, 0, 0, 0]])
     assert worth_reading(scores, 1.0, place, COSTLY).tolist() == [
         [False, True, True, False, False, False],
@@ -123,6 +129,15 @@ def test_what_is_worth_reading_in_bytes():
         [True, False, False, False, False, False],
     ]
     assert worth_reading(scores, 1.0, place, None)[1].tolist() == [False, True, True, False, False, False]
+
+
+def test_the_cost_of_a_run_is_the_time_that_flash_takes_for_it():
+    device = flash(command=1e-5, bandwidth=1e9, latency=0, depth=32, overlap=2).model_copy(update={"page": 512.0})
+    place = placement(40, pieces=2, size=1000.0)
+    costs = run_costs(place, device)
+    assert costs.sum() == pytest.approx(2e9 * device.transfer_time(1000.0 * len(costs) + 512 - 8))
+    assert (np.diff(costs) < 0)[1:].sum() == 0 or costs[-1] >= 2000
+    assert costs[-1] == pytest.approx(2000, rel=0.02), "beyond, another column costs its bytes"
 
 
 def test_a_site_knows_its_calibration_tokens():
