@@ -26,7 +26,7 @@ def _read(path: Path, _changed: int) -> dict[str, Any]:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise InputError(
-            f"{path}: not a readable file of sensitivities ({error}); make one with `python -m dipsim learn-sensitivity`"
+            f"{path}: not a readable file of sensitivities ({error}); make one with `dipsim learn-sensitivity`"
         ) from None
 
 

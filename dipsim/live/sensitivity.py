@@ -64,6 +64,6 @@ def _gradients(loaded: LoadedModel, ids: Tensor) -> dict[str, Tensor]:
         embedded = loaded.model.get_input_embeddings()(ids).detach().requires_grad_()
         logits = loaded.model(inputs_embeds=embedded, use_cache=False).logits[:, :-1]
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="sum")
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
     gradients = {name: values.grad for name, values in seen.items()}
     return {name: gradient for name, gradient in gradients.items() if gradient is not None}

@@ -33,7 +33,7 @@ from dipsim.sparsity.selection import (
 from dipsim.storage.layouts import load_layout
 from dipsim.storage.placement import Fetch, Placement, Site, fetch
 from dipsim.storage.runs import ones, pack
-from dipsim.storage.worth import alone, worth_reading
+from dipsim.storage.worth import worth_reading
 from dipsim.workload.shape import ModelShape
 from dipsim.workload.trace import sequences
 
@@ -219,10 +219,10 @@ class PlanBuilder:
     def _calibration(self, caches: LayerCaches, scores: Numbers) -> dict[str, Any]:
         """What a site knows of calibration tokens with these scores [T, N]."""
         policy, group = caches.policy, caches.group
-        if group.price is not None:
+        if group.price is not None:  # what they would read if nothing were pinned
             site = self._site(caches)
             anywhere = self.layout.laid_out(site, 0, np.arange(site.columns))
-            return {"masks": alone(scores, group.price, anywhere, self.setting.flash)}
+            return {"masks": worth_reading(scores, group.price, anywhere, self.setting.flash)}
 
         def wants(tokens: slice, resident: Mask) -> Mask:
             return np.array([aware_mask(policy, group, each, resident, self.warm_up) for each in scores[tokens]])

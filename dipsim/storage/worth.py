@@ -13,7 +13,7 @@ from dipsim.storage.flash import Flash
 from dipsim.storage.placement import Placement
 
 LONGEST = 64  # columns; in a longer run, another column costs as much as the last of these
-LINEAR = 1.01  # or where another column costs hardly more than its bytes
+FLAT = 0.01  # of a column's bytes; where costs change by less from one column to the next, they are taken as equal
 
 
 def run_costs(placement: Placement, flash: Flash | None) -> Floats:
@@ -23,13 +23,8 @@ def run_costs(placement: Placement, flash: Flash | None) -> Floats:
     sizes = placement.piece_bytes * np.arange(LONGEST + 1)
     read = sizes + np.where(sizes > 0, flash.page_bytes(placement.piece_bytes), 0.0)
     costs = np.diff(flash.transfer_time(read)) * (placement.pieces * flash.peak_bandwidth)
-    dear = np.flatnonzero(costs > LINEAR * placement.unit_bytes)
-    return np.asarray(costs[: dear[-1] + 2 if len(dear) else 1])
-
-
-def alone(scores: Numbers, price: float, placement: Placement, flash: Flash | None) -> Mask:
-    """Which columns of scores [T, N] are worth a read of their own, [T, N]; `price` is score per byte."""
-    return np.asarray(scores > price * run_costs(placement, flash)[0])
+    changing = np.flatnonzero(np.abs(np.diff(costs)) > FLAT * placement.unit_bytes)
+    return np.asarray(costs[: changing[-1] + 2 if len(changing) else 1])
 
 
 def worth_reading(scores: Numbers, price: float, placement: Placement, flash: Flash | None) -> Mask:

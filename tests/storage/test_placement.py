@@ -136,8 +136,7 @@ def test_the_cost_of_a_run_is_the_time_that_flash_takes_for_it():
     place = placement(40, pieces=2, size=1000.0)
     costs = run_costs(place, device)
     assert costs.sum() == pytest.approx(2e9 * device.transfer_time(1000.0 * len(costs) + 512 - 8))
-    assert (np.diff(costs) < 0)[1:].sum() == 0 or costs[-1] >= 2000
-    assert costs[-1] == pytest.approx(2000, rel=0.02), "beyond, another column costs its bytes"
+    assert costs[0] > 20_000 > 2000 * 1.1 > costs[-1], "a command first, in the end hardly more than the bytes"
 
 
 def test_a_site_knows_its_calibration_tokens():
