@@ -38,28 +38,34 @@ def learn_layout(
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="Policy parameter, POLICY.PARAMETER=VALUE; may be repeated.")
     ] = None,
-    tokens: Annotated[int | None, typer.Option(help="Learn from the first so many tokens; by default half.")] = None,
+    device: Annotated[str | None, typer.Option(help="What columns will be read from, by name or path.")] = None,
+    scale_to: Annotated[str | None, typer.Option(help="Scale the device's reads to this trace's columns.")] = None,
+    tokens: Annotated[int | None, typer.Option(help="Learn from the first so many; by default half.")] = None,
     pinned: Annotated[float, typer.Option(help="Share of the MLP that lies apart, to be pinned.")] = 0.5,
 ) -> None:
-    """Learn in which order columns should lie in Flash; tell the reads it saves on the tokens left."""
+    """Learn what to pin and in which order columns should lie in Flash; tell the reads on the tokens left."""
+    from dipsim.basics.units import show
     from dipsim.planning.learn import learn_layout as learn
     from dipsim.sparsity.plugins import load_policy
     from dipsim.storage.learned import SUFFIX
+    from dipsim.study.experiment import load_device
     from dipsim.workload import Trace
 
     must_end(out, SUFFIX, "a layout")
     chosen: list[dict[str, dict[str, Any]]] = [{policy: {}}]
     apply_settings(chosen, settings or [])
+    shown = Trace.open(trace)
+    flash = None if device is None else load_device(device, shown.shape, scale_to=scale_to).flash
     with progress_bar() as progress:
         told = learn(
-            Trace.open(trace), load_policy(policy, **chosen[0][policy]), layout, out, tokens=tokens, pinned=pinned,
+            shown, load_policy(policy, **chosen[0][policy]), layout, out, flash=flash, tokens=tokens, pinned=pinned,
             progress=progress,
         )  # fmt: skip
     print(
-        f"{out}: {told.learned:,.0f} reads a token, {told.by_index:,.0f} with the columns by index; on {told.tokens} ",
-        end="",
+        f"{out}: {told.reads:,.0f} reads and {show(told.read_bytes, 'size')} a token; with equal shares pinned and the "
+    scale_to: Annotated[str | None, typer.Option(help="Scale reads to the columns of this larger trace.")] = None,
+        "it was not learned from"
     )
-    print("tokens that it was not learned from, half of the MLP pinned" if pinned == 0.5 else "tokens not learned from")
 
 
 @commands.command()

@@ -5,7 +5,7 @@ A layout says where columns lie in Flash. Missing columns that lie side by side 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -132,16 +132,29 @@ class PlanBuilder:
         """The plan's arrays by name, still writable."""
         return self._arrays
 
-    def place(self, layer: int, scores: Sequence[Numbers] = ()) -> None:
+    def place(
+        self,
+        layer: int,
+        scores: Sequence[Numbers] = (),
+        rankings: Mapping[str, Ints] | None = None,
+        pinned: Mapping[str, int] | None = None,
+    ) -> None:
         """Lay out one layer. A layout that learns needs the `scores` [T, N] of calibration tokens, one of each group.
 
+        By `rankings` and `pinned`, of each group as `layers.{layer}.{group}`, somebody else has decided what to pin.
         Raises InputError if the layout cannot be learned or does not fit.
         """
         sites = [self._site(caches) for caches in self.caches]
         if scores:
             pairs = zip(sites, self.caches, scores, strict=True)
             sites = [replace(site, **self._calibration(caches, values)) for site, caches, values in pairs]
-        self._placed[layer] = self.layout.place(layer, sites, self.setting.flash)
+        if rankings is None or pinned is None:
+            self._placed[layer] = self.layout.place(layer, sites, self.setting.flash)
+        else:
+            names = [f"layers.{layer}.{site.name}" for site in sites]
+            self._placed[layer] = [
+                self.layout.placed(site, pinned[name], rankings[name]) for site, name in zip(sites, names, strict=True)
+            ]
 
     def placement(self, caches: LayerCaches, layer: int) -> Placement:
         """Where the columns of one group lie, in one layer."""

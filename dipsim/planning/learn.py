@@ -1,30 +1,39 @@
-"""Learns a layout from the first tokens of a trace, and tells on the others what it is good for."""
+"""Learns a layout from the first tokens of a trace, and tells on the others what it is good for.
+
+Which columns to pin is decided over all layers and groups at once: those that save the most for each byte of DRAM.
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from dipsim.basics.arrays import Floats, Ints
 from dipsim.basics.errors import InputError
 from dipsim.basics.files import sha256
 from dipsim.basics.progress import Progress, silent
-from dipsim.planning.builder import PlanBuilder
+from dipsim.planning.builder import LayerCaches, PlanBuilder
 from dipsim.planning.fetch_plan import Setting
 from dipsim.planning.masks import LayerScores
 from dipsim.sparsity.policy import Policy
+from dipsim.storage.flash import Flash
 from dipsim.storage.layouts import load_layout
 from dipsim.storage.learned import Learned, Origin
+from dipsim.storage.worth import cost_of_leaving
 from dipsim.workload.trace import Trace
 
 
 class Told(NamedTuple):
-    """Reads a token of columns that are not pinned, in the learned order and by rising index, on `tokens` tokens."""
+    """Reads and bytes a token, as learned and with equal shares pinned and the rest by index, on `tokens` tokens."""
 
     tokens: int
-    learned: float
-    by_index: float
+    reads: float
+    read_bytes: float
+    plain_reads: float
+    plain_read_bytes: float
 
 
 def learn_layout(
@@ -33,38 +42,57 @@ def learn_layout(
     layout: str,
     out: Path,
     *,
+    flash: Flash | None = None,
     tokens: int | None = None,
     pinned: float = 0.5,
     progress: Progress = silent,
 ) -> Told:
     """Learn the orders of `layout` from the first `tokens` tokens of a trace, by default half of them; write `out`.
 
-    `pinned` is the share of the MLP that lies apart, to be pinned. Raises InputError if the layout is not learned, the
-    policy masks nothing, or no token is left to tell it on.
+    `pinned` is the share of the MLP that lies apart, to be pinned, and `flash` what the rest will be read from. Raises
+    InputError if the layout is not learned, the policy masks nothing, or no token is left to tell it on.
     """
     shown = trace.tokens // 2 if tokens is None else tokens
     if not 0 < shown < trace.tokens:
         raise InputError(f"tokens: {shown} to learn from, of {trace.tokens}; leave some, to tell what was learned")
     if not load_layout(layout).learns:
         raise InputError(f"layout: {layout} has nothing to learn; use popularity, hot-apart or coactivation")
-    dram = trace.shape.static_bytes(trace.longest_sequence()) + pinned * trace.shape.mlp_bytes
-    builders = [
-        PlanBuilder(trace.shape, Setting(policy, dram, "pinned", layout=name), trace.tokens, trace.sequence_starts)
-        for name in (layout, "hot-apart")
-    ]
-    if not builders[0].groups:
+    if not 0 <= pinned <= 1:
+        raise InputError(f"pinned: {pinned} is not a share of the MLP, from 0 to 1")
+    static = trace.shape.static_bytes(trace.longest_sequence())
+    setting = Setting(policy, static, "pinned", layout=layout, flash=flash)
+    nothing = PlanBuilder(trace.shape, setting, trace.tokens, trace.sequence_starts)
+    if not nothing.groups:
         raise InputError(f"policy {policy.label}: reads every column, so there is no order to learn; use another")
-    orders, reads = {}, np.zeros(2)
-    for index in range(trace.shape.num_hidden_layers):
+    layers = trace.shape.num_hidden_layers
+    savings: dict[str, tuple[Floats, float]] = {}  # of each column, and its bytes
+    for index in range(layers):
+        layer = LayerScores(trace.layer(index, shown))
+        nothing.place(index, [layer.scores_of(caches) for caches in nothing.caches])
+        for caches in nothing.caches:
+            savings[_name(index, caches)] = _savings(nothing, layer, caches, index)
+        progress("learning what to pin", index + 1, layers)
+    rankings, counts = _pin(savings, pinned * trace.shape.mlp_bytes)
+    orders: dict[str, Ints] = {}
+    plain = PlanBuilder(
+        trace.shape,
+        replace(setting, dram_bytes=static + pinned * trace.shape.mlp_bytes, layout="hot-apart"),
+        trace.tokens,
+        trace.sequence_starts,
+    )
+    told = np.zeros(4)
+    for index in range(layers):
         layer = LayerScores(trace.layer(index))
-        for which, builder in enumerate(builders):
-            builder.place(index, [layer.scores_of(caches)[:shown] for caches in builder.caches])
+        plain.place(index, [layer.scores_of(caches)[:shown] for caches in plain.caches])
+        nothing.place(index, [layer.scores_of(caches)[:shown] for caches in nothing.caches], rankings, counts)
+        for which, builder in enumerate((nothing, plain)):
             for caches in builder.caches:
                 masks, residents = layer.masks_and_residents(builder, caches, index)
-                reads[which] += builder.fetch(caches, index, masks[shown:], residents[shown:])[0].reads.sum()
-                if which == 0:
-                    orders[f"layers.{index}.{caches.group.name}"] = builder.placement(caches, index).order
-        progress("learning layers", index + 1, trace.shape.num_hidden_layers)
+                found, _ = builder.fetch(caches, index, masks[shown:], residents[shown:])
+                told[2 * which : 2 * which + 2] += found.reads.sum(), found.read_bytes.sum()
+        for caches in nothing.caches:
+            orders[_name(index, caches)] = nothing.placement(caches, index).order
+        progress("learning orders", index + 1, layers)
     origin = Origin(
         layout=layout,
         model=trace.shape,
@@ -72,7 +100,34 @@ def learn_layout(
         trace=trace.name,
         trace_sha256=sha256(trace.path),
         tokens=shown,
+        pinned=counts,
     )
     Learned(out, origin, orders).write()
     rest = trace.tokens - shown
-    return Told(rest, float(reads[0] / rest), float(reads[1] / rest))
+    return Told(rest, *(told / rest).tolist())
+
+
+def _name(layer: int, caches: LayerCaches) -> str:
+    return f"layers.{layer}.{caches.group.name}"
+
+
+def _savings(nothing: PlanBuilder, layer: LayerScores, caches: LayerCaches, index: int) -> tuple[Floats, float]:
+    """What pinning each column saves, [N], and the bytes of one, by tokens that find nothing pinned."""
+    placement, price, flash = nothing.placement(caches, index), caches.group.price, nothing.setting.flash
+    masks, residents = layer.masks_and_residents(nothing, caches, index)
+    found, _ = nothing.fetch(caches, index, masks, residents)
+    scores = None if price is None else layer.scores_of(caches)
+    wanted = masks if price is None else found.masks
+    return cost_of_leaving(wanted, scores, 1.0 if price is None else price, placement, flash), placement.unit_bytes
+
+
+def _pin(savings: dict[str, tuple[Floats, float]], room: float) -> tuple[dict[str, Ints], dict[str, int]]:
+    """Each group's columns from the most to the least worth pinning, and how many of them fill `room` bytes best."""
+    rankings = {name: np.argsort(-saved, kind="stable") for name, (saved, _) in savings.items()}
+    value = np.concatenate([saved[rankings[name]] / size for name, (saved, size) in savings.items()])
+    sizes = np.concatenate([np.full(len(saved), size) for saved, size in savings.values()])
+    owner = np.repeat(np.arange(len(savings)), [len(saved) for saved, _ in savings.values()])
+    best = np.argsort(-value, kind="stable")
+    fits = best[np.cumsum(sizes[best]) <= room]
+    counts = np.bincount(owner[fits], minlength=len(savings))
+    return rankings, dict(zip(savings, counts.tolist(), strict=True))

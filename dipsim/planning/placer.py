@@ -9,6 +9,8 @@ import numpy as np
 from dipsim.basics.arrays import Numbers
 from dipsim.basics.errors import InputError
 from dipsim.basics.files import sha256
+from dipsim.basics.units import show
+from dipsim.memory.budget import column_bytes
 from dipsim.planning.builder import PlanBuilder
 from dipsim.planning.masks import LayerScores
 from dipsim.storage.learned import Learned
@@ -37,6 +39,7 @@ class Placer:
             if isinstance(builder.layout, Learned):
                 learned_here = trace is not None and sha256(trace.path) == builder.layout.origin.trace_sha256
                 builder.layout.check(shape, int(np.argmax(builder.counted)) if learned_here else None)
+                _check_room(builder, builder.layout)
 
     def place(self, index: int, own: LayerScores | None = None) -> None:
         """Lay out one layer; `own` are the scores of what is measured.
@@ -47,6 +50,22 @@ class Placer:
         for builder in self.builders:
             name = builder.setting.calibration
             builder.place(index, _uncounted(builder, own) if name is None else _all(builder, layers[name]))
+
+
+def _check_room(builder: PlanBuilder, layout: Learned) -> None:
+    """Raise InputError if the DRAM does not hold what a learned layout pins."""
+    if not builder.rule.fixed:
+        return
+    budget, layers = builder.budget, range(builder.shape.num_hidden_layers)
+    room = budget.cache_bytes + budget.unused_bytes
+    unit = {c.group.name: len(c.group.matrices) * column_bytes(builder.shape, c.group) for c in builder.caches}
+    names = [(f"layers.{layer}.{group}", size) for layer in layers for group, size in unit.items()]
+    needed = sum(layout.origin.pinned.get(name, 0) * size for name, size in names)
+    if needed > room:
+        raise InputError(
+            f"{layout.path}: pins {show(needed, 'size')}, and the DRAM has {show(room, 'size')} for it; give more, or "
+            "learn it with a smaller --pinned"
+        )
 
 
 def _all(builder: PlanBuilder, layer: LayerScores) -> list[Numbers]:

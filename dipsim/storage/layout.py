@@ -37,11 +37,15 @@ class Layout:
 
     def place(self, layer: int, sites: Sequence[Site], flash: Flash | None) -> list[Placement]:
         """Place the groups of a layer. `flash` is what they will be read from, if reads cost more than their bytes."""
-        return [self.placed(site, site.pinned) for site in sites]
+        return [self.placed(site, site.pinned, by_uses(site) if self.learns else None) for site in sites]
 
-    def placed(self, site: Site, hot: int) -> Placement:
-        """Place one group with `hot` columns pinned."""
-        return self.laid_out(site, hot, np.arange(site.columns))
+    def placed(self, site: Site, hot: int, ranking: Ints | None = None) -> Placement:
+        """Place one group with the first `hot` columns of a `ranking` [N] pinned, by default those of lowest index."""
+        return self.laid_out(site, hot, np.arange(site.columns) if ranking is None else self.order(site, hot, ranking))
+
+    def order(self, site: Site, hot: int, ranking: Ints) -> Ints:
+        """The columns [N] as they lie, from the one most worth pinning to the least; the first `hot` are pinned."""
+        return ranking
 
     def laid_out(self, site: Site, hot: int, order: Ints) -> Placement:
         """The placement of columns in a given order [N], the pinned ones first."""
@@ -52,3 +56,8 @@ class Layout:
     def pieces(self, site: Site) -> int:
         """How many reads a run of adjacent columns takes."""
         return 1 if self.bundled else site.matrices
+
+
+def by_uses(site: Site) -> Ints:
+    """The columns from the most to the least used by the calibration tokens; of equals the lowest index first."""
+    return np.argsort(-site.uses.sum(axis=0), kind="stable")

@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 
 from dipsim.basics.arrays import Ints
 from dipsim.basics.errors import InputError
-from dipsim.basics.fields import Count, Strict, parse
+from dipsim.basics.fields import Count, Natural, Strict, parse
 from dipsim.basics.files import write
 from dipsim.storage.flash import Flash
 from dipsim.storage.layout import Layout
@@ -28,7 +28,10 @@ SUFFIX = ".layout.safetensors"
 
 
 class Origin(Strict):
-    """Where a learned layout comes from: a trace by its SHA-256, of which the first `tokens` tokens were shown."""
+    """Where a learned layout comes from: a trace by its SHA-256, of which the first `tokens` tokens were shown.
+
+    `pinned` says how many columns of each order are to be pinned.
+    """
 
     format: Literal["dipsim-layout"] = "dipsim-layout"
     version: Literal[1] = 1
@@ -38,6 +41,7 @@ class Origin(Strict):
     trace: str
     trace_sha256: str
     tokens: Count
+    pinned: dict[str, Natural]
 
 
 class Learned(Layout, listed=False):
@@ -62,6 +66,8 @@ class Learned(Layout, listed=False):
         for name, order in orders.items():
             if order.ndim != 1 or order.dtype.kind not in "iu" or (np.sort(order) != np.arange(len(order))).any():
                 raise InputError(f"{path}: {name}: is not a permutation of its columns; learn the layout again")
+        if set(origin.pinned) != set(orders) or any(origin.pinned[name] > len(orders[name]) for name in orders):
+            raise InputError(f"{path}: pinned: does not fit the orders; learn the layout again")
         return cls(path, origin, orders)
 
     def write(self) -> None:
@@ -87,7 +93,10 @@ class Learned(Layout, listed=False):
             )
 
     def place(self, layer: int, sites: Sequence[Site], flash: Flash | None) -> list[Placement]:
-        return [self.laid_out(site, site.pinned, self._order(layer, site)) for site in sites]
+        return [
+            self.laid_out(site, self.origin.pinned[f"layers.{layer}.{site.name}"] if site.pinned else 0, order)
+            for site, order in ((site, self._order(layer, site)) for site in sites)
+        ]
 
     def _order(self, layer: int, site: Site) -> Ints:
         order = self.orders.get(f"layers.{layer}.{site.name}")

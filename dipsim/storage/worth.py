@@ -39,6 +39,29 @@ def worth_reading(scores: Numbers, price: float, placement: Placement, flash: Fl
     return masks
 
 
+def cost_of_leaving(
+    wanted: Mask, scores: Numbers | None, price: float, placement: Placement, flash: Flash | None
+) -> Floats:
+    """What it costs on average that a column is not pinned, [N], by what tokens want [T, N] if nothing is.
+
+    A column that is wanted costs its share of its run at the `price`; any other costs its score [T, N], if that counts.
+    """
+    laid = placement.laid(wanted)
+    index = np.arange(placement.columns)
+    before = np.maximum.accumulate(np.where(laid, -1, index), axis=1)  # the last column that is not wanted, or itself
+    after = np.minimum.accumulate(np.where(laid, placement.columns, index)[:, ::-1], axis=1)[:, ::-1]
+    starts = np.where(before < 0, -1, before)
+    length = np.where(laid, after - starts - 1, 1)
+    costs = run_costs(placement, flash)
+    whole = np.cumsum(np.concatenate((costs, np.full(max(0, placement.columns - len(costs)), costs[-1]))))
+    share = price * np.asarray(whole[length - 1], dtype=np.float64) / length
+    unwanted = 0.0 if scores is None else placement.laid(scores)
+    mean = np.where(laid, share, unwanted).mean(axis=0)
+    found = np.empty(placement.columns)
+    found[placement.order] = mean
+    return found
+
+
 def best_runs(gains: Floats, costs: Floats) -> Mask:
     """The runs of rows whose sum of gains [N, T], less what they cost, is largest for each token, [N, T] (bool).
 

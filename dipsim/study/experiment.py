@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -186,10 +186,7 @@ class Experiment(Options):
 
         Raises InputError if it cannot be used.
         """
-        device = Device.load(self.device).replace("hardware", **self.hardware)
-        if self.scale_to is not None:
-            other = Trace.open(self.scale_to).shape
-            device = device.scaled(shape.hidden_size / other.hidden_size, f"{device.name} (scaled to {other.name})")
+        device = load_device(self.device, shape, self.hardware, self.scale_to)
         return device.hot() if self.hot else device
 
     def load_policies(self) -> list[Policy]:
@@ -214,6 +211,20 @@ class Experiment(Options):
         if self.calibration is not None:
             files[f"calibration {self.calibration}"] = assets.find("traces", self.calibration)
         return files
+
+
+def load_device(
+    name_or_path: str, shape: ModelShape, changes: Mapping[str, Any] | None = None, scale_to: str | None = None
+) -> Device:
+    """Load a device with fields changed by dotted name, its reads scaled for a model of this shape.
+
+    Raises InputError if the device, a field or the trace `scale_to` cannot be used.
+    """
+    device = Device.load(name_or_path).replace("hardware", **(changes or {}))
+    if scale_to is None:
+        return device
+    other = Trace.open(scale_to).shape
+    return device.scaled(shape.hidden_size / other.hidden_size, f"{device.name} (scaled to {other.name})")
 
 
 def policy_entries(data: dict[str, Any]) -> list[dict[str, dict[str, Any]]]:

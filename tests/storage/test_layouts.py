@@ -16,6 +16,7 @@ from dipsim.storage.layout import LAYOUTS
 from dipsim.storage.layouts import load_layout
 from dipsim.storage.layouts.auto import PARTS
 from dipsim.storage.placement import Site, fetch
+from dipsim.storage.worth import cost_of_leaving
 
 MASKS = np.array([[0, 1, 1, 0, 0, 1], [0, 1, 0, 1, 0, 1], [1, 0, 0, 1, 0, 1], [0, 1, 1, 0, 0, 0]], dtype=bool)
 COSTLY = flash(command=1e-5, bandwidth=1e9, latency=0, depth=32, overlap=1)
@@ -79,32 +80,61 @@ def test_auto_asks_a_cache_aware_policy_what_it_wants_of_what_is_pinned():
     assert min(asked) == 0
 
 
-def test_a_learned_layout_is_what_it_was_learned_as(tiny_trace, tmp_path):
+def test_a_learned_layout_pins_what_saves_most_a_byte_over_all_layers(tiny_trace, tmp_path):
     trace, path, dip = tiny_trace(tokens=20), tmp_path / "x.layout.safetensors", load_policy("dip", keep=0.6)
-    told = learn_layout(trace, dip, "popularity", path, tokens=8, pinned=0.4)
+    told = learn_layout(trace, dip, "popularity", path, flash=COSTLY, tokens=8, pinned=0.4)
     learned = load_layout(str(path))
     assert (learned.origin.tokens, learned.origin.layout, told.tokens) == (8, "popularity", 12)
     dram = SHAPE.static_bytes(20) + 0.4 * SHAPE.mlp_bytes
-    making = PlanBuilder(SHAPE, Setting(dip, dram, "pinned", layout=str(path)), 20, (0,))
-    scores = abs(trace.layer(1).glu)
-    uses = sum((row >= np.sort(row)[-making.groups[1].k]).astype(int) for row in scores[:8])
-    assert learned.orders["layers.1.neuron"].tolist() == np.argsort(-uses, kind="stable").tolist()
-    placed = making.placement(making.caches[1], 1)
-    assert placed.order.tolist() == learned.orders["layers.1.neuron"].tolist()
-    masks = np.stack([row >= np.sort(row)[-making.groups[1].k] for row in scores[8:]])
-    reads = fetch(masks & ~placed.resident, placed).reads.sum() / 12
-    assert 0 < reads < told.learned
+    making = PlanBuilder(SHAPE, Setting(dip, dram, "pinned", layout=str(path), flash=COSTLY), 20, (0,))
+    unit = {"input": 24.0, "neuron": 8.0}  # bytes of a column
+    pinned = {name: count * unit[name.split(".")[2]] for name, count in learned.origin.pinned.items()}
+    assert 0.4 * SHAPE.mlp_bytes - 24 < sum(pinned.values()) <= 0.4 * SHAPE.mlp_bytes
+    masks = {}
+    for layer, caches in ((layer, caches) for layer in range(2) for caches in making.caches):
+        acts, k = trace.layer(layer), caches.group.k
+        values = abs(acts.mlp_input if caches.group.axis == "input" else acts.glu)
+        masks[f"layers.{layer}.{caches.group.name}"] = np.stack([row >= np.sort(row)[-k] for row in values])
+    reads = size = 0.0
+    for name, order in learned.orders.items():
+        placed = making.placement(making.caches["neuron" in name], int(name.split(".")[1]))
+        assert placed.order.tolist() == order.tolist()
+        assert placed.hot == learned.origin.pinned[name]
+        found = fetch(masks[name][8:] & ~placed.resident, placed, COSTLY)
+        reads, size = reads + found.reads.sum() / 12, size + found.read_bytes.sum() / 12
+    assert (told.reads, told.read_bytes) == pytest.approx((reads, size))
+
+
+def test_what_leaving_a_column_out_of_dram_costs():
+    """A run costs 11 kB and 1 kB for each further column; what is not wanted costs its score."""
+    (place,) = load_layout("bundled").place(0, [Site("g", 1, 6, 1000.0, 1, 0)], COSTLY)
+    wanted = np.array([[0, 1, 1, 0, 1, 0], [0, 0, 1, 0, 0, 0]], dtype=bool)
+    assert cost_of_leaving(wanted, None, 1.0, place, COSTLY) == pytest.approx([0, 3000, 8500, 0, 5500, 0])
+    scores = np.full((2, 6), 7.0)
+    found = cost_of_leaving(wanted, scores, 0.1, place, COSTLY)
+    assert found == pytest.approx([7, 303.5, 850, 7, 553.5, 7])
+    assert cost_of_leaving(wanted, None, 1.0, place, None) == pytest.approx([0, 500, 1000, 0, 500, 0])
+
+
+def test_a_layout_that_pins_more_than_fits_is_refused(tiny_trace, tmp_path):
+    trace, path, dip = tiny_trace(tokens=20), tmp_path / "x.layout.safetensors", load_policy("dip", keep=0.6)
+    learn_layout(trace, dip, "hot-apart", path, tokens=8, pinned=0.5)
+    dram = SHAPE.static_bytes(20) + 0.3 * SHAPE.mlp_bytes
+    with pytest.raises(InputError, match=r"x\.layout\.safetensors: pins 560 B, and the DRAM has 346 B for it"):
+        plan(trace, [Setting(dip, dram, "pinned", layout=str(path), start="warm")])
+    assert plan(trace, [Setting(dip, dram, "lfu", layout=str(path), start="warm")])[0].tokens == 10
 
 
 def test_a_layout_learned_from_what_is_measured_or_from_another_model_is_refused(tiny_trace, tmp_path):
     trace, path, dip = tiny_trace(tokens=20), tmp_path / "x.layout.safetensors", load_policy("dip", keep=0.6)
     learn_layout(trace, dip, "hot-apart", path, tokens=8)
-    setting = Setting(dip, SHAPE.static_bytes(20), "pinned", layout=str(path), start="warm")  # 10 tokens warm up
+    dram = SHAPE.static_bytes(20) + 0.5 * SHAPE.mlp_bytes
+    setting = Setting(dip, dram, "pinned", layout=str(path), start="warm")  # 10 tokens warm up
     assert plan(trace, [setting])[0].tokens == 10
     with pytest.raises(
         InputError, match=r"was learned from the first 8 tokens of the trace that is measured from token 0"
     ):
-        plan(trace, [Setting(dip, SHAPE.static_bytes(20), "pinned", layout=str(path))])
+        plan(trace, [Setting(dip, dram, "pinned", layout=str(path))])
     other = tiny_trace(SHAPE.model_copy(update={"num_hidden_layers": 3, "name": "larger"}), name="other")
     with pytest.raises(InputError, match=r"was learned from a trace of tiny, and larger is measured"):
         plan(other, [Setting(dip, 3000.0, "pinned", layout=str(path))])

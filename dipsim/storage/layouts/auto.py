@@ -14,7 +14,7 @@ import numpy as np
 
 from dipsim.basics.arrays import Floats, Ints
 from dipsim.storage.flash import Flash
-from dipsim.storage.layout import Layout
+from dipsim.storage.layout import Layout, by_uses
 from dipsim.storage.layouts.hot_apart import HotApart
 from dipsim.storage.layouts.popularity import Popularity
 from dipsim.storage.placement import Placement, Site, fetch
@@ -46,7 +46,7 @@ class Auto(Layout):
         for site, count, layout in zip(sites, counts, best, strict=True):
             more = min(site.columns - count, int(left / (site.matrices * site.column_bytes) + 1e-9))
             left -= more * site.matrices * site.column_bytes
-            placements.append(layout.placed(site, count + more))
+            placements.append(layout.placed(site, count + more, by_uses(site)))
         return placements
 
 
@@ -58,8 +58,9 @@ def _columns(site: Site, shares: Floats) -> Ints:
 def _try(site: Site, hot: Ints, flash: Flash) -> Floats:
     """Mean seconds of each candidate, [C, shares], on calibration tokens that it was not learned from."""
     learned = replace(site, masks=site.uses[LEARNED])
+    ranking = by_uses(learned)
     return np.array(
-        [[_seconds(site, layout.placed(learned, int(count)), flash) for count in hot] for layout in CANDIDATES]
+        [[_seconds(site, layout.placed(learned, int(count), ranking), flash) for count in hot] for layout in CANDIDATES]
     )
 
 

@@ -8,8 +8,7 @@ import numpy as np
 
 from dipsim.basics.arrays import Ints, Mask
 from dipsim.storage.layout import Layout
-from dipsim.storage.layouts.popularity import by_uses
-from dipsim.storage.placement import Placement, Site
+from dipsim.storage.placement import Site
 from dipsim.storage.runs import ones, pack
 
 
@@ -20,10 +19,9 @@ class Coactivation(Layout):
     learns = True
     pins = True
 
-    def placed(self, site: Site, hot: int) -> Placement:
-        popular = by_uses(site)
-        cold = np.sort(popular[hot:])
-        return self.laid_out(site, hot, np.concatenate((popular[:hot], cold[chain(site.uses[:, cold])])))
+    def order(self, site: Site, hot: int, ranking: Ints) -> Ints:
+        cold = np.sort(ranking[hot:])
+        return np.concatenate((ranking[:hot], cold[chain(site.uses[:, cold])]))
 
 
 def chain(masks: Mask) -> Ints:

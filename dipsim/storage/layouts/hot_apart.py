@@ -2,9 +2,9 @@
 
 import numpy as np
 
+from dipsim.basics.arrays import Ints
 from dipsim.storage.layout import Layout
-from dipsim.storage.layouts.popularity import by_uses
-from dipsim.storage.placement import Placement, Site
+from dipsim.storage.placement import Site
 
 
 class HotApart(Layout):
@@ -14,6 +14,5 @@ class HotApart(Layout):
     learns = True
     pins = True
 
-    def placed(self, site: Site, hot: int) -> Placement:
-        popular = by_uses(site)
-        return self.laid_out(site, hot, np.concatenate((popular[:hot], np.sort(popular[hot:]))))
+    def order(self, site: Site, hot: int, ranking: Ints) -> Ints:
+        return np.concatenate((ranking[:hot], np.sort(ranking[hot:])))
