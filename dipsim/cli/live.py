@@ -63,7 +63,7 @@ def learn_layout(
         )  # fmt: skip
     print(
         f"{out}: {told.reads:,.0f} reads and {show(told.read_bytes, 'size')} a token; with equal shares pinned and the "
-    scale_to: Annotated[str | None, typer.Option(help="Scale reads to the columns of this larger trace.")] = None,
+        f"rest by index {told.plain_reads:,.0f} and {show(told.plain_read_bytes, 'size')}; on {told.tokens} tokens that "
         "it was not learned from"
     )
 
