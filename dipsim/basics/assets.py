@@ -30,8 +30,15 @@ def names(kind: str) -> list[str]:
 
 def _files(kind: str) -> list[Path]:
     files = (file for file in directory(kind).iterdir() if file.suffix in _SUFFIXES[kind])
-    learned = kind == "sensitivities"
-    return sorted(file for file in files if file.stem[0] not in "._" and file.stem.endswith(".sensitivity") is learned)
+    learned = (
+        ".sensitivity" if kind == "sensitivities" else ""
+    )  # what else was learned of a model has a name of its own
+    return sorted(file for file in files if file.stem[0] not in "._" and _second_suffix(file) == learned)
+
+
+def _second_suffix(file: Path) -> str:
+    """`.sensitivity` or `.layout` of files that hold what was learned of a model; nothing of any other."""
+    return next((suffix for suffix in (".sensitivity", ".layout") if file.stem.endswith(suffix)), "")
 
 
 def _name(kind: str, file: Path) -> str:
