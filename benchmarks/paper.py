@@ -5,24 +5,16 @@
 
 from __future__ import annotations
 
-import os
-import re
 import shutil
 import sys
-from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from page import ROOT, price, show, simulate
 
 from dipsim.basics.arrays import Floats
-from dipsim.figures.sweep import draw_sweep
-from dipsim.results.quality import NOT_MEASURED
-from dipsim.study.experiment import Experiment
-from dipsim.study.sweep import sweep
 from dipsim.workload import Trace
 
-ROOT = Path(__file__).resolve().parent.parent
 FIGURES = {  # of docs/figures: sweep, figure
     "phi-3-medium-speed": ("phi-3-medium", "speed"),
     "phi-3-medium-speedup": ("phi-3-medium", "speedup"),
@@ -33,26 +25,7 @@ FIGURES = {  # of docs/figures: sweep, figure
     "evictions": ("evictions", "dram"),
 }
 GB = 1e9
-
-
-def simulate(name: str) -> pd.DataFrame:
-    """The table of one sweep, with each point's speed-up over dense at the same trace, DRAM and Flash."""
-    folder = ROOT / "results/paper" / name
-    path = ROOT / f"examples/paper/{name}.yaml"
-    table = sweep(Experiment.load(path), folder, workers=len(os.sched_getaffinity(0)), where=path, progress=_say(name))
-    draw_sweep(folder)
-    same = ["trace", "dram_bytes", "flash_bandwidth_bytes_per_s"]
-    dense = table[table["policy"] == "dense"].set_index(same)["tokens_per_s"]
-    table["speedup"] = table["tokens_per_s"] / dense.reindex(pd.MultiIndex.from_frame(table[same])).to_numpy()
-    return table
-
-
-def _say(name: str) -> Callable[[str, int, int], None]:
-    def say(what: str, done: int, total: int) -> None:
-        if what == "points":
-            print(f"{name}: {done} of {total} points", file=sys.stderr)
-
-    return say
+SAME = ["trace", "dram_bytes", "flash_bandwidth_bytes_per_s"]  # where a policy is compared with dense
 
 
 def memory(table: pd.DataFrame) -> list[list[str]]:
@@ -68,7 +41,7 @@ def memory(table: pd.DataFrame) -> list[list[str]]:
         curve = _curve(mine, policy)
         target = np.interp(6.0, *dense)
         gain = np.interp(size, *dense) / np.interp(size, *curve)
-        rows.append([f"`{policy}`", f"{gain:.2f}", _needed(curve, target), _needed(curve, target / 1.4), _price(mine)])
+        rows.append([f"`{policy}`", f"{gain:.2f}", _needed(curve, target), _needed(curve, target / 1.4), price(mine)])
     return rows
 
 
@@ -98,7 +71,7 @@ def models(table: pd.DataFrame) -> list[list[str]]:
             if policy != "dense":
                 best = points.sort_values("speedup").iloc[-1]
                 row.append(f"{best['speedup']:.2f} at {best['mlp_fraction_in_dram']:.0%}")
-        rows.append([*row, _price(mine)])
+        rows.append([*row, price(mine)])
     return rows
 
 
@@ -107,7 +80,7 @@ def gamma(table: pd.DataFrame) -> list[list[str]]:
     rows = [["policy", "speed-up over dense", "hit rate", "MLP read", "perplexity"]]
     for point in table.itertuples():
         numbers = (f"{point.speedup:.2f}", f"{point.hit_rate:.1%}", f"{point.mlp_fraction_read:.1%}")
-        rows.append([f"`{point.policy}`", *numbers, _price(table[table["key"] == point.key])])
+        rows.append([f"`{point.policy}`", *numbers, price(table[table["key"] == point.key])])
     return rows
 
 
@@ -119,7 +92,7 @@ def flash(table: pd.DataFrame) -> list[list[str]]:
     for policy, mine in at.groupby("policy", sort=False):
         if policy != "dense":
             gains = mine.sort_values("flash_bandwidth_bytes_per_s")["speedup"]
-            rows.append([f"`{policy}`", *(f"{gain:.2f}" for gain in gains), _price(mine)])
+            rows.append([f"`{policy}`", *(f"{gain:.2f}" for gain in gains), price(mine)])
     return rows
 
 
@@ -129,7 +102,7 @@ def dram(table: pd.DataFrame) -> list[list[str]]:
     rows = [["policy", *(f"{size / GB:g} GB" for size in sorted(at["dram_bytes"].unique())), "perplexity"]]
     for policy, mine in at.groupby("policy", sort=False):
         speeds = mine.sort_values("dram_bytes")["tokens_per_s"]
-        rows.append([f"`{policy}`", *(f"{speed:.2f}" for speed in speeds), _price(mine)])
+        rows.append([f"`{policy}`", *(f"{speed:.2f}" for speed in speeds), price(mine)])
     return rows
 
 
@@ -140,42 +113,22 @@ def evictions(table: pd.DataFrame) -> list[list[str]]:
     keys = ["trace", "policy", "mlp_fraction_in_dram"]
     for (trace, policy, share), mine in table.groupby(keys, sort=False):
         rates = mine.set_index("eviction")["hit_rate"]
-        rows.append(
-            [str(trace), f"`{policy}`", f"{share:.0%}", *(f"{rates[name]:.1%}" for name in names), _price(mine)]
-        )
+        rows.append([str(trace), f"`{policy}`", f"{share:.0%}", *(f"{rates[name]:.1%}" for name in names), price(mine)])
     return [rows[0], *sorted(rows[1:], key=lambda row: (row[0] != "smollm2-135m", row[1], row[2]))]
 
 
-def _price(points: pd.DataFrame) -> str:
-    found = {p if isinstance(p, str) else f"{p:.2f}" for p in points["perplexity"]}
-    return found.pop() if len(found) == 1 else f"partly {NOT_MEASURED}" if NOT_MEASURED in found else "several"
-
-
-def markdown(rows: list[list[str]]) -> str:
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
-
-
 def main() -> int:
-    phi = simulate("phi-3-medium")
+    phi = simulate("paper/phi-3-medium", SAME)
     tables = {
         "memory": memory(phi),
-        "models": models(simulate("models")),
-        "gamma": gamma(simulate("gamma")),
+        "models": models(simulate("paper/models", SAME)),
+        "gamma": gamma(simulate("paper/gamma", SAME)),
         "flash": flash(phi),
         "dram": dram(phi),
-        "evictions": evictions(simulate("evictions")),
+        "evictions": evictions(simulate("paper/evictions", SAME)),
     }
-    for name, rows in tables.items():
-        print(f"{name}\n{markdown(rows)}\n")
+    show(tables, ROOT / "docs/paper.md")
     if "--write" in sys.argv:
-        page = ROOT / "docs/paper.md"
-        text = page.read_text(encoding="utf-8")
-        for name, rows in tables.items():
-            pattern = rf"(<!-- {name} -->\n).*?(<!-- end -->)"
-            filled = f"{markdown(rows)}\n"
-            text = re.sub(pattern, lambda m, filled=filled: m[1] + filled + m[2], text, flags=re.DOTALL)  # type: ignore[misc]
-        page.write_text(text, encoding="utf-8")
         (ROOT / "docs/figures").mkdir(exist_ok=True)
         for name, (folder, figure) in FIGURES.items():
             shutil.copyfile(ROOT / f"results/paper/{folder}/{figure}.png", ROOT / f"docs/figures/{name}.png")

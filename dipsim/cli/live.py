@@ -63,8 +63,8 @@ def learn_layout(
         )  # fmt: skip
     print(
         f"{out}: {told.reads:,.0f} reads and {show(told.read_bytes, 'size')} a token; with equal shares pinned and the "
-        f"rest by index {told.plain_reads:,.0f} and {show(told.plain_read_bytes, 'size')}; on {told.tokens} tokens that "
-        "it was not learned from"
+        f"rest by index {told.plain_reads:,.0f} and {show(told.plain_read_bytes, 'size')}; on {told.tokens} tokens "
+        "that it was not learned from"
     )
 
 

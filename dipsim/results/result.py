@@ -148,6 +148,7 @@ class Result:
             "dram_bytes": plan.setting.dram_bytes,
             "tokens": plan.tokens,
             "warm_up_tokens": plan.warm_up,
+            "sequences": len(plan.sequence_starts),
             "tokens_per_s": self.tokens_per_s,
             "ttft_s": self.timeline.ttft_s,
             "latency_s": {

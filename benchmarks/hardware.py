@@ -1,0 +1,246 @@
+"""What layout, reads and masks do on each device: runs `examples/hardware/*.yaml`, or what is missing of them.
+
+`python benchmarks/hardware.py` prints the tables of docs/hardware.md; `--write` also puts them and the figures there.
+`--measured FOLDER ...` keeps what evaluations of a real model found, for two of the tables.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib import style
+from matplotlib.colors import TwoSlopeNorm
+from matplotlib.figure import Figure
+from page import ROOT, Rows, price, show, simulate
+
+from dipsim.basics import assets
+from dipsim.basics.arrays import Floats
+from dipsim.basics.files import write
+from dipsim.figures.pareto import BUDGETS
+from dipsim.figures.style import STYLE, save_figure
+from dipsim.memory.budget import column_bytes
+from dipsim.results.quality import NOT_MEASURED
+from dipsim.sparsity.plugins import load_policy
+from dipsim.sparsity.selection import checked_groups
+from dipsim.storage.flash import Flash
+from dipsim.storage.placement import Placement, fetch
+from dipsim.study.experiment import MlpFraction, Options
+from dipsim.study.run import simulate as run_one
+from dipsim.timing.device import Device
+from dipsim.workload import Trace
+
+SAME = ["trace", "device", "layout"]  # where a policy is compared with dense
+MODELS = ("phi-3-medium", "llama-3-8b")
+FACTORS = (1, 2, 4, 8, 16, 32)
+KEEP, COLUMNS, TOKENS = 0.75, 2048, 8  # of the map
+MEASURED = ROOT / "docs/hardware/worth.csv"
+RATIOS, RATES = np.geomspace(0.02, 50, 23), np.linspace(0.5, 0.95, 10)
+
+
+def large(table: pd.DataFrame) -> Rows:
+    """Speed-up over dense by device, model, policy and layout."""
+    layouts = list(dict.fromkeys(table["layout"]))
+    rows = [["device", "model", "policy", *(f"`{layout}`" for layout in layouts), "perplexity"]]
+    for (device, trace, policy), mine in table.groupby(["device", "trace", "policy"], sort=False):
+        if policy != "dense":
+            found = mine.set_index("layout")["speedup"]
+            rows.append([str(device), str(trace), f"`{policy}`", *(f"{found[x]:.2f}" for x in layouts), price(mine)])
+    return rows
+
+
+def reads(table: pd.DataFrame) -> Rows:
+    """What a token of `dip` reads on one phone, by layout."""
+    mine = table[(table["device"] == "oneplus-12") & (table["policy"] == f"dip(keep={KEEP})")]
+    rows = [["model", "layout", "tokens/s", "reads a token", "mean read", "read amplification", "hit rate",
+             "perplexity"]]  # fmt: skip
+    for point in _records(mine.sort_values("trace", kind="stable")):
+        numbers = (f"{point.tokens_per_s:.2f}", f"{point.flash_reads_per_token:,.0f}",
+                   f"{point.mean_read_bytes / 1e3:,.0f} kB", f"{point.read_amplification:.2f}",
+                   f"{point.hit_rate:.1%}")  # fmt: skip
+        rows.append([str(point.trace), f"`{point.layout}`", *numbers, NOT_MEASURED])
+    return rows
+
+
+def _records(table: pd.DataFrame) -> Iterator[Any]:
+    """The rows of a table, whose columns are attributes."""
+    return table.itertuples()
+
+
+def starts(table: pd.DataFrame) -> Rows:
+    """Tokens/s by how caches begin."""
+    rows = [["trace", "tokens", "policy", "warm", "cold", "filled", "hit rate warm", "cold", "filled", "perplexity"]]
+    for (trace, tokens, policy), mine in table.groupby(["trace", "tokens", "policy"], sort=False):
+        found = mine.set_index("start")
+        speeds = [f"{found['tokens_per_s'][x]:.2f}" for x in ("warm", "cold", "filled")]
+        rates = [f"{found['hit_rate'][x]:.1%}" for x in ("warm", "cold", "filled")]
+        rows.append([str(trace), str(tokens), f"`{policy}`", *speeds, *rates, price(mine)])
+    return rows
+
+
+def longer_columns() -> Rows:
+    """Speed-up over dense if columns were longer, or what a read costs besides its bytes smaller, by a factor."""
+    rows = [["device", "policy", *(f"{factor} x" for factor in FACTORS), "perplexity"]]
+    trace = Trace.open(MODELS[0])
+    for name in assets.names("devices"):
+        for policy in (load_policy("dip", keep=KEEP), load_policy("dip-ca", keep=0.5, gamma=0.5)):
+            gains = []
+            for factor in FACTORS:
+                device = Device.load(name).scaled(1 / factor, name)
+                pruned, dense = (_tokens_per_s(trace, each, device) for each in (policy, load_policy("dense")))
+                gains.append(f"{pruned / dense:.2f}")
+            rows.append([name, f"`{policy.label}`", *gains, NOT_MEASURED])
+    return rows
+
+
+def _tokens_per_s(trace: Trace, policy: object, device: Device) -> float:
+    size = MlpFraction(0.5).bytes(trace.shape, 128)
+    options = Options(layout="popularity", tokens=128).model_dump(exclude={"dram"}, exclude_defaults=True)
+    return run_one(trace, policy, device, dram=size, **options).tokens_per_s  # type: ignore[arg-type]
+
+
+def sizes() -> Rows:
+    """What a read costs on each device beside the columns of each model."""
+    rows = [["device", "a read costs as much as", *(f"{model}: column of {part}" for model in MODELS for part in
+             ("gate and up", "down"))]]  # fmt: skip
+    for name in assets.names("devices"):
+        flash = Device.load(name).flash
+        rows.append([name, f"{_cost(flash) / 1e3:.1f} kB", *(f"{size / 1e3:.1f} kB" for size in _columns())])
+    return rows
+
+
+def _columns() -> Iterator[float]:
+    for model in MODELS:
+        shape = Trace.open(model).shape
+        for group in checked_groups(load_policy("dip"), shape):
+            yield len(group.matrices) * column_bytes(shape, group)
+
+
+def _cost(flash: Flash, size: float = 4096.0) -> float:
+    """Bytes that could be read in the time that a read of a page costs besides its own bytes."""
+    return flash.break_even(size) + (flash.page if flash.page > 1 else 0.0) / 2
+
+
+def gain_map() -> Floats:
+    """Speed-up of Flash over dense, [rates, ratios], of random masks over a cold half by hit rate and column size.
+
+    A column is `ratio` times as long as what Flash reads in the time of a command.
+    """
+    rng = np.random.default_rng(0)
+    found = np.empty((len(RATES), len(RATIOS)))
+    for i, rate in enumerate(RATES):
+        misses = np.zeros((TOKENS, COLUMNS), dtype=bool)
+        misses[:, COLUMNS // 2 :] = rng.random((TOKENS, COLUMNS // 2)) < 2 * KEEP * (1 - rate)
+        for j, ratio in enumerate(RATIOS):
+            flash = Flash.model_validate({"read_bandwidth": "1 GB/s", "command_time": f"{1e-6 / ratio!r} s"})
+            place = Placement(np.arange(COLUMNS), COLUMNS // 2, 1, 1000.0, 1)
+            dense = float(flash.batch_time([1], [1000.0 * COLUMNS / 2]))
+            found[i, j] = dense / fetch(misses, place, flash).seconds(flash).mean()
+    return found
+
+
+def draw_map(table: pd.DataFrame) -> Figure:
+    """The map, with each device and model where its columns and its measured hit rate put it."""
+    gains = gain_map()
+    figure = Figure(figsize=(8.5, 4.6), layout="constrained")
+    axes = figure.subplots()
+    norm = TwoSlopeNorm(1.0, 0.9, float(gains.max()))
+    mesh = axes.pcolormesh(RATIOS, 100 * RATES, gains, norm=norm, cmap="PuOr_r", shading="gouraud")
+    lines = axes.contour(RATIOS, 100 * RATES, gains, levels=[1.05, 1.2, 1.5, 2, 3], colors="black", linewidths=0.8)
+    axes.clabel(lines, fmt=lambda level: f"{level:g} x")
+    columns = iter(_columns())
+    shown = {model: (next(columns), next(columns)) for model in MODELS}
+    mine = table[(table["layout"] == "popularity") & table["policy"].isin([f"dip(keep={KEEP})"])]
+    markers = dict(zip(assets.names("devices"), "osD^vP", strict=False))
+    for point in _records(mine):
+        cost = _cost(Device.load(str(point.device)).flash)
+        for part, size in zip(("gate and up", "down"), shown[str(point.trace)], strict=True):
+            if cost:
+                filled = "black" if part == "down" else "white"
+                axes.plot(size / cost, 100 * point.hit_rate, markers[str(point.device)], mfc=filled, mec="black", ms=7)
+    for name, marker in markers.items():
+        if _cost(Device.load(name).flash):
+            axes.plot([], [], marker, mfc="white", mec="black", label=name)
+    axes.set(xscale="log", xlabel="column bytes / (bandwidth x command time)", ylabel="hit rate (%)")
+    axes.set_title(f"When does pruning pay? Flash time of dense over that of keep {KEEP}, half pinned and laid apart")
+    axes.legend(loc="lower right", title="white: gate and up\nblack: down")
+    figure.colorbar(mesh, ax=axes, label=f"speed-up of Flash (perplexity {NOT_MEASURED})")
+    return figure
+
+
+def collect(folders: list[str]) -> None:
+    """Keep what evaluations of `examples/hardware/worth-*.yaml` measured, from their `summary.json`."""
+    rows = []
+    for summary in (json.loads((Path(folder) / "summary.json").read_text()) for folder in folders):
+        for run in summary:
+            name, _, page = run["device"].partition(" (flash.page=")
+            rows.append(
+                {
+                    "device": name.split(" (")[0],
+                    "page": page.rstrip(")") or "1 B",
+                    "sequences": (run["tokens"] + run["sequences"] * run["warm_up_tokens"]) // 512,
+                    "policy": run["policy"],
+                    "perplexity": round(run["perplexity"], 4),
+                    "standard_error": round(run["perplexity_standard_error"], 4),
+                    "tokens_per_s": round(run["tokens_per_s"], 4),
+                    "flash_s_per_token": run["busy_s"]["flash"] / run["tokens"],
+                }
+            )
+    table = pd.DataFrame(rows).drop_duplicates(["device", "page", "sequences", "policy"])
+    write(MEASURED, table.to_csv(index=False))
+
+
+def worth() -> tuple[Rows, Rows]:
+    """Columns by their worth on the real model: every setting measured, and the curves at perplexity budgets."""
+    points = [["device", "pages", "sequences", "policy", "perplexity", "tokens/s over dense", "Flash time over dense"]]
+    curves = [["device", "pages", "sequences", "of", *(f"+{budget:g}" for budget in BUDGETS)]]
+    for (device, page, sequences), mine in pd.read_csv(MEASURED).groupby(["device", "page", "sequences"], sort=False):
+        dense, rest = mine[mine["policy"] == "dense"].iloc[0], mine[mine["policy"] != "dense"]
+        where = [str(device), str(page), str(sequences)]
+        more = rest["perplexity"] - dense["perplexity"]
+        gains = {
+            "tokens/s": rest["tokens_per_s"] / dense["tokens_per_s"],
+            "Flash time": dense["flash_s_per_token"] / rest["flash_s_per_token"],
+        }
+        points.append([*where, "`dense`", f"{dense['perplexity']:.2f}", "1.00", "1.00"])
+        for i, row in rest.iterrows():
+            price_paid = f"{row['perplexity']:.2f} ({more[i]:+.2f} ± {row['standard_error']:.2f})"
+            label = row["policy"].split(", sensitivity")[0] + ")" * ("sensitivity" in row["policy"])
+            points.append([*where, f"`{label}`", price_paid, *(f"{gain[i]:.2f}" for gain in gains.values())])
+        order = np.argsort(more.to_numpy())
+        for name, gain in gains.items():
+            at = np.interp(BUDGETS, more.to_numpy()[order], gain.to_numpy()[order], left=np.nan, right=np.nan)
+            curves.append([*where, name, *("-" if np.isnan(x) else f"{x:.2f}" for x in at)])
+    return points, curves
+
+
+def main() -> int:
+    if "--measured" in sys.argv:
+        collect(sys.argv[sys.argv.index("--measured") + 1 :])
+        return 0
+    table = simulate("hardware/large", SAME)
+    aware = simulate("hardware/large-aware", SAME)
+    tables = {
+        "sizes": sizes(),
+        "large": large(table),
+        "reads": reads(table),
+        "aware": large(aware),
+        "longer": longer_columns(),
+        "starts": starts(simulate("hardware/start", ["trace", "start", "tokens"])),
+    }
+    tables["worth"], tables["curves"] = worth()
+    show(tables, ROOT / "docs/hardware.md")
+    with style.context(["default", STYLE]):
+        figure = draw_map(table)
+        where = ROOT / ("docs/hardware" if "--write" in sys.argv else "results/hardware")
+        save_figure(figure, where / "map")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
