@@ -22,7 +22,19 @@ MAY_IMPORT = {  # docs/design.md tells the story; a package imports itself, and 
     "study": {"basics", "workload", "sparsity", "memory", "storage", "planning", "timing", "results"},
     "gpu": {"basics", "workload", "sparsity", "memory", "storage", "planning"},
     "live": {"basics", "workload", "sparsity", "memory", "planning", "timing", "results", "study", "gpu"},
-    "cli": {"basics", "workload", "sparsity", "planning", "timing", "results", "figures", "study", "gpu", "live"},
+    "cli": {
+        "basics",
+        "workload",
+        "sparsity",
+        "storage",
+        "planning",
+        "timing",
+        "results",
+        "figures",
+        "study",
+        "gpu",
+        "live",
+    },
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

@@ -77,19 +77,21 @@ def _latency(runs: list[Run], table: pd.DataFrame) -> Figure:
 
 
 def _policies(runs: list[Run]) -> Figure:
-    """Speed, hit rate, share of the MLP that is read, and the price, in panels that share the policies' rows."""
+    """Speed, hit rate, share of the MLP that is read, energy if known, and the price, in panels that share their rows."""
     dense = next((run.tokens_per_s for run in runs if run.policy == "dense"), None)
     speeds = [run.tokens_per_s for run in runs]
     labels = [significant(speed) + (f" ({speed / dense:.2f}x)" if dense else "") for speed in speeds]
+    energies = [1e3 * (run.energy_j_per_token or 0.0) for run in runs]
     prices, measured = [run.perplexity or 0.0 for run in runs], [run.measured for run in runs]
     panels: tuple[tuple[str, str, str, list[float], list[str] | None], ...] = (  # title, colour, hatch, lengths, texts
         ("speed (tokens/s)", "#0072B2", "", speeds, labels),
         ("hit rate (%)", "#56B4E9", "", [100 * run.hit_rate for run in runs], None),
         ("MLP fraction read (%)", "#56B4E9", "", [100 * run.mlp_fraction_read for run in runs], None),
+        *((("energy (mJ/token)", "#E69F00", "....", energies, None),) if any(energies) else ()),
         ("perplexity (lower is better)", "#D55E00", "/////", prices, measured),
     )
     figure = _figure("Speed, and its price", runs, 12, 0.7 + max(0.45, 0.18 * _lines(runs)) * len(runs))
-    grid = figure.subplots(1, len(panels), sharey=True, width_ratios=(1.4, 1, 1, 1))
+    grid = figure.subplots(1, len(panels), sharey=True, width_ratios=(1.4, *[1] * (len(panels) - 1)))
     for axes, (title, colour, hatch, lengths, texts) in zip(grid, panels, strict=True):
         bars = axes.barh(range(len(runs)), lengths, 0.66, color=colour, edgecolor="white", lw=0, hatch=hatch)
         axes.bar_label(bars, texts, fmt="{:.1f}", padding=3)

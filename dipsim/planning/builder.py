@@ -94,6 +94,11 @@ class PlanBuilder:
                 f"eviction: {setting.eviction} needs to know all masks beforehand, but those of {policy.label} depend "
                 "on the cache; use lru, lfu or none"
             )
+        if load_layout(setting.layout).needs_pinned and rule.caches and not rule.fixed:
+            raise InputError(
+                f"layout: {setting.layout} chooses what to pin, and eviction {setting.eviction} lets it change; use "
+                "pinned, or leave the eviction out"
+            )
         priced = [group.name for group in self.groups if group.price is not None]
         if priced and rule.caches and not rule.fixed:
             raise InputError(

@@ -65,6 +65,8 @@ class Run(BaseModel, frozen=True, allow_inf_nan=False):
 
     policy: str
     device: str
+    start: str = "cold"  # as in folders of version 0.1
+    layout: str = "columns"
     eviction: str
     timing: str
     dram_bytes: float
@@ -73,6 +75,7 @@ class Run(BaseModel, frozen=True, allow_inf_nan=False):
     mean_latency_s: float = Field(validation_alias=AliasPath("latency_s", "mean"))
     hit_rate: float
     mlp_fraction_read: float
+    energy_j_per_token: float | None = None
     perplexity: PositiveFloat | None = None
 
     @property
@@ -94,8 +97,8 @@ class Run(BaseModel, frozen=True, allow_inf_nan=False):
     def setting(self) -> str:
         """What the runs of a folder have in common."""
         tokens = f"{self.tokens:,} token{'s' * (self.tokens > 1)}"
-        parts = (f"DRAM {show(self.dram_bytes, 'size')}", f"eviction {self.eviction}", f"timing {self.timing}", tokens)
-        return " · ".join((self.device, *parts))
+        memory = (f"layout {self.layout}", f"eviction {self.eviction}", f"timing {self.timing}", f"start {self.start}")
+        return " · ".join((self.device, f"DRAM {show(self.dram_bytes, 'size')}", *memory, tokens))
 
 
 _RUNS = TypeAdapter(Annotated[list[Run], Field(min_length=1)])

@@ -28,6 +28,7 @@ class Layout:
     bundled: ClassVar[bool] = False  # the matrices of a group lie side by side, column by column
     learns: ClassVar[bool] = False
     pins: ClassVar[bool] = False
+    needs_pinned: ClassVar[bool] = False  # makes no sense with a cache that changes
 
     def __init_subclass__(cls, listed: bool = True) -> None:
         super().__init_subclass__()

@@ -17,7 +17,8 @@ Perplexities = dict[str, float | None]
 
 def run(policy: str, tokens: int, perplexity: float | None) -> dict[str, object]:
     """One object of summary.json, with a key that no figure needs."""
-    setting = {"device": "paper", "eviction": "lfu", "timing": "serial", "dram_bytes": 64e6, "tokens": tokens}
+    setting = {"device": "paper", "layout": "bundled", "eviction": "lfu", "timing": "serial", "start": "warm"}
+    setting |= {"dram_bytes": 64e6, "tokens": tokens, "energy_j_per_token": 0.0123 if tokens == 3 else None}
     speed = 75.0 if "dip" in policy else 50.0
     shares = {"hit_rate": 0.5, "mlp_fraction_read": 0.75, "utilisation": {"flash": 1.0}}
     return {"policy": policy, **setting, "tokens_per_s": speed, "latency_s": {"mean": 1 / speed}, **shares,
@@ -62,13 +63,19 @@ def test_every_figure_names_its_setting_and_its_price(drawn: Path, name: str) ->
     assert (drawn / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     assert (drawn / f"{name}.png").stat().st_size > 10_000
     said = "\n".join(texts(drawn / f"{name}.svg"))
-    assert "paper · DRAM 64 MB · eviction lfu · timing serial · 3 tokens" in said
+    assert "paper · DRAM 64 MB · layout bundled · eviction lfu · timing serial · start warm · 3 tokens" in said
     assert all(price in said for price in ("16.81", "109.2", "not measured"))
     assert all(policy in said for policy in ("dense", "dip(cost=$5, rest=$6)", "dip-ca(keep=0.75, gamma=0.5,"))
 
 
 def test_speed_is_compared_with_dense(drawn: Path) -> None:
     assert {"50.0 (1.00x)", "75.0 (1.50x)"} <= set(texts(drawn / "policies.svg"))
+
+
+def test_energy_is_drawn_where_it_is_known(drawn: Path, tmp_path: Path) -> None:
+    assert {"energy (mJ/token)", "12.3"} <= set(texts(drawn / "policies.svg"))
+    draw_run(write_tables(tmp_path / "unknown", {"dense": 16.81}, tokens=2))
+    assert "energy (mJ/token)" not in texts(tmp_path / "unknown/policies.svg")
 
 
 def test_parts_that_took_no_time_are_not_in_the_legend(drawn: Path) -> None:

@@ -1,5 +1,6 @@
 """The closed loop on small random models: against token-by-token decoding, by hand, and through every policy."""
 
+from dataclasses import replace
 from inspect import signature
 
 import numpy as np
@@ -10,17 +11,20 @@ import yaml
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+from oracles import flash  # noqa: E402
+from safetensors.numpy import load_file  # noqa: E402
 from tiny_models import FAMILIES, SIZES, make, save  # noqa: E402
 
 from dipsim.basics.errors import InputError  # noqa: E402
 from dipsim.basics.fields import parse  # noqa: E402
 from dipsim.gpu.tensors import tensor_masks  # noqa: E402
 from dipsim.live import adapt as training  # noqa: E402
-from dipsim.live.closed_loop import sparsified  # noqa: E402
+from dipsim.live.closed_loop import LiveActivations, replaced, sparsified  # noqa: E402
 from dipsim.live.evaluate import evaluate  # noqa: E402
 from dipsim.live.models import LoadedModel, load  # noqa: E402
 from dipsim.live.perplexity import calibrate, measure, nll, quality  # noqa: E402
 from dipsim.live.record import collect  # noqa: E402
+from dipsim.live.sensitivity import learn_sensitivity  # noqa: E402
 from dipsim.live.swiglu import find_mlps  # noqa: E402
 from dipsim.live.text import read_tokens  # noqa: E402
 from dipsim.live.train_predictor import train_predictor  # noqa: E402
@@ -36,6 +40,7 @@ from dipsim.workload.recorded import write_trace  # noqa: E402
 from dipsim.workload.shape import ModelShape  # noqa: E402
 from dipsim.workload.trace import Header  # noqa: E402
 
+COSTLY = flash(command=1e-7, bandwidth=1e9, latency=0, depth=32, overlap=1)  # a command costs 100 bytes
 _PARAMETERS = signature(transformers.LlamaForCausalLM.forward).parameters
 CACHE = "cache" if "cache" in _PARAMETERS else "past_key_values"  # its name in newer and older transformers
 FIELDS = ("dram_static", "dram_hits", "flash_misses", "reads", "read_bytes", "flops")
@@ -64,6 +69,123 @@ POLICIES = [
     ("dip-ca", {"keep": 0.5, "gamma": 0.3, "fixed_top_n": 2, "warmup": 4}),
     ("dip-ca-approx", {"keep": 0.5, "reach": 1.2}),
 ]
+
+
+AWARE_OF_READS = [
+    ("dip", {"keep": 0.6, "free": True}, "lfu"),
+    ("dip-ca", {"keep": 0.6, "gamma": 0.4, "free": True}, "pinned"),
+    ("worth", {"price": 40.0}, "pinned"),
+]
+
+
+@pytest.mark.parametrize(("name", "parameters", "eviction"), AWARE_OF_READS)
+def test_masks_that_know_what_is_read_equal_token_by_token(name, parameters, eviction):
+    """Here too whole sequences give the logits, and the plan, of decoding one token at a time."""
+    tiny, ids = loaded(), tokens(sequences=1)
+    used = replace(setting(name, tiny.shape, eviction=eviction, **parameters), flash=COSTLY)
+    at_once, stepwise = (PlanBuilder(tiny.shape, used, 10, (0,)) for _ in range(2))
+    with torch.inference_mode():
+        with sparsified(tiny.mlps, [at_once]):
+            expected = tiny.model(ids, use_cache=False).logits
+        with sparsified(tiny.mlps, [stepwise]):
+            past, found = None, []
+            for position in range(ids.shape[1]):
+                out = tiny.model(ids[:, position : position + 1], use_cache=True, **{CACHE: past})
+                past = out[CACHE]
+                found.append(out.logits)
+    assert torch.cat(found, dim=1).numpy() == pytest.approx(expected.numpy(), rel=1e-9, abs=1e-11)
+    at_once, stepwise = at_once.finish(), stepwise.finish()
+    for field in (*FIELDS, "flash_gaps"):
+        assert (getattr(at_once, field) == getattr(stepwise, field)).all(), field
+    assert 0 < at_once.flash_misses.sum() < 0.9 * 10 * tiny.shape.mlp_bytes
+    assert at_once.dram_hits.sum() > 0
+
+
+def best_subset(gains, run_cost):
+    """The subset [N] of columns with these gains [N] whose sum, less a cost for each run, is largest: of all 2^N."""
+    every = (np.arange(2 ** len(gains))[:, None] >> np.arange(len(gains)) & 1).astype(bool)
+    begins = every & ~np.pad(every, ((0, 0), (1, 0)))[:, :-1]
+    return every[np.argmax(every @ gains - run_cost * begins.sum(axis=1))]
+
+
+def test_worth_by_trying_all_subsets():
+    """One MLP, one token: what is pinned, and the unpinned columns whose share of the signal pays for reading them."""
+    tiny = loaded()
+    mlp, layer = tiny.mlps[0], tiny.model.model.layers[0].mlp
+    x = torch.randn(1, 1, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    priced = setting("worth", tiny.shape, share=0.75, eviction="pinned", length=1, price=80.0)
+    making = PlanBuilder(tiny.shape, replace(priced, flash=COSTLY), 1, (0,))
+    price = 80.0 / 1e6  # a share of the signal for each byte; a read costs 100 bytes more than its own
+
+    def kept(values, pinned, matrices, column):
+        gains = (values**2 / (values**2).sum()).detach().flatten()[pinned:].numpy()
+        chosen = best_subset(gains - price * matrices * column, price * matrices * 100)
+        return torch.tensor([True] * pinned + chosen.tolist())
+
+    mask_in = kept(x, 24, 2, 32)
+    glu = layer.act_fn(layer.gate_proj(x * mask_in)) * layer.up_proj(x * mask_in)
+    mask_n = kept(glu, 48, 1, 16)
+    with torch.inference_mode(), sparsified([mlp], [making]):
+        assert torch.allclose(layer(x), layer.down_proj(glu * mask_n))
+    finished = making.finish()
+    assert finished.flops[0, finished.step.index("input")] == 2 * 2 * int(mask_in.sum()) * 64
+    assert finished.flops[0, finished.step.index("neuron")] == 2 * int(mask_n.sum()) * 32
+    assert 24 < mask_in.sum() < 32
+    assert 48 < mask_n.sum() < 64
+
+
+def test_sensitivity_is_the_mean_square_of_the_loss_by_each_value(tmp_path):
+    """By finite differences: move one value of one token, and see what the sum of all losses does."""
+    tiny, ids, path = loaded(), tokens(sequences=3, length=6), tmp_path / "s.safetensors"
+    learn_sensitivity(tiny, ids, path)
+    learned = load_file(path)
+    assert {name: values.shape for name, values in learned.items()} == {
+        f"layers.{layer}.{name}": (size,) for layer in range(3) for name, size in (("input", 32), ("neuron", 64))
+    }
+    assert all(parameter.requires_grad for parameter in tiny.model.parameters())
+
+    def loss(sequence, position, name, column, move):
+        def forward(x):
+            acts = LiveActivations(tiny.mlps[1], x, 1)
+            moved = (x if name == "input" else acts.glu).clone()
+            moved[0, position, column] += move
+            glu = LiveActivations(tiny.mlps[1], moved, 1).glu if name == "input" else moved
+            return tiny.mlps[1].project("down_proj", glu)
+
+        with torch.inference_mode(), replaced(tiny.mlps[1:2], [forward]):
+            return nll(tiny, ids[sequence : sequence + 1]).sum()
+
+    for name, column in (("input", 7), ("neuron", 40)):
+        slopes = [
+            (loss(s, t, name, column, 1e-3) - loss(s, t, name, column, -1e-3)) / 2e-3
+            for s in range(3)
+            for t in range(6)
+        ]
+        assert learned[f"layers.1.{name}"][column] == pytest.approx(np.mean(np.square(slopes)), rel=1e-3)
+
+
+def test_a_layout_of_a_live_model_is_learned_from_a_trace(tmp_path):
+    tiny, ids = loaded(dtype=torch.float32), tokens()
+    path = tmp_path / "t.safetensors"
+    write_trace(path, Header(model=tiny.shape, sequence_starts=(0, 10)), collect(tiny, ids.tolist()), "float32")
+    used = replace(setting("magnitude", tiny.shape, share=0.9, eviction="pinned"), layout="popularity", flash=COSTLY)
+    with pytest.raises(InputError, match="layout: popularity is learned from tokens that are not counted"):
+        measure(tiny, ids, [used])
+    learned = replace(used, calibration=str(path))
+    _, (live,) = measure(tiny, ids, [learned])
+    (recorded,) = plan(Trace.open(path), [learned])
+    first = live.layer == 0
+    for field in ("dram_hits", "flash_misses", "flash_gaps", "reads"):
+        assert (getattr(live, field)[:, first] == getattr(recorded, field)[:, first]).all(), field
+
+
+def test_worth_needs_the_sensitivities_of_this_model(tmp_path):
+    tiny, path = loaded(), tmp_path / "s.safetensors"
+    path.write_bytes(b"nothing")
+    for name, complaint in ((str(path), "not a readable file of sensitivities"), ("nope", "no such sensitivity"),
+                            ("smollm2-135m", "is of a model of other sizes")):  # fmt: skip
+        with pytest.raises(InputError, match=complaint):
+            PlanBuilder(tiny.shape, setting("worth", tiny.shape, eviction="pinned", sensitivity=name), 1, (0,))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

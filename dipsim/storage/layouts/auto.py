@@ -30,6 +30,7 @@ class Auto(Layout):
     bundled = True
     learns = True
     pins = True
+    needs_pinned = True
 
     def place(self, layer: int, sites: Sequence[Site], flash: Flash | None) -> list[Placement]:
         if flash is None:
