@@ -77,7 +77,7 @@ def _latency(runs: list[Run], table: pd.DataFrame) -> Figure:
 
 
 def _policies(runs: list[Run]) -> Figure:
-    """Speed, hit rate, share of the MLP that is read, energy if known, and the price, in panels that share their rows."""
+    """Speed, hit rate, share of the MLP read, energy if known, and the price, in panels that share their rows."""
     dense = next((run.tokens_per_s for run in runs if run.policy == "dense"), None)
     speeds = [run.tokens_per_s for run in runs]
     labels = [significant(speed) + (f" ({speed / dense:.2f}x)" if dense else "") for speed in speeds]

@@ -119,7 +119,7 @@ def _counts_like_the_cpu(setting: Setting, groups: Sequence[Group]) -> bool:
         eviction_rule(setting.eviction).on_gpu is not None
         and setting.start != "filled"
         and setting.flash is None
-        and not load_layout(setting.layout).learns
+        and not load_layout(setting.layout).pins  # which moves columns
         and not any(group.uses_all for group in groups)
     )
 

@@ -21,8 +21,8 @@ from dipsim.workload.trace import Trace
 class Placer:
     """Lays out `builders` for a model of this shape, measured on `trace` (None: on a live model).
 
-    Raises InputError if a calibration trace or a learned file is of another model, or a file was learned from tokens
-    that are measured.
+    Raises InputError if a calibration trace or a learned file is of another model, a file was learned from tokens that
+    are measured or pins more than fits, or there is nothing that a layout may be learned from.
     """
 
     def __init__(self, builders: Sequence[PlanBuilder], shape: ModelShape, trace: Trace | None = None) -> None:
@@ -35,6 +35,12 @@ class Placer:
                     f"calibration: {other.name} is a trace of {other.shape.name}, and {shape.name} is measured; use a "
                     "trace of the same model"
                 )
+        for builder in self.builders:
+            if builder.setting.calibration is None and (trace is None or builder.counted.all()):
+                raise InputError(
+                    f"layout: {builder.setting.layout} is learned from tokens that are not counted, and there are "
+                    "none; give a calibration trace or a learned layout" + ("" if trace is None else ", or start: warm")
+                )
         for builder in builders:
             if isinstance(builder.layout, Learned):
                 learned_here = trace is not None and sha256(trace.path) == builder.layout.origin.trace_sha256
@@ -42,14 +48,14 @@ class Placer:
                 _check_room(builder, builder.layout)
 
     def place(self, index: int, own: LayerScores | None = None) -> None:
-        """Lay out one layer; `own` are the scores of what is measured.
-
-        Raises InputError if there is nothing that the layout may be learned from.
-        """
+        """Lay out one layer; `own` are the scores of the trace that is measured."""
         layers = {name: LayerScores(trace.layer(index)) for name, trace in self.traces.items()}
         for builder in self.builders:
             name = builder.setting.calibration
-            builder.place(index, _uncounted(builder, own) if name is None else _all(builder, layers[name]))
+            if name is not None:
+                builder.place(index, _all(builder, layers[name]))
+            elif own is not None:
+                builder.place(index, _uncounted(builder, own))
 
 
 def _check_room(builder: PlanBuilder, layout: Learned) -> None:
@@ -72,10 +78,5 @@ def _all(builder: PlanBuilder, layer: LayerScores) -> list[Numbers]:
     return [layer.scores_of(caches) for caches in builder.caches]
 
 
-def _uncounted(builder: PlanBuilder, own: LayerScores | None) -> list[Numbers]:
-    if own is None or builder.counted.all():
-        raise InputError(
-            f"layout: {builder.setting.layout} is learned from tokens that are not counted, and there are none; give a "
-            "calibration trace, or a learned layout" + ("" if own is None else ", or start: warm")
-        )
+def _uncounted(builder: PlanBuilder, own: LayerScores) -> list[Numbers]:
     return [scores[~builder.counted] for scores in _all(builder, own)]

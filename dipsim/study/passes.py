@@ -18,6 +18,7 @@ from dipsim.planning.fetch_plan import Setting
 from dipsim.planning.planner import CpuPlanner, Planner, plan
 from dipsim.results.result import Result
 from dipsim.sparsity.plugins import load_policy
+from dipsim.storage.learned import is_learned
 from dipsim.study.keys import policy_hash
 from dipsim.study.points import Point
 from dipsim.timing.device import Device
@@ -143,9 +144,18 @@ def _job(same: Sequence[Point]) -> Job:
         policy=_absolute("policies", choice.policy),
         parameters=choice.parameters,
         policy_hash=planned.policy_hash,
-        options=planned.setting.options,
+        options=_portable(planned.setting.options),
         wanted=tuple((point.key, point.device, point.cell.timing) for point in same),
     )
+
+
+def _portable(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of a setting, with the absolute paths of a user's files."""
+    layout, calibration = options["layout"], options["calibration"]
+    return options | {
+        "layout": str(Path(layout).resolve()) if is_learned(layout) else layout,
+        "calibration": calibration and _absolute("traces", calibration),
+    }
 
 
 def _absolute(kind: str, name: str) -> str:

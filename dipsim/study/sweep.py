@@ -118,5 +118,6 @@ def _files(wanted: Sequence[Point]) -> dict[str, Path]:
     for point in wanted:
         files[f"trace {point.cell.trace}"] = assets.find("traces", point.cell.trace)
         files[f"device {point.cell.device}"] = assets.find("devices", point.cell.device)
+        files |= point.cell.learned_files()
         files[f"policy {point.choice.policy}"] = assets.find("policies", point.choice.policy)
     return files

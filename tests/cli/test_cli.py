@@ -60,11 +60,30 @@ def test_plot_draws_again(here, cli_run):
     assert figure.exists()
 
 
-@pytest.mark.parametrize("kind", ["devices", "policies", "traces"])
+def test_a_layout_is_learned_checked_and_used(here, cli_run):
+    status, out, err = cli_run("learn-layout", "tiny.safetensors", "--out", "x.layout.safetensors",
+                               "--set", "dip.keep=0.6", "--tokens", 3, "--device", "oneplus-12")  # fmt: skip
+    assert (status, err) == (0, "")
+    assert "reads and" in out
+    assert "on 9 tokens that it was not learned from" in out
+    assert cli_run("check", "x.layout.safetensors")[1].endswith(
+        "ok, a layout: coactivation for dip(keep=0.6) on tiny\n"
+    )
+    flags = ["--layout", "./x.layout.safetensors", "--start", "warm", "--policy", "dip", "--dram", "3 kB"]
+    assert cli_run("run", "exp.yaml", *flags, "--eviction", "pinned")[0] == 0
+    (summary,) = json.loads((here / "results/exp/summary.json").read_text())
+    assert (summary["layout"], summary["eviction"]) == ("./x.layout.safetensors", "pinned")
+    assert cli_run("run", "exp.yaml", *flags, "--eviction", "pinned", "--start", "cold")[0] == 2
+    status, _, err = cli_run("learn-layout", "tiny.safetensors", "--out", "x.safetensors")
+    assert (status, "a layout must end in .layout.safetensors" in err) == (2, True)
+
+
+@pytest.mark.parametrize("kind", ["devices", "policies", "traces", "layouts"])
 def test_list(kind, cli_run):
     status, out, _ = cli_run("list", kind)
     assert status == 0
-    assert {"devices": "oneplus-12", "policies": "dip-ca", "traces": "smollm2-135m"}[kind] in out
+    shown = {"devices": "oneplus-12", "policies": "dip-ca", "traces": "smollm2-135m", "layouts": "coactivation"}
+    assert shown[kind] in out
 
 
 @pytest.mark.parametrize("file", ["exp.yaml", "own.yaml", "tiny.safetensors", "mine.py"])

@@ -29,6 +29,7 @@ from dipsim.sparsity.plugins import load_policy  # noqa: E402
 from dipsim.sparsity.ranking import top_k  # noqa: E402
 from dipsim.study.experiment import Experiment  # noqa: E402
 from dipsim.study.sweep import sweep  # noqa: E402
+from dipsim.timing.device import Device  # noqa: E402
 from dipsim.workload import Trace  # noqa: E402
 from dipsim.workload.recorded import write_trace  # noqa: E402
 from dipsim.workload.trace import Activations, Header  # noqa: E402
@@ -160,6 +161,32 @@ def test_a_batch_may_mix_everything(tiny_trace, own):
     policies = [*(load_policy(name) for name in ("dip", "dip-ca", "dip-ca-approx")), own()]
     settings = [Setting(p, size, e) for p in policies for size in sizes(trace) for e in ("lru", "lfu")]
     same_plans(trace, settings, left=["dip-ca-approx"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["columns", "bundled", "rows"])
+def test_layouts_that_leave_columns_in_order_are_planned_and_the_clock_starts_where_the_cpus_does(tiny_trace, layout):
+    trace, dip = tiny_trace(tokens=7, starts=(0, 4)), load_policy("dip")
+    same_plans(trace, [Setting(dip, sizes(trace)[1], start=start, layout=layout) for start in ("warm", "cold")])
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("dip", {"start": "filled"}),
+        ("dip", {"flash": Device.load("oneplus-12").flash}),
+        ("dip", {"layout": "popularity", "start": "warm"}),
+        ("dip", {"eviction": "pinned"}),
+        ("worth", {"eviction": "pinned"}),
+        ("dip-ca", {"free": True}),
+    ],
+)
+def test_what_the_kernels_do_not_know_is_left_to_the_cpu(tiny_trace, name, options):
+    trace = tiny_trace(tokens=6)
+    policy = load_policy(name, **({"free": True} if options.pop("free", False) else {}))
+    setting = Setting(policy, sizes(trace)[1], **options)
+    assert not GpuPlanner(DEVICE).able(trace, setting, 6)
+    same_plans(trace, [setting], left=[name])
 
 
 def test_an_eviction_rule_without_a_kernel_is_left_to_the_cpu(tiny_trace, monkeypatch):
