@@ -137,7 +137,7 @@ def gain_map() -> Floats:
         misses = np.zeros((TOKENS, COLUMNS), dtype=bool)
         misses[:, COLUMNS // 2 :] = rng.random((TOKENS, COLUMNS // 2)) < 2 * KEEP * (1 - rate)
         for j, ratio in enumerate(RATIOS):
-            flash = Flash.model_validate({"read_bandwidth": "1 GB/s", "command_time": f"{1e-6 / ratio!r} s"})
+            flash = Flash.model_validate({"read_bandwidth": "1 GB/s", "command_time": f"{float(1e-6 / ratio)} s"})
             place = Placement(np.arange(COLUMNS), COLUMNS // 2, 1, 1000.0, 1)
             dense = float(flash.batch_time([1], [1000.0 * COLUMNS / 2]))
             found[i, j] = dense / fetch(misses, place, flash).seconds(flash).mean()

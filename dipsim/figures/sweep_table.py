@@ -16,11 +16,13 @@ from dipsim.basics.errors import InputError
 from dipsim.basics.units import significant
 from dipsim.results.quality import NOT_MEASURED
 
-TEXTS = ("trace", "model", "device", "eviction", "timing", "prompt", "stream_static", "policy", "perplexity", "key")
+SETTINGS = ("layout", "start", "eviction", "timing", "prompt")
+TEXTS = ("trace", "model", "device", *SETTINGS, "read_through", "stream_static", "policy", "perplexity", "key")
 NUMBERS = ("dram_bytes", "mlp_fraction_in_dram", "flash_bandwidth_bytes_per_s", "tokens", "tokens_per_s", "hit_rate")
 DRAM, FLASH = "dram_bytes", "flash_bandwidth_bytes_per_s"
 AXES = {DRAM: "DRAM (GB)", FLASH: "Flash read bandwidth (GB/s)"}
 STREAMED = {"True": "static weights streamed", "False": "static weights in DRAM"}
+THROUGH = {"True": "gaps read through", "False": "gaps left out"}
 
 
 def read_sweep(path: Path) -> pd.DataFrame:
@@ -34,6 +36,7 @@ def read_sweep(path: Path) -> pd.DataFrame:
         table = pd.read_csv(path, dtype=types, usecols=lambda name: name in types or "." in name, keep_default_na=False)
         table["perplexity"].where(table["perplexity"] != NOT_MEASURED, "nan").astype(float)
         table["stream_static"] = table["stream_static"].map(STREAMED)
+        table["read_through"] = table["read_through"].map(THROUGH)
         good = not table.empty and np.isfinite(table[list(NUMBERS)]).all(axis=None)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{path}: {' '.join(str(error).split())}; {again}") from None
@@ -41,11 +44,11 @@ def read_sweep(path: Path) -> pd.DataFrame:
         raise InputError(f"{path}: is empty, or a number in it is not; {again}")
     hardware = [name for name in table.columns if "." in name and name != "flash.read_bandwidth"]  # as swept
     table["tokens"] = table["tokens"].map("{:,.0f} tokens".format)
-    for name in (*hardware, "eviction", "timing", "prompt"):
+    for name in (*hardware, *SETTINGS):
         table[name] = f"{name} " + table[name].astype(str)
-    settings = ["trace", "device", *hardware, "eviction", "timing", "prompt", "stream_static", "tokens"]
+    settings = ["trace", "device", *hardware, *SETTINGS, "read_through", "stream_static", "tokens"]
     varying = [name for name in settings if varies(table[name])]
-    table["setting"] = join_columns(table, [name for name in [*settings[:-3], "tokens"] if name not in varying])
+    table["setting"] = join_columns(table, [name for name in [*settings[:-4], "tokens"] if name not in varying])
     table["case"] = join_columns(table, varying)
     table["other"] = join_columns(table, [name for name in varying if name != "trace"])
     point = pd.MultiIndex.from_frame(table[["case", DRAM, FLASH]])

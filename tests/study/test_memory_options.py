@@ -7,6 +7,8 @@ from tiny import SHAPE
 from dipsim.basics import assets
 from dipsim.basics.errors import InputError
 from dipsim.basics.fields import parse
+from dipsim.figures.sweep import draw_sweep
+from dipsim.figures.sweep_table import read_sweep
 from dipsim.results.quality import lookup, memory_of, read_quality
 from dipsim.study.experiment import Experiment
 from dipsim.study.run import run
@@ -137,3 +139,12 @@ def test_every_shipped_device_says_what_is_free_and_loads_its_dram_with_what_it_
         assert device.dram.free is not None, name
         assert device.dram.flash_copies >= 1, name
         assert device.flash.page == 4096, name
+
+
+def test_the_figures_of_a_sweep_tell_layouts_and_starts_apart(tiny_trace, tmp_path):
+    sweep(make(tiny_trace(tokens=20), sweep={"layout": ["columns", "bundled"], "start": ["warm", "cold"],
+                                             "dram": ["3 kB", "4 kB"]}), tmp_path)  # fmt: skip
+    table = read_sweep(tmp_path / "sweep.csv")
+    assert set(table["case"]) == {f"layout {a} · start {b}" for a in ("columns", "bundled") for b in ("warm", "cold")}
+    assert (table["speedup"] > 0).all()
+    assert draw_sweep(tmp_path)
