@@ -51,7 +51,7 @@ class Worth(Policy):
         values = acts.mlp_input if group.axis == "input" else acts.glu
         squared = values * values
         if self.sensitivity is None:
-            return squared / squared.sum(axis=-1, keepdims=True)
+            return squared / (squared.sum(axis=-1, keepdims=True) + 1e-30)
         curvature = self._sensitivities()[f"layers.{acts.layer}.{group.name}"] / 2
         return squared * (curvature if isinstance(values, np.ndarray) else values.new_tensor(curvature))
 

@@ -12,13 +12,15 @@ _SUFFIXES = {
     "policies": (".py",),
     "traces": (".safetensors", ".yaml"),
     "sensitivities": (".safetensors",),
+    "layouts": (".safetensors",),
     "examples": (".yaml",),
 }
+_LEARNED = {"sensitivities": ".sensitivity", "layouts": ".layout"}  # before the suffix of what was learned of a model
 
 
 def directory(kind: str) -> Path:
     """The folder of `kind`. It is inside the installed package, or beside the package in a checkout."""
-    kind = "traces" if kind == "sensitivities" else kind  # they lie beside the traces of their models
+    kind = "traces" if kind in _LEARNED else kind  # it lies beside the trace of its model
     inside = _PACKAGE / kind
     return inside if inside.is_dir() else _PACKAGE.parent / kind
 
@@ -30,19 +32,17 @@ def names(kind: str) -> list[str]:
 
 def _files(kind: str) -> list[Path]:
     files = (file for file in directory(kind).iterdir() if file.suffix in _SUFFIXES[kind])
-    learned = (
-        ".sensitivity" if kind == "sensitivities" else ""
-    )  # what else was learned of a model has a name of its own
-    return sorted(file for file in files if file.stem[0] not in "._" and _second_suffix(file) == learned)
+    shown = (file for file in files if file.stem[0] not in "._")
+    return sorted(file for file in shown if _second_suffix(file) == _LEARNED.get(kind, ""))
 
 
 def _second_suffix(file: Path) -> str:
     """`.sensitivity` or `.layout` of files that hold what was learned of a model; nothing of any other."""
-    return next((suffix for suffix in (".sensitivity", ".layout") if file.stem.endswith(suffix)), "")
+    return next((suffix for suffix in _LEARNED.values() if file.stem.endswith(suffix)), "")
 
 
 def _name(kind: str, file: Path) -> str:
-    return file.stem.replace("_", "-") if kind == "policies" else file.stem.removesuffix(".sensitivity")
+    return file.stem.replace("_", "-") if kind == "policies" else file.stem.removesuffix(_LEARNED.get(kind, ""))
 
 
 def find(kind: str, name_or_path: str | Path) -> Path:

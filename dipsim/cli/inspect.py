@@ -45,7 +45,7 @@ def list_(kind: Annotated[Kind, typer.Argument(help="What to list.")]) -> None:
         Kind.layouts: (("name", "description"), _describe_layout),
     }[kind]
     table = Table(*columns, box=None, pad_edge=False)
-    for name in sorted(LAYOUTS) if kind is Kind.layouts else assets.names(kind):
+    for name in (*(sorted(LAYOUTS) if kind is Kind.layouts else ()), *assets.names(kind)):
         table.add_row(name, *describe(name))
     console().print(table)
 
@@ -83,6 +83,8 @@ def _describe_layout(name: str) -> tuple[str, ...]:
 
     from dipsim.storage.layout import LAYOUTS
 
+    if name not in LAYOUTS:
+        return ("Learned; what it is from is told by `check` on its file in traces/.",)
     module = inspect.getmodule(LAYOUTS[name])
     return ((module.__doc__ or "").splitlines()[0] if module else "",)
 
@@ -93,7 +95,7 @@ def check(file: Annotated[Path, typer.Argument(help="Device, experiment, trace o
     from dipsim.basics.files import read_yaml
     from dipsim.sparsity.plugins import load_policy
     from dipsim.storage.layouts import load_layout
-    from dipsim.storage.learned import is_learned
+    from dipsim.storage.learned import SUFFIX
     from dipsim.study.experiment import Experiment
     from dipsim.study.points import points
     from dipsim.study.run import check as check_experiment
@@ -102,7 +104,7 @@ def check(file: Annotated[Path, typer.Argument(help="Device, experiment, trace o
 
     if not file.is_file():
         raise InputError(f"{file}: no such file")
-    if is_learned(file.name):
+    if file.name.endswith(SUFFIX):
         origin = load_layout(str(file)).origin  # type: ignore[attr-defined]
         found = f"a layout: {origin.layout} for {origin.policy} on {origin.model.name}"
     elif file.suffix == ".safetensors":

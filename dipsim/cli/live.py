@@ -41,7 +41,7 @@ def learn_layout(
     device: Annotated[str | None, typer.Option(help="What columns will be read from, by name or path.")] = None,
     scale_to: Annotated[str | None, typer.Option(help="Scale the device's reads to this trace's columns.")] = None,
     tokens: Annotated[int | None, typer.Option(help="Learn from the first so many; by default half.")] = None,
-    pinned: Annotated[float, typer.Option(help="Share of the MLP that lies apart, to be pinned.")] = 0.5,
+    pinned: Annotated[float, typer.Option(help="Share of the MLP that DRAM will hold.")] = 0.5,
 ) -> None:
     """Learn what to pin and in which order columns should lie in Flash; tell the reads on the tokens left."""
     from dipsim.basics.units import show

@@ -146,6 +146,8 @@ class SparseMlp:
 
     def _used(self, group: Group, masks: Mask, residents: Mask) -> Mask:
         """What is used [S, T, N] of a group, by what is wanted and resident [S, T, N]."""
+        if not group.uses_all:
+            return masks
         flat = (each.reshape(-1, each.shape[-1]) for each in (masks, residents))
         return self.builders[0].fetch(self._caches(group), self.layer, *flat)[1].reshape(masks.shape)
 

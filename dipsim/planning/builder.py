@@ -87,14 +87,15 @@ class PlanBuilder:
         policy = setting.policy
         self.shape, self.setting, self.tokens, self.sequence_starts = shape, setting, tokens, starts
         self.groups = checked_groups(policy, shape)
-        rule = eviction_rule(setting.eviction)
+        self.layout = load_layout(setting.layout)
+        self.rule = rule = eviction_rule(setting.eviction)
         self.sees_memory = sees_memory(policy, self.groups)
         if self.sees_memory and rule.needs_future:
             raise InputError(
                 f"eviction: {setting.eviction} needs to know all masks beforehand, but those of {policy.label} depend "
                 "on the cache; use lru, lfu or none"
             )
-        if load_layout(setting.layout).needs_pinned and rule.caches and not rule.fixed:
+        if self.layout.needs_pinned and rule.caches and not rule.fixed:
             raise InputError(
                 f"layout: {setting.layout} chooses what to pin, and eviction {setting.eviction} lets it change; use "
                 "pinned, or leave the eviction out"
@@ -111,7 +112,6 @@ class PlanBuilder:
         warm_up = [warm_up_tokens(setting.start, end - begin) for begin, end in sequences(starts, tokens)]
         self.counted: Mask = position >= np.repeat(warm_up, np.diff((*starts, tokens)))
         self.warm_up = max(warm_up)
-        self.layout, self.rule = load_layout(setting.layout), rule
         self.budget: Budget = allocate(
             shape,
             self.groups,
@@ -224,13 +224,13 @@ class PlanBuilder:
     def _site(self, caches: LayerCaches) -> Site:
         group = caches.group
         matrices, length = len(group.matrices), self.shape.unit_length(group.matrices[0], group.axis)
-        scattered = group.axis == "input" or "down_proj" in group.matrices
+        places = [length if group.axis == "input" or name == "down_proj" else 1 for name in group.matrices]
         return Site(
             name=group.name,
             matrices=matrices,
             columns=caches.columns,
             column_bytes=column_bytes(self.shape, group),
-            rows=length if scattered else 1,
+            rows=sum(places),
             pinned=caches.capacity if self.rule.fixed else 0,
         )
 

@@ -19,6 +19,7 @@ from dipsim.planning.builder import LayerCaches, PlanBuilder
 from dipsim.planning.fetch_plan import Setting
 from dipsim.planning.masks import LayerScores
 from dipsim.sparsity.policy import Policy
+from dipsim.sparsity.selection import policy_bytes
 from dipsim.storage.flash import Flash
 from dipsim.storage.layouts import load_layout
 from dipsim.storage.learned import Learned, Origin
@@ -49,49 +50,48 @@ def learn_layout(
 ) -> Told:
     """Learn the orders of `layout` from the first `tokens` tokens of a trace, by default half of them; write `out`.
 
-    `pinned` is the share of the MLP that lies apart, to be pinned, and `flash` what the rest will be read from. Raises
-    InputError if the layout is not learned, the policy masks nothing, or no token is left to tell it on.
+    `pinned` is the share of the MLP that DRAM will hold, matrices that the policy reads whole included. `flash` is what
+    the rest will be read from. Raises InputError if the layout is not learned, the policy masks nothing, or no token is
+    left to tell it on.
     """
     shown = trace.tokens // 2 if tokens is None else tokens
     if not 0 < shown < trace.tokens:
         raise InputError(f"tokens: {shown} to learn from, of {trace.tokens}; leave some, to tell what was learned")
-    if not load_layout(layout).learns:
+    if not load_layout(layout).learns or load_layout(layout).needs_pinned:
         raise InputError(f"layout: {layout} has nothing to learn; use popularity, hot-apart or coactivation")
     if not 0 <= pinned <= 1:
         raise InputError(f"pinned: {pinned} is not a share of the MLP, from 0 to 1")
-    static = trace.shape.static_bytes(trace.longest_sequence())
+    static = trace.shape.static_bytes(trace.longest_sequence()) + policy_bytes(policy, trace.shape)
     setting = Setting(policy, static, "pinned", layout=layout, flash=flash)
-    nothing = PlanBuilder(trace.shape, setting, trace.tokens, trace.sequence_starts)
-    if not nothing.groups:
+    learning = PlanBuilder(trace.shape, setting, trace.tokens, trace.sequence_starts)
+    if not learning.groups:
         raise InputError(f"policy {policy.label}: reads every column, so there is no order to learn; use another")
+    dram = static + pinned * trace.shape.mlp_bytes
+    plain = PlanBuilder(
+        trace.shape, replace(setting, dram_bytes=dram, layout="hot-apart"), trace.tokens, trace.sequence_starts
+    )
     layers = trace.shape.num_hidden_layers
     savings: dict[str, tuple[Floats, float]] = {}  # of each column, and its bytes
     for index in range(layers):
         layer = LayerScores(trace.layer(index, shown))
-        nothing.place(index, [layer.scores_of(caches) for caches in nothing.caches])
-        for caches in nothing.caches:
-            savings[_name(index, caches)] = _savings(nothing, layer, caches, index)
+        learning.place(index, [layer.scores_of(caches) for caches in learning.caches])
+        for caches in learning.caches:
+            savings[_name(index, caches)] = _savings(learning, layer, caches, index)
         progress("learning what to pin", index + 1, layers)
-    rankings, counts = _pin(savings, pinned * trace.shape.mlp_bytes)
+    rankings, counts = _pin(savings, plain.budget.cache_bytes + plain.budget.unused_bytes)
     orders: dict[str, Ints] = {}
-    plain = PlanBuilder(
-        trace.shape,
-        replace(setting, dram_bytes=static + pinned * trace.shape.mlp_bytes, layout="hot-apart"),
-        trace.tokens,
-        trace.sequence_starts,
-    )
     told = np.zeros(4)
     for index in range(layers):
         layer = LayerScores(trace.layer(index))
         plain.place(index, [layer.scores_of(caches)[:shown] for caches in plain.caches])
-        nothing.place(index, [layer.scores_of(caches)[:shown] for caches in nothing.caches], rankings, counts)
-        for which, builder in enumerate((nothing, plain)):
+        learning.place(index, [layer.scores_of(caches)[:shown] for caches in learning.caches], rankings, counts)
+        for which, builder in enumerate((learning, plain)):
             for caches in builder.caches:
                 masks, residents = layer.masks_and_residents(builder, caches, index)
                 found, _ = builder.fetch(caches, index, masks[shown:], residents[shown:])
                 told[2 * which : 2 * which + 2] += found.reads.sum(), found.read_bytes.sum()
-        for caches in nothing.caches:
-            orders[_name(index, caches)] = nothing.placement(caches, index).order
+        for caches in learning.caches:
+            orders[_name(index, caches)] = learning.placement(caches, index).order
         progress("learning orders", index + 1, layers)
     origin = Origin(
         layout=layout,
@@ -111,11 +111,11 @@ def _name(layer: int, caches: LayerCaches) -> str:
     return f"layers.{layer}.{caches.group.name}"
 
 
-def _savings(nothing: PlanBuilder, layer: LayerScores, caches: LayerCaches, index: int) -> tuple[Floats, float]:
+def _savings(learning: PlanBuilder, layer: LayerScores, caches: LayerCaches, index: int) -> tuple[Floats, float]:
     """What pinning each column saves, [N], and the bytes of one, by tokens that find nothing pinned."""
-    placement, price, flash = nothing.placement(caches, index), caches.group.price, nothing.setting.flash
-    masks, residents = layer.masks_and_residents(nothing, caches, index)
-    found, _ = nothing.fetch(caches, index, masks, residents)
+    placement, price, flash = learning.placement(caches, index), caches.group.price, learning.setting.flash
+    masks, residents = layer.masks_and_residents(learning, caches, index)
+    found, _ = learning.fetch(caches, index, masks, residents)
     scores = None if price is None else layer.scores_of(caches)
     wanted = masks if price is None else found.masks
     return cost_of_leaving(wanted, scores, 1.0 if price is None else price, placement, flash), placement.unit_bytes

@@ -10,12 +10,13 @@ from dipsim.basics.arrays import Numbers
 from dipsim.basics.errors import InputError
 from dipsim.basics.files import sha256
 from dipsim.basics.units import show
-from dipsim.memory.budget import column_bytes
 from dipsim.planning.builder import PlanBuilder
 from dipsim.planning.masks import LayerScores
 from dipsim.storage.learned import Learned
 from dipsim.workload.shape import ModelShape
 from dipsim.workload.trace import Trace
+
+ENOUGH = 0.95  # of the DRAM that a learned layout must pin: the rest would lie idle
 
 
 class Placer:
@@ -26,7 +27,7 @@ class Placer:
     """
 
     def __init__(self, builders: Sequence[PlanBuilder], shape: ModelShape, trace: Trace | None = None) -> None:
-        self.builders = [builder for builder in builders if builder.layout.learns]
+        self.builders = [builder for builder in builders if builder.layout.learns and builder.groups]
         names = {builder.setting.calibration for builder in self.builders} - {None}
         self.traces = {name: Trace.open(name) for name in names if name is not None}
         for other in self.traces.values():
@@ -35,16 +36,20 @@ class Placer:
                     f"calibration: {other.name} is a trace of {other.shape.name}, and {shape.name} is measured; use a "
                     "trace of the same model"
                 )
+            if trace is not None and sha256(other.path) == sha256(trace.path):
+                raise InputError(f"calibration: {other.name} is the trace that is measured; use one of other text")
         for builder in self.builders:
             if builder.setting.calibration is None and (trace is None or builder.counted.all()):
                 raise InputError(
                     f"layout: {builder.setting.layout} is learned from tokens that are not counted, and there are "
-                    "none; give a calibration trace or a learned layout" + ("" if trace is None else ", or start: warm")
+                    "none; give a calibration trace, a learned layout, or more tokens with start: warm"
                 )
         for builder in builders:
-            if isinstance(builder.layout, Learned):
+            if isinstance(builder.layout, Learned) and builder.groups:
                 learned_here = trace is not None and sha256(trace.path) == builder.layout.origin.trace_sha256
                 builder.layout.check(shape, int(np.argmax(builder.counted)) if learned_here else None)
+                for layer in range(shape.num_hidden_layers):
+                    builder.place(layer)
                 _check_room(builder, builder.layout)
 
     def place(self, index: int, own: LayerScores | None = None) -> None:
@@ -59,18 +64,20 @@ class Placer:
 
 
 def _check_room(builder: PlanBuilder, layout: Learned) -> None:
-    """Raise InputError if the DRAM does not hold what a learned layout pins."""
+    """Raise InputError if the DRAM does not hold what a learned layout pins, or holds much more."""
     if not builder.rule.fixed:
         return
-    budget, layers = builder.budget, range(builder.shape.num_hidden_layers)
-    room = budget.cache_bytes + budget.unused_bytes
-    unit = {c.group.name: len(c.group.matrices) * column_bytes(builder.shape, c.group) for c in builder.caches}
-    names = [(f"layers.{layer}.{group}", size) for layer in layers for group, size in unit.items()]
-    needed = sum(layout.origin.pinned.get(name, 0) * size for name, size in names)
-    if needed > room:
+    room = builder.budget.cache_bytes + builder.budget.unused_bytes
+    places = [
+        builder.placement(caches, layer)
+        for layer in range(builder.shape.num_hidden_layers)
+        for caches in builder.caches
+    ]
+    pinned = sum(place.hot * place.unit_bytes for place in places)
+    if pinned > room or pinned < ENOUGH * min(room, sum(place.columns * place.unit_bytes for place in places)):
         raise InputError(
-            f"{layout.path}: pins {show(needed, 'size')}, and the DRAM has {show(room, 'size')} for it; give more, or "
-            "learn it with a smaller --pinned"
+            f"{layout.path}: pins {show(pinned, 'size')}, and the DRAM has {show(room, 'size')} for it; learn it with "
+            f"--pinned {room / builder.shape.mlp_bytes:.3g}, or change the DRAM"
         )
 
 

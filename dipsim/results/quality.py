@@ -14,11 +14,13 @@ from pathlib import Path
 
 import pandas as pd
 
+from dipsim.basics import assets
 from dipsim.basics.errors import InputError
 from dipsim.basics.files import sha256, write
 from dipsim.planning.fetch_plan import FetchPlan, Setting
 from dipsim.sparsity.selection import sees_memory
-from dipsim.storage.learned import is_learned
+from dipsim.storage.layouts import load_layout
+from dipsim.storage.learned import learned_file
 from dipsim.workload.trace import Trace
 
 NOT_MEASURED = "not measured"  # what tables and figures say of a perplexity that is not there
@@ -67,8 +69,8 @@ def mlp_fraction(plan: FetchPlan) -> float:
 def memory_of(plan: FetchPlan) -> str:
     """What the masks depend on besides policy, DRAM and eviction, as text; empty where there is nothing.
 
-    A cache-aware policy sees who is resident, which with pinned columns depends on the layout. A policy that uses what
-    is read depends on how it is read.
+    A cache-aware policy sees who is resident, which with pinned columns depends on the layout, and with `auto` on the
+    device. A policy that uses what is read depends on how it is read. Files that a policy reads stand by their hashes.
     """
     setting = plan.setting
     seen: dict[str, object] = {}
@@ -77,10 +79,13 @@ def memory_of(plan: FetchPlan) -> str:
         if setting.start == "filled":
             seen["start"] = setting.start
         if uses_all or setting.eviction == "pinned":
-            learned = sha256(Path(setting.layout)) if is_learned(setting.layout) else setting.layout
-            seen |= {"layout": learned, "calibration": setting.calibration}
-    if uses_all:
+            file = learned_file(setting.layout)
+            trace = setting.calibration and assets.find("traces", setting.calibration)
+            seen |= {"layout": sha256(file) if file else setting.layout, "calibration": trace and sha256(trace)}
+    if uses_all or (load_layout(setting.layout).needs_pinned and seen):
         seen["flash"] = setting.flash and setting.flash.model_dump(exclude_defaults=True)
+    if files := setting.policy.files():
+        seen["files"] = [sha256(file) for file in files]
     return json.dumps(seen, sort_keys=True) if seen else ""
 
 
@@ -102,7 +107,10 @@ def read_quality(trace: Trace) -> list[Measured]:
     try:
         kinds = {field.name: {"float": float, "int": int}.get(str(field.type), str) for field in fields(Measured)}
         table = pd.read_csv(path, keep_default_na=False, dtype=kinds)
-        return [Measured(**dict(zip(table.columns, row, strict=True))) for row in table.itertuples(index=False)]
+        rows = [Measured(**dict(zip(table.columns, row, strict=True))) for row in table.itertuples(index=False)]
+        if not all(isinstance(json.loads(row.parameters), dict) for row in rows):
+            raise ValueError("parameters are not a mapping")
+        return rows
     except (ValueError, TypeError):
         names = ", ".join(field.name for field in fields(Measured))
         raise InputError(f"{path}: is not a quality table; its columns must be {names}") from None

@@ -51,9 +51,12 @@ def checked_groups(policy: Policy, shape: ModelShape) -> tuple[Group, ...]:
         if not isinstance(group.k, int) or not 0 <= group.k <= size:
             where = f"policy {policy.label}: group {group.name}"
             raise InputError(f"{where}: k must be a whole number from 0 to {size} (got {group.k!r})")
-        if group.price is not None and not 0 <= group.price < float("inf"):
+        if group.price is not None:
             where = f"policy {policy.label}: group {group.name}"
-            raise InputError(f"{where}: price must be a score per byte, 0 or more (got {group.price!r})")
+            if not isinstance(group.price, (int, float)) or not 0 <= group.price < float("inf"):
+                raise InputError(f"{where}: price must be a score per byte, 0 or more (got {group.price!r})")
+            if group.threshold or policy.cache_aware:
+                raise InputError(f"{where}: a price chooses by itself; leave out threshold, rerank and select")
     if len(set(seen)) < len(seen) or len({group.name for group in groups}) < len(groups):
         raise InputError(f"policy {policy.label}: groups: a matrix or a name appears twice; put each in one group")
     return groups

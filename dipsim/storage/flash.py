@@ -49,7 +49,9 @@ class Flash(Strict):
     def _one_description(self) -> Self:
         given = [self.read_bandwidth, self.read_curve, self.read_curves]
         if sum(each is not None for each in given) != 1:
-            raise ValueError("give either read_bandwidth or read_curve or read_curves, not both and not neither")
+            raise ValueError("give exactly one of read_bandwidth, read_curve and read_curves")
+        if self.page < 1 or self.page != int(self.page):
+            raise ValueError("page must be a whole number of bytes, 1 or more")
         if (self.read_curves is None) != (self.lanes is None):
             raise ValueError("lanes chooses among read_curves; give both or neither")
         if self.read_curves is not None and self.lanes not in self.read_curves:
@@ -64,6 +66,8 @@ class Flash(Strict):
                 raise ValueError("read_curve needs two or more rows in rising order of read size")
             if any(b < a for a, b in pairwise(rates)):
                 raise ValueError("read_curve: throughput must not fall as reads grow")
+            if any(b < a for a, b in pairwise(size / rate for size, rate in curve)):
+                raise ValueError("read_curve: a longer read must not take less time than a shorter one")
         return self
 
     @property
@@ -128,8 +132,8 @@ class Flash(Strict):
         Reads begin and end at multiples of `grain` bytes. Where these fall within a page is taken to be equally likely;
         the mean is then page - gcd(grain, page) (docs/background.md, section 5).
         """
-        whole = np.maximum(np.asarray(grain, dtype=np.float64).astype(np.int64), 1)
-        return np.asarray(self.page - np.gcd(whole, int(self.page)), dtype=np.float64)
+        bits = np.maximum(np.asarray(grain, dtype=np.float64) * 8, 1).astype(np.int64)
+        return np.asarray(self.page - np.maximum(np.gcd(bits, int(8 * self.page)) / 8, 1), dtype=np.float64)
 
     def break_even(self, size: float) -> float:
         """The gap in bytes between two reads of `size` bytes each that costs as much to read through as to leave out.
@@ -147,7 +151,8 @@ class Flash(Strict):
     def scaled(self, ratio: float) -> Flash:
         """Flash for which a batch takes `ratio` times as long as one of reads 1 / `ratio` times as large takes here.
 
-        So whatever pays here for columns of some size pays there for columns of `ratio` times that size.
+        So whatever pays here for columns of some size pays there for columns of `ratio` times that size, but for pages,
+        which stay whole bytes.
         """
         return self._changed(times=ratio, sizes=ratio, rates=1.0)
 

@@ -15,6 +15,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from dipsim.basics import assets
 from dipsim.basics.arrays import Ints
 from dipsim.basics.errors import InputError
 from dipsim.basics.fields import Count, Natural, Strict, parse
@@ -109,6 +110,8 @@ class Learned(Layout, listed=False):
         return order
 
 
-def is_learned(layout: str) -> bool:
-    """Whether a layout is the path of a learned one rather than a name."""
-    return layout.endswith(SUFFIX)
+def learned_file(layout: str) -> Path | None:
+    """The file of a learned layout, by path or by shipped name; None for any other layout."""
+    if layout.endswith(SUFFIX):
+        return Path(layout)
+    return assets.find("layouts", layout) if layout in assets.names("layouts") else None

@@ -21,10 +21,11 @@ from dipsim.storage.runs import Words, closed, ones, pack, packed_runs, unpack
 class Site:
     """One group of one layer, as a layout sees it.
 
-    `matrices` share a mask over `columns` columns of `column_bytes` each. In a row-major matrix a column is scattered
-    over `rows` places (1 if it is itself a row). `pinned` columns stay in DRAM, 0 with a cache that changes. `masks`
-    [T, columns] are those of calibration tokens, None where there are none. `wants(tokens, resident)` are the masks of
-    some of these tokens where the columns `resident` [columns] are in DRAM, None where that makes no difference.
+    `matrices` share a mask over `columns` columns of `column_bytes` each. In row-major matrices a column is scattered
+    over `rows` places, in all of them together (one in a matrix where it is itself a row). `pinned` columns stay in
+    DRAM, 0 with a cache that changes. `masks` [T, columns] are those of calibration tokens, None where there are none.
+    `wants(tokens, resident)` are the masks of some of these tokens where the columns `resident` [columns] are in DRAM,
+    None where that makes no difference.
     """
 
     name: str
@@ -35,6 +36,11 @@ class Site:
     pinned: int
     masks: Mask | None = None
     wants: Callable[[slice, Mask], Mask] | None = None
+
+    @property
+    def unit_bytes(self) -> float:
+        """Bytes of a column in all matrices."""
+        return self.matrices * self.column_bytes
 
     def wanted(self, tokens: slice, resident: Mask) -> Mask:
         """What some of the calibration tokens want where these columns are resident, [tokens, columns]."""

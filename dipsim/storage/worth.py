@@ -30,7 +30,7 @@ def run_costs(placement: Placement, flash: Flash | None) -> Floats:
 def worth_reading(scores: Numbers, price: float, placement: Placement, flash: Flash | None) -> Mask:
     """The columns [T, N] that are worth reading for scores [T, N], at a `price` in score per byte.
 
-    Pinned columns are never read. Among equal choices the one that reads less is made.
+    Pinned columns are never read.
     """
     cold = placement.order[placement.hot :]
     gains = np.ascontiguousarray(scores[:, cold].T, dtype=np.float64)
@@ -50,8 +50,7 @@ def cost_of_leaving(
     index = np.arange(placement.columns)
     before = np.maximum.accumulate(np.where(laid, -1, index), axis=1)  # the last column that is not wanted, or itself
     after = np.minimum.accumulate(np.where(laid, placement.columns, index)[:, ::-1], axis=1)[:, ::-1]
-    starts = np.where(before < 0, -1, before)
-    length = np.where(laid, after - starts - 1, 1)
+    length = np.where(laid, after - before - 1, 1)
     costs = run_costs(placement, flash)
     whole = np.cumsum(np.concatenate((costs, np.full(max(0, placement.columns - len(costs)), costs[-1]))))
     share = price * np.asarray(whole[length - 1], dtype=np.float64) / length

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,7 +22,7 @@ from dipsim.sparsity.plugins import load_policy
 from dipsim.sparsity.policy import Policy
 from dipsim.sparsity.selection import checked_groups
 from dipsim.storage.layouts import load_layout
-from dipsim.storage.learned import is_learned
+from dipsim.storage.learned import learned_file
 from dipsim.timing.device import Device
 from dipsim.timing.timeline import Timing
 from dipsim.workload.shape import ModelShape
@@ -105,7 +105,8 @@ class Options(Strict):
     default), the first tokens of each sequence pass through them before the clock starts and are not counted; `cold`,
     they are empty; `filled`, they hold the columns of lowest index. `layout` says how columns lie in Flash; one that is
     learned is learned from the trace `calibration`, by default from the tokens that are not counted. With
-    `read_through` (the default), gaps are read too where that is faster. `eviction` is the name of a rule, by default
+    `read_through` (the default), gaps are read too where that is faster; without it, layouts and masks take a read to
+    cost its bytes only. `eviction` is the name of a rule, by default
     lfu, or pinned where the layout lays pinned columns apart. `timing` is serial, concurrent or pipelined.
     `stream_static` lets lm_head and attention overflow to Flash.
     """
@@ -151,8 +152,19 @@ class Options(Strict):
         """What to plan for each policy. Raises InputError if the device has less DRAM."""
         size, eviction = self.dram_bytes(shape, length, device), self.eviction_rule
         flash = device.flash if self.read_through and not device.flash.scattered_is_free else None
-        how = (size, eviction, self.prompt, self.stream_static, self.start, self.layout, self.calibration)
-        return [Setting(policy, *how, flash if checked_groups(policy, shape) else None) for policy in policies]
+        same = Setting(
+            policy=Policy(),
+            dram_bytes=size,
+            eviction=eviction,
+            prompt=self.prompt,
+            stream_static=self.stream_static,
+            start=self.start,
+            layout=self.layout,
+            calibration=self.calibration,
+        )
+        return [
+            replace(same, policy=policy, flash=flash if checked_groups(policy, shape) else None) for policy in policies
+        ]
 
 
 class Experiment(Options):
@@ -203,14 +215,15 @@ class Experiment(Options):
 
     def policy_files(self) -> dict[str, Path]:
         """The file of each policy, by what provenance calls it."""
-        return {f"policy {choice.policy}": assets.find("policies", choice.policy) for choice in self.policies}
+        files = {f"policy {choice.policy}": assets.find("policies", choice.policy) for choice in self.policies}
+        read = [(choice.policy, file) for choice in self.policies for file in choice.load().files()]
+        return files | {f"policy {name} {file.name}": file for name, file in read}
 
     def learned_files(self) -> dict[str, Path]:
-        """The files that a layout comes from, by what provenance calls them."""
-        files = {f"layout {self.layout}": Path(self.layout)} if is_learned(self.layout) else {}
-        if self.calibration is not None:
-            files[f"calibration {self.calibration}"] = assets.find("traces", self.calibration)
-        return files
+        """The files that a layout and a scale come from, by what provenance calls them."""
+        files = {f"layout {self.layout}": file} if (file := learned_file(self.layout)) else {}
+        traces = {"calibration": self.calibration, "scale_to": self.scale_to}
+        return files | {f"{key} {name}": assets.find("traces", name) for key, name in traces.items() if name}
 
 
 def load_device(

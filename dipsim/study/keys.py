@@ -17,7 +17,7 @@ from dipsim.basics.files import sha256
 from dipsim.basics.version import __version__
 from dipsim.planning.fetch_plan import Setting
 from dipsim.sparsity.policy import Policy
-from dipsim.storage.learned import is_learned
+from dipsim.storage.learned import learned_file
 from dipsim.timing.device import Device
 from dipsim.workload.trace import Trace
 
@@ -32,7 +32,8 @@ def trace_hash(trace: Trace) -> str:
 def plan_key(of_trace: str, tokens: int, setting: Setting) -> str:
     """The key of a plan, from the hash of its trace, its number of tokens and its setting."""
     policy, options = setting.policy, [tokens, setting.options, setting.flash and setting.flash.model_dump()]
-    learned = [sha256(Path(setting.layout)) if is_learned(setting.layout) else None]
+    file = learned_file(setting.layout)
+    learned = [file and sha256(file)]
     if setting.calibration is not None:
         learned.append(trace_hash(Trace.open(setting.calibration)))
     return _hash([code_hash(), of_trace, policy.name, policy_hash(policy), policy.model_dump(), options, learned])

@@ -18,7 +18,7 @@ from dipsim.planning.fetch_plan import Setting
 from dipsim.planning.planner import CpuPlanner, Planner, plan
 from dipsim.results.result import Result
 from dipsim.sparsity.plugins import load_policy
-from dipsim.storage.learned import is_learned
+from dipsim.storage.learned import learned_file
 from dipsim.study.keys import policy_hash
 from dipsim.study.points import Point
 from dipsim.timing.device import Device
@@ -153,7 +153,7 @@ def _portable(options: dict[str, Any]) -> dict[str, Any]:
     """The options of a setting, with the absolute paths of a user's files."""
     layout, calibration = options["layout"], options["calibration"]
     return options | {
-        "layout": str(Path(layout).resolve()) if is_learned(layout) else layout,
+        "layout": str(file.resolve()) if (file := learned_file(layout)) else layout,
         "calibration": calibration and _absolute("traces", calibration),
     }
 

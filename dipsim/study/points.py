@@ -128,6 +128,7 @@ def _point(
         "dram_bytes": planned.setting.dram_bytes,
         "mlp_fraction_in_dram": planned.mlp_fraction,
         "layout": cell.layout,
+        "calibration": cell.calibration or "",
         "start": cell.start,
         "read_through": cell.read_through,
         "eviction": planned.setting.eviction,

@@ -104,7 +104,8 @@ def _divide(wanted: Sequence[Point], planners: Sequence[Planner]) -> list[tuple[
     mine: list[tuple[Planner, list[Point]]] = [(planner, []) for planner in planners]
     place: dict[tuple[Any, ...], int] = {}
     for point in wanted:
-        key = tuple(point.columns[name] for name in ("trace", "tokens", "policy", "eviction"))
+        key = tuple(point.columns[name] for name in ("trace", "tokens", "policy", "eviction", "start", "layout"))
+        key += (point.planned.setting.flash is None,)
         if key not in place:
             trace, setting, tokens = Trace.open(point.cell.trace), point.planned.setting, point.columns["tokens"]
             place[key] = next(i for i, planner in enumerate(planners) if planner.able(trace, setting, tokens))

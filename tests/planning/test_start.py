@@ -125,6 +125,10 @@ def test_a_price_needs_a_fixed_set_and_must_be_a_number(tiny_trace, tmp_path):
         plan(trace, [Setting(load_policy(plugin), DRAM, "lfu")])
     with pytest.raises(InputError, match="price must be a score per byte, 0 or more"):
         plan(trace, [Setting(load_policy(plugin, price=-1), DRAM, "pinned")])
+    aware = tmp_path / "aware.py"
+    aware.write_text(plugin.read_text() + " def rerank(self, scores, resident): return scores\n")
+    with pytest.raises(InputError, match="a price chooses by itself; leave out threshold, rerank and select"):
+        plan(trace, [Setting(load_policy(aware), DRAM, "pinned")])
     (free,) = plan(trace, [Setting(load_policy(plugin, price=0), DRAM, "pinned")])
     assert free.flash_misses[:, free.step.index("neuron")].sum() > 0
     cheap, dear = (plan(trace, [Setting(load_policy(plugin, price=p), 3000.0, "none")])[0] for p in (0.05, 0.5))

@@ -1,5 +1,7 @@
 """Layouts: the order of the columns by hand, what a learned file refuses, and what `auto` divides."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from oracles import flash
@@ -15,6 +17,7 @@ from dipsim.sparsity.plugins import load_policy
 from dipsim.storage.layout import LAYOUTS
 from dipsim.storage.layouts import load_layout
 from dipsim.storage.layouts.auto import PARTS
+from dipsim.storage.learned import SUFFIX, Learned
 from dipsim.storage.placement import Site, fetch
 from dipsim.storage.worth import cost_of_leaving
 
@@ -24,7 +27,7 @@ STATIC = SHAPE.static_bytes(12)
 
 
 def place(name, hot, masks=MASKS, matrices=2, rows=5):
-    site = Site("g", matrices, masks.shape[1], 100.0, rows, hot, masks)
+    site = Site("g", matrices, masks.shape[1], 100.0, matrices * rows, hot, masks)
     (found,) = load_layout(name).place(0, [site], None)
     return found
 
@@ -120,9 +123,31 @@ def test_a_layout_that_pins_more_than_fits_is_refused(tiny_trace, tmp_path):
     trace, path, dip = tiny_trace(tokens=20), tmp_path / "x.layout.safetensors", load_policy("dip", keep=0.6)
     learn_layout(trace, dip, "hot-apart", path, tokens=8, pinned=0.5)
     dram = SHAPE.static_bytes(20) + 0.3 * SHAPE.mlp_bytes
-    with pytest.raises(InputError, match=r"x\.layout\.safetensors: pins 560 B, and the DRAM has 346 B for it"):
+    with pytest.raises(InputError, match=r"pins 560 B, and the DRAM has 346 B for it; learn it with --pinned 0\.3"):
         plan(trace, [Setting(dip, dram, "pinned", layout=str(path), start="warm")])
+    more = SHAPE.static_bytes(20) + 0.7 * SHAPE.mlp_bytes
+    with pytest.raises(InputError, match=r"pins 560 B, and the DRAM has 806 B for it; learn it with --pinned 0\.7"):
+        plan(trace, [Setting(dip, more, "pinned", layout=str(path), start="warm")])
     assert plan(trace, [Setting(dip, dram, "lfu", layout=str(path), start="warm")])[0].tokens == 10
+
+
+def only_inputs(path):
+    """A copy of a learned layout without the orders of neurons."""
+    learned = load_layout(str(path))
+    kept = {name: order for name, order in learned.orders.items() if "input" in name}
+    pinned = {name: learned.origin.pinned[name] for name in kept}
+    copy = path.with_name(f"inputs{SUFFIX}")
+    Learned(copy, learned.origin.model_copy(update={"pinned": pinned}), kept).write()
+    return copy
+
+
+def test_matrices_read_whole_take_their_dram_first(tiny_trace, tmp_path):
+    trace, path, policy = tiny_trace(tokens=20), tmp_path / f"x{SUFFIX}", load_policy("magnitude", fraction=0.5)
+    learn_layout(trace, policy, "popularity", path, tokens=8, pinned=0.8)
+    dram = SHAPE.static_bytes(20) + 0.8 * SHAPE.mlp_bytes
+    setting = Setting(policy, dram, "pinned", layout=str(path), start="warm")
+    (made,) = plan(trace, [setting])
+    assert made.peak_cache_bytes.sum() == pytest.approx(0.8 * SHAPE.mlp_bytes - 2 / 3 * SHAPE.mlp_bytes, abs=16)
 
 
 def test_a_layout_learned_from_what_is_measured_or_from_another_model_is_refused(tiny_trace, tmp_path):
@@ -138,9 +163,12 @@ def test_a_layout_learned_from_what_is_measured_or_from_another_model_is_refused
     other = tiny_trace(SHAPE.model_copy(update={"num_hidden_layers": 3, "name": "larger"}), name="other")
     with pytest.raises(InputError, match=r"was learned from a trace of tiny, and larger is measured"):
         plan(other, [Setting(dip, 3000.0, "pinned", layout=str(path))])
-    making = PlanBuilder(SHAPE, setting, 20, (0,))
-    with pytest.raises(InputError, match=r"has no order of 24 columns for group mine .*it knows input, neuron"):
-        making.layout.place(0, [Site("mine", 1, 24, 8.0, 1, 0)], None)
+    with pytest.raises(InputError, match=r"has no order of 24 columns for group neuron .*it knows input"):
+        plan(
+            tiny_trace(tokens=20),
+            [replace(setting, policy=load_policy("gate"), layout=str(only_inputs(path)))],
+            layers=0,
+        )
 
 
 def test_a_calibration_trace_of_another_model_is_refused(tiny_trace):
@@ -149,6 +177,8 @@ def test_a_calibration_trace_of_another_model_is_refused(tiny_trace):
     setting = Setting(load_policy("dip"), 3000.0, "pinned", layout="popularity", calibration=str(other.path))
     with pytest.raises(InputError, match="calibration: other is a trace of smaller, and tiny is measured"):
         plan(trace, [setting])
+    with pytest.raises(InputError, match="calibration: tiny is the trace that is measured; use one of other text"):
+        plan(trace, [Setting(load_policy("dip"), 3000.0, "pinned", layout="auto", calibration=str(trace.path))])
     with pytest.raises(InputError, match="layout: popularity is learned from tokens that are not counted"):
         plan(trace, [Setting(load_policy("dip"), 3000.0, "pinned", layout="popularity", start="cold")])
 
@@ -180,6 +210,7 @@ def test_what_cannot_be_learned(tiny_trace, tmp_path):
         ("dense", "popularity", 4, "reads every column"),
         ("dip", "popularity", 12, "leave some"),
         ("dip", "nope", 4, "'nope' is not one of auto, bundled"),
+        ("dip", "auto", 4, "auto has nothing to learn"),
     ):
         with pytest.raises(InputError, match=complaint):
             learn_layout(tiny_trace(), load_policy(policy), layout, out, tokens=tokens)

@@ -23,7 +23,8 @@ CURVES = {1: [["4 KiB", "100 MB/s"], ["64 KiB", "400 MB/s"]], 4: [["4 KiB", "300
 
 def make(trace, name="dip", **options):
     dram = options.pop("dram", STATIC + 0.5 * SHAPE.mlp_bytes)
-    return plan(trace, [Setting(load_policy(name), dram, "lru", **options)])[0]
+    eviction = "pinned" if options.get("layout") == "auto" else "lru"
+    return plan(trace, [Setting(load_policy(name), dram, eviction, **options)])[0]
 
 
 def seconds(fetch_plan, dev):

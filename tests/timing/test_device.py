@@ -56,8 +56,8 @@ def test_batch_is_the_sum_of_its_reads():
 @pytest.mark.parametrize(
     ("fields", "complaint"),
     [
-        ({}, "either read_bandwidth or read_curve"),
-        ({"read_bandwidth": "1 GB/s", "read_curve": [["4 KiB", "1 GB/s"], ["8 KiB", "2 GB/s"]]}, "not both"),
+        ({}, "exactly one of read_bandwidth, read_curve"),
+        ({"read_bandwidth": "1 GB/s", "read_curve": [["4 KiB", "1 GB/s"], ["8 KiB", "2 GB/s"]]}, "exactly one"),
         ({"read_curve": [["4 KiB", "1 GB/s"]]}, "two or more"),
         ({"read_curve": [["8 KiB", "1 GB/s"], ["4 KiB", "2 GB/s"]]}, "rising order"),
         ({"read_curve": [["4 KiB", "2 GB/s"], ["8 KiB", "1 GB/s"]]}, "must not fall"),
@@ -67,6 +67,8 @@ def test_batch_is_the_sum_of_its_reads():
         ({"read_bandwidth": "1 GB/s", "command_time": "-1 us"}, "command_time"),
         ({"read_bandwidth": "1 GB"}, "not a unit of bandwidth"),
         ({"read_bandwith": "1 GB/s"}, "unknown key"),
+        ({"read_curve": [["4 KiB", "20 MB/s"], ["8 KiB", "100 MB/s"]]}, "must not take less time"),
+        ({"read_bandwidth": "1 GB/s", "page": "0.5 B"}, "page must be a whole number of bytes"),
     ],
 )
 def test_contradictory_flash_is_refused(fields, complaint):

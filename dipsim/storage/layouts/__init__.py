@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from importlib import import_module
-from pathlib import Path
 from pkgutil import iter_modules
 
+from dipsim.basics import assets
 from dipsim.basics.errors import InputError
 from dipsim.storage.layout import LAYOUTS, Layout
-from dipsim.storage.learned import SUFFIX, Learned, is_learned
+from dipsim.storage.learned import SUFFIX, Learned, learned_file
 
 for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")
@@ -21,7 +21,7 @@ def load_layout(name_or_path: str) -> Layout:
     """
     if name_or_path in LAYOUTS:
         return LAYOUTS[name_or_path]()
-    if is_learned(name_or_path):
-        return Learned.read(Path(name_or_path))
-    known = ", ".join(sorted(LAYOUTS))
+    if (file := learned_file(name_or_path)) is not None:
+        return Learned.read(file)
+    known = ", ".join((*sorted(LAYOUTS), *assets.names("layouts")))
     raise InputError(f"layout: {name_or_path!r} is not one of {known}, nor the path of a learned one, *{SUFFIX}")

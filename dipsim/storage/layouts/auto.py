@@ -35,25 +35,25 @@ class Auto(Layout):
     def place(self, layer: int, sites: Sequence[Site], flash: Flash | None) -> list[Placement]:
         if flash is None:
             return Popularity().place(layer, sites, flash)
-        total = sum(site.pinned * site.matrices * site.column_bytes for site in sites)
+        total = sum(site.pinned * site.unit_bytes for site in sites)
         shares = np.arange(PARTS + 1) * total / PARTS
         hot = [_columns(site, shares) for site in sites]
         tried = [_try(site, counts, flash) for site, counts in zip(sites, hot, strict=True)]
         chosen = _divide([seconds.min(axis=0) for seconds in tried])
         counts = [int(mine[parts]) for mine, parts in zip(hot, chosen, strict=True)]
         best = [CANDIDATES[int(np.argmin(mine[:, parts]))] for mine, parts in zip(tried, chosen, strict=True)]
-        left = total - sum(count * site.matrices * site.column_bytes for count, site in zip(counts, sites, strict=True))
+        left = total - sum(count * site.unit_bytes for count, site in zip(counts, sites, strict=True))
         placements = []
         for site, count, layout in zip(sites, counts, best, strict=True):
-            more = min(site.columns - count, int(left / (site.matrices * site.column_bytes) + 1e-9))
-            left -= more * site.matrices * site.column_bytes
+            more = min(site.columns - count, int(left / (site.unit_bytes) + 1e-9))
+            left -= more * site.unit_bytes
             placements.append(layout.placed(site, count + more, by_uses(site)))
         return placements
 
 
 def _columns(site: Site, shares: Floats) -> Ints:
     """How many columns each share of the DRAM holds."""
-    return np.minimum(site.columns, (shares / (site.matrices * site.column_bytes) + 1e-9).astype(np.int64))
+    return np.minimum(site.columns, (shares / (site.unit_bytes) + 1e-9).astype(np.int64))
 
 
 def _try(site: Site, hot: Ints, flash: Flash) -> Floats:
@@ -66,7 +66,8 @@ def _try(site: Site, hot: Ints, flash: Flash) -> Floats:
 
 
 def _seconds(site: Site, placement: Placement, flash: Flash) -> float:
-    misses = site.wanted(COMPARED, placement.resident) & ~placement.resident
+    compared = COMPARED if len(site.uses) > 1 else LEARNED
+    misses = site.wanted(compared, placement.resident) & ~placement.resident
     return float(fetch(misses, placement, flash).seconds(flash).mean())
 
 

@@ -8,4 +8,4 @@ class Rows(Layout):
     """A run of missing columns takes a read in every row, unless the columns are themselves rows."""
 
     def pieces(self, site: Site) -> int:
-        return site.matrices * site.rows
+        return site.rows
