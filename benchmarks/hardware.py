@@ -248,7 +248,7 @@ def collect(folders: list[str]) -> None:
 
 
 def worth() -> tuple[Rows, Rows]:
-    """Columns by their worth on the real model: every setting measured, and the curves at perplexity budgets."""
+    """What was measured on the real model, and for `worth` the curves at perplexity budgets."""
     points = [["device", "pages", "sequences", "policy", "perplexity", "tokens/s over dense", "Flash time over dense"]]
     curves = [["device", "pages", "sequences", "of", *(f"+{budget:g}" for budget in BUDGETS)]]
     for (device, page, sequences), mine in pd.read_csv(MEASURED).groupby(["device", "page", "sequences"], sort=False):
@@ -264,8 +264,10 @@ def worth() -> tuple[Rows, Rows]:
             price_paid = f"{row['perplexity']:.2f} ({more[i]:+.2f} ± {row['standard_error']:.2f})"
             label = row["policy"].split(", sensitivity")[0] + ")" * ("sensitivity" in row["policy"])
             points.append([*where, f"`{label}`", price_paid, *(f"{gain[i]:.2f}" for gain in gains.values())])
+        mine_only = rest["policy"].str.startswith("worth")
+        more, gains = more[mine_only], {name: gain[mine_only] for name, gain in gains.items()}
         order = np.argsort(more.to_numpy())
-        for name, gain in gains.items():
+        for name, gain in gains.items() if len(more) > 1 else ():
             at = np.interp(BUDGETS, more.to_numpy()[order], gain.to_numpy()[order], left=np.nan, right=np.nan)
             curves.append([*where, name, *("-" if np.isnan(x) else f"{x:.2f}" for x in at)])
     return points, curves

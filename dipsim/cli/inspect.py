@@ -36,7 +36,7 @@ def list_(kind: Annotated[Kind, typer.Argument(help="What to list.")]) -> None:
     from rich.table import Table
 
     from dipsim.basics import assets
-    from dipsim.storage.layout import LAYOUTS
+    from dipsim.storage.layouts import LAYOUTS
 
     columns, describe = {
         Kind.devices: (("name", "Flash", "DRAM", "description"), _describe_device),
@@ -81,7 +81,7 @@ def _describe_trace(name: str) -> tuple[str, ...]:
 def _describe_layout(name: str) -> tuple[str, ...]:
     import inspect
 
-    from dipsim.storage.layout import LAYOUTS
+    from dipsim.storage.layouts import LAYOUTS
 
     if name not in LAYOUTS:
         return ("Learned; what it is from is told by `check` on its file in traces/.",)

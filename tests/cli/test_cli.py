@@ -2,6 +2,8 @@
 
 import io
 import json
+import subprocess
+import sys
 
 import jsonschema
 import pytest
@@ -84,6 +86,13 @@ def test_list(kind, cli_run):
     assert status == 0
     shown = {"devices": "oneplus-12", "policies": "dip-ca", "traces": "smollm2-135m", "layouts": "coactivation"}
     assert shown[kind] in out
+
+
+def test_layouts_are_listed_by_a_process_that_knows_of_none_yet(checkout):
+    done = subprocess.run([sys.executable, "-m", "dipsim", "list", "layouts"], cwd=checkout, capture_output=True, text=True,
+                          check=True)  # fmt: skip
+    for name in ("auto", "coactivation", "columns", "popularity", "smollm2-135m.oneplus-12"):
+        assert f"\n{name} " in done.stdout
 
 
 @pytest.mark.parametrize("file", ["exp.yaml", "own.yaml", "tiny.safetensors", "mine.py"])
