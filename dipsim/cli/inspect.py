@@ -35,8 +35,9 @@ def list_(kind: Annotated[Kind, typer.Argument(help="What to list.")]) -> None:
     """List what is shipped."""
     from rich.table import Table
 
+    import dipsim.storage.layouts  # noqa: F401  # which fills LAYOUTS
     from dipsim.basics import assets
-    from dipsim.storage.layouts import LAYOUTS
+    from dipsim.storage.layout import LAYOUTS
 
     columns, describe = {
         Kind.devices: (("name", "Flash", "DRAM", "description"), _describe_device),
@@ -81,7 +82,8 @@ def _describe_trace(name: str) -> tuple[str, ...]:
 def _describe_layout(name: str) -> tuple[str, ...]:
     import inspect
 
-    from dipsim.storage.layouts import LAYOUTS
+    import dipsim.storage.layouts  # noqa: F401  # which fills LAYOUTS
+    from dipsim.storage.layout import LAYOUTS
 
     if name not in LAYOUTS:
         return ("Learned; what it is from is told by `check` on its file in traces/.",)

@@ -89,8 +89,8 @@ def test_list(kind, cli_run):
 
 
 def test_layouts_are_listed_by_a_process_that_knows_of_none_yet(checkout):
-    done = subprocess.run([sys.executable, "-m", "dipsim", "list", "layouts"], cwd=checkout, capture_output=True, text=True,
-                          check=True)  # fmt: skip
+    command = [sys.executable, "-m", "dipsim", "list", "layouts"]
+    done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=True)
     for name in ("auto", "coactivation", "columns", "popularity", "smollm2-135m.oneplus-12"):
         assert f"\n{name} " in done.stdout
 
