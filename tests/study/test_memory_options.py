@@ -7,6 +7,7 @@ from tiny import SHAPE
 from dipsim.basics import assets
 from dipsim.basics.errors import InputError
 from dipsim.basics.fields import parse
+from dipsim.basics.files import sha256
 from dipsim.figures.sweep import draw_sweep
 from dipsim.figures.sweep_table import read_sweep
 from dipsim.results.quality import lookup, memory_of, read_quality
@@ -101,7 +102,12 @@ def test_a_perplexity_is_shown_only_for_masks_of_the_same_memory():
     aware = {"keep": 0.75, "gamma": 0.5}
     assert shown("dip-ca", aware)[0] is not None
     assert shown("dip-ca", aware, start="filled") == (None, '{"start": "filled"}')
-    assert shown("dip-ca", aware, layout="popularity")[0] is None, "who is pinned was learned elsewhere"
+    assert shown("dip-ca", aware, layout="popularity") == (None, '{"calibration": null, "layout": "popularity"}')
+    assert shown("dip-ca", aware, layout="popularity", device="oneplus-12")[1].count("flash") == 0
+    on_one, on_other = (shown("dip-ca", aware, layout="auto", device=d)[1] for d in ("oneplus-12", "pc-nvme-gen4"))
+    assert on_one != on_other, "auto pins by the device"
+    priced = shown("worth", {"sensitivity": "smollm2-135m"}, layout="popularity", device="oneplus-12")[1]
+    assert sha256(assets.find("sensitivities", "smollm2-135m")) in priced
     assert shown("dip", {"keep": 0.75}, layout="popularity", device="oneplus-12")[0] is not None, "masks are the same"
     assert shown("dip", {"keep": 0.75, "free": True}, device="oneplus-12")[0] is None
 
