@@ -43,7 +43,7 @@ from dipsim.workload.trace import Header  # noqa: E402
 COSTLY = flash(command=1e-7, bandwidth=1e9, latency=0, depth=32, overlap=1)  # a command costs 100 bytes
 _PARAMETERS = signature(transformers.LlamaForCausalLM.forward).parameters
 CACHE = "cache" if "cache" in _PARAMETERS else "past_key_values"  # its name in newer and older transformers
-FIELDS = ("dram_static", "dram_hits", "flash_misses", "reads", "read_bytes", "flops")
+FIELDS = ("dram_static", "dram_hits", "flash_misses", "flash_gaps", "reads", "read_bytes", "flops")
 
 
 def loaded(family="Llama", dtype=torch.float64):
@@ -71,18 +71,9 @@ POLICIES = [
 ]
 
 
-AWARE_OF_READS = [
-    ("dip", {"keep": 0.6, "free": True}, "lfu"),
-    ("dip-ca", {"keep": 0.6, "gamma": 0.4, "free": True}, "pinned"),
-    ("worth", {"price": 40.0}, "pinned"),
-]
-
-
-@pytest.mark.parametrize(("name", "parameters", "eviction"), AWARE_OF_READS)
-def test_masks_that_know_what_is_read_equal_token_by_token(name, parameters, eviction):
-    """Here too whole sequences give the logits, and the plan, of decoding one token at a time."""
-    tiny, ids = loaded(), tokens(sequences=1)
-    used = replace(setting(name, tiny.shape, eviction=eviction, **parameters), flash=COSTLY)
+def equal_token_by_token(tiny, used):
+    """Decode one token at a time with a KV cache, and whole sequences at once; return the plan, the same for both."""
+    ids = tokens(sequences=1)
     at_once, stepwise = (PlanBuilder(tiny.shape, used, 10, (0,)) for _ in range(2))
     with torch.inference_mode():
         with sparsified(tiny.mlps, [at_once]):
@@ -95,10 +86,25 @@ def test_masks_that_know_what_is_read_equal_token_by_token(name, parameters, evi
                 found.append(out.logits)
     assert torch.cat(found, dim=1).numpy() == pytest.approx(expected.numpy(), rel=1e-9, abs=1e-11)
     at_once, stepwise = at_once.finish(), stepwise.finish()
-    for field in (*FIELDS, "flash_gaps"):
+    for field in FIELDS:
         assert (getattr(at_once, field) == getattr(stepwise, field)).all(), field
-    assert 0 < at_once.flash_misses.sum() < 0.9 * 10 * tiny.shape.mlp_bytes
-    assert at_once.dram_hits.sum() > 0
+    return at_once
+
+
+AWARE_OF_READS = [
+    ("dip", {"keep": 0.6, "free": True}, "lfu"),
+    ("dip-ca", {"keep": 0.6, "gamma": 0.4, "free": True}, "pinned"),
+    ("worth", {"price": 40.0}, "pinned"),
+]
+
+
+@pytest.mark.parametrize(("name", "parameters", "eviction"), AWARE_OF_READS)
+def test_masks_that_know_what_is_read_equal_token_by_token(name, parameters, eviction):
+    tiny = loaded()
+    used = replace(setting(name, tiny.shape, eviction=eviction, **parameters), flash=COSTLY)
+    found = equal_token_by_token(tiny, used)
+    assert 0 < found.flash_misses.sum() < 0.9 * 10 * tiny.shape.mlp_bytes
+    assert found.dram_hits.sum() > 0
 
 
 def best_subset(gains, run_cost):
@@ -193,22 +199,7 @@ def test_worth_needs_the_sensitivities_of_this_model(tmp_path):
 def test_layer_by_layer_equals_token_by_token_with_a_kv_cache(family, name, parameters):
     """Teacher forcing over whole sequences gives the logits, and the plan, of decoding one token at a time."""
     tiny = loaded(family)
-    ids = tokens(sequences=1)
-    used = setting(name, tiny.shape, **parameters)
-    at_once, stepwise = (PlanBuilder(tiny.shape, used, 10, (0,)) for _ in range(2))
-    with torch.inference_mode():
-        with sparsified(tiny.mlps, [at_once]):
-            expected = tiny.model(ids, use_cache=False).logits
-        with sparsified(tiny.mlps, [stepwise]):
-            past, found = None, []
-            for position in range(ids.shape[1]):
-                out = tiny.model(ids[:, position : position + 1], use_cache=True, **{CACHE: past})
-                past = out[CACHE]
-                found.append(out.logits)
-    assert torch.cat(found, dim=1).numpy() == pytest.approx(expected.numpy(), rel=1e-9, abs=1e-11)
-    at_once, stepwise = at_once.finish(), stepwise.finish()
-    for field in FIELDS:
-        assert (getattr(at_once, field) == getattr(stepwise, field)).all(), field
+    equal_token_by_token(tiny, setting(name, tiny.shape, **parameters))
 
 
 def test_dip_by_hand():
