@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib import style
-from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 from page import ROOT, Rows, price, show, simulate
 
@@ -201,13 +200,12 @@ def draw_map(table: pd.DataFrame) -> Figure:
     gains = gain_map()
     figure = Figure(figsize=(8.5, 4.6), layout="constrained")
     axes = figure.subplots()
-    norm = TwoSlopeNorm(1.0, 0.9, float(gains.max()))
-    mesh = axes.pcolormesh(RATIOS, 100 * RATES, gains, norm=norm, cmap="PuOr_r", shading="gouraud")
+    mesh = axes.pcolormesh(RATIOS, 100 * RATES, gains, vmin=1, vmax=3, cmap="Oranges", shading="gouraud")
     lines = axes.contour(RATIOS, 100 * RATES, gains, levels=[1.05, 1.2, 1.5, 2, 3], colors="black", linewidths=0.8)
     axes.clabel(lines, fmt=lambda level: f"{level:g} x")
     columns = iter(_columns())
     shown = {model: (next(columns), next(columns)) for model in MODELS}
-    mine = table[(table["layout"] == "popularity") & table["policy"].isin([f"dip(keep={KEEP})"])]
+    mine = table[(table["layout"] == "popularity") & table["policy"].str.contains(f"keep={KEEP}")]
     markers = dict(zip(assets.names("devices"), "osD^vP", strict=False))
     for point in _records(mine):
         cost = _cost(Device.load(str(point.device)).flash)
@@ -220,8 +218,9 @@ def draw_map(table: pd.DataFrame) -> Figure:
             axes.plot([], [], marker, mfc="white", mec="black", label=name)
     axes.set(xscale="log", xlabel="column bytes / (bandwidth x command time)", ylabel="hit rate (%)")
     axes.set_title(f"When does pruning pay? Flash time of dense over that of keep {KEEP}, half pinned and laid apart")
-    axes.legend(loc="lower right", title="white: gate and up\nblack: down")
-    figure.colorbar(mesh, ax=axes, label=f"speed-up of Flash (perplexity {NOT_MEASURED})")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.legend(loc="upper left", frameon=True, title="white: gate and up\nblack: down")
+    figure.colorbar(mesh, ax=axes, extend="max", label=f"speed-up of Flash (perplexity {NOT_MEASURED})")
     return figure
 
 
