@@ -230,10 +230,11 @@ def collect(folders: list[str]) -> None:
     for summary in (json.loads((Path(folder) / "summary.json").read_text()) for folder in folders):
         for run in summary:
             name, _, page = run["device"].partition(" (flash.page=")
+            name = name.split(" (")[0]
             rows.append(
                 {
-                    "device": name.split(" (")[0],
-                    "page": page.rstrip(")") or "1 B",
+                    "device": name,
+                    "page": page.rstrip(")") or f"{Device.load(name).flash.page / 1024:g} KiB",
                     "sequences": (run["tokens"] + run["sequences"] * run["warm_up_tokens"]) // 512,
                     "policy": run["policy"],
                     "perplexity": round(run["perplexity"], 4),
