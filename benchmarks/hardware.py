@@ -130,8 +130,8 @@ def by_hand() -> Rows:
 
 
 def _flash_s(trace: Trace, policy: Policy, device: Device) -> float:
-    size = MlpFraction(0.5).bytes(trace.shape, 192)
-    result = run_one(trace, policy, device, dram=size, layout="auto", tokens=192)
+    size = MlpFraction(0.5).bytes(trace.shape, 128)
+    result = run_one(trace, policy, device, dram=size, layout="auto", tokens=128)
     return float(result.timeline.busy_s[:, 0].sum())
 
 
