@@ -71,7 +71,7 @@ def test_a_layout_is_learned_checked_and_used(here, cli_run):
     assert cli_run("check", "x.layout.safetensors")[1].endswith(
         "ok, a layout: coactivation for dip(keep=0.6) on tiny\n"
     )
-    flags = ["--layout", "./x.layout.safetensors", "--start", "warm", "--policy", "dip", "--dram", "3 kB"]
+    flags = ["--layout", "./x.layout.safetensors", "--start", "warm", "--policy", "dip"]
     assert cli_run("run", "exp.yaml", *flags, "--eviction", "pinned")[0] == 0
     (summary,) = json.loads((here / "results/exp/summary.json").read_text())
     assert (summary["layout"], summary["eviction"]) == ("./x.layout.safetensors", "pinned")
