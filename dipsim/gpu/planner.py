@@ -119,6 +119,7 @@ def _counts_like_the_cpu(setting: Setting, groups: Sequence[Group]) -> bool:
         eviction_rule(setting.eviction).on_gpu is not None
         and setting.start != "filled"
         and setting.flash is None
+        and setting.page == 1
         and not load_layout(setting.layout).pins  # which moves columns
         and not any(group.uses_all for group in groups)
     )
@@ -129,8 +130,9 @@ def _record(layers: range, counted: Sequence[tuple[Member, Counted]]) -> None:
         of_tokens = counts.swapaxes(0, 1)  # [T, L, places]
         wanted, found, held = np.moveaxis(of_tokens[..., : kernels.RUNS], 2, 0)
         runs, columns = np.split(of_tokens[..., kernels.RUNS :], 2, axis=2)
-        pieces = builder.placement(caches, layers.start).pieces
-        builder.record(caches, layers, Counts(wanted, found, runs * pieces, columns, held.max(axis=0)))
+        placement = builder.placement(caches, layers.start)
+        reads, read_bytes = runs * placement.pieces, columns * placement.unit_bytes
+        builder.record(caches, layers, Counts(wanted, found, reads, read_bytes, held.max(axis=0)))
 
 
 def _read_ahead(trace: Trace, tokens: int, layers: int, wanted: Sequence[str]) -> Iterator[Activations]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dipsim.basics.arrays import Ints, Mask, Numbers
+from dipsim.basics.arrays import Floats, Ints, Mask, Numbers
 from dipsim.basics.errors import InputError
 from dipsim.memory.budget import Budget, allocate, column_bytes
 from dipsim.memory.cache import ColumnCache, lowest
@@ -66,14 +66,13 @@ class LayerCaches:
 class Counts:
     """What T tokens did to the caches of one group in L layers, in columns.
 
-    `wanted` and `found` are [T, L]. `reads` of adjacent columns and the `read_columns` in them are [T, L, R] by class
-    of run, as in `storage.runs`. `held` [L] is the most that each cache ever held.
+    `wanted` and `found` are [T, L]. `reads` and `read_bytes` are [T, L, R] by class of run, as in a FetchPlan. `held` [L] is the most that each cache ever held.
     """
 
     wanted: Whole
     found: Whole
     reads: Whole
-    read_columns: Whole
+    read_bytes: Floats
     held: Whole
 
 
@@ -128,7 +127,9 @@ class PlanBuilder:
         whole = (WHOLE,) if whole_matrices(self.groups) else ()
         self._steps = (ATTENTION, *whole, *(group.name for group in self.groups))  # of a layer
         counted = int(np.count_nonzero(self.counted))
-        self._arrays = _empty_arrays(shape, self.groups, counted, len(self._steps) * shape.num_hidden_layers + 1)
+        self._arrays = _empty_arrays(
+            shape, self.groups, setting.page, counted, len(self._steps) * shape.num_hidden_layers + 1
+        )
         self._placed: dict[int, list[Placement]] = {}
         self._enter_static(position[self.counted])
 
@@ -198,7 +199,7 @@ class PlanBuilder:
         self.record(
             caches,
             range(layer, layer + 1),
-            Counts(wanted[:, None], hits[:, None], found.reads[:, None], found.run_columns[:, None], np.array([held])),
+            Counts(wanted[:, None], hits[:, None], found.reads[:, None], found.read_bytes[:, None], np.array([held])),
         )
 
     def record(self, caches: LayerCaches, layers: range, counts: Counts) -> None:
@@ -207,19 +208,19 @@ class PlanBuilder:
         column = column_bytes(self.shape, group)
         unit = len(group.matrices) * column
         here = self._positions(group.name, layers)
-        wanted, found, reads, read_columns = (
-            each[self.counted] for each in (counts.wanted, counts.found, counts.reads, counts.read_columns)
+        wanted, found, reads, read_bytes = (
+            each[self.counted] for each in (counts.wanted, counts.found, counts.reads, counts.read_bytes)
         )
         arrays["dram_hits"][:, here] = found * unit
         arrays["flash_misses"][:, here] = (wanted - found) * unit
-        arrays["flash_gaps"][:, here] = (read_columns.sum(axis=2) - (wanted - found)) * unit
+        arrays["flash_gaps"][:, here] = read_bytes.sum(axis=2) - (wanted - found) * unit
         arrays["flops"][:, here] = wanted * (2.0 * unit * 8 / self.shape.bits.mlp)
         arrays["peak_cache_bytes"][here] = counts.held * unit
         arrays["ranked"][here] = caches.columns
         arrays["piece_bytes"][here] = self.placement(caches, layers.start).piece_bytes
         used = np.flatnonzero(reads.any(axis=(0, 1)))
         arrays["reads"][:, here, used] = reads[..., used]
-        arrays["read_bytes"][:, here, used] = read_columns[..., used] * unit
+        arrays["read_bytes"][:, here, used] = read_bytes[..., used]
 
     def _site(self, caches: LayerCaches) -> Site:
         group = caches.group
@@ -232,6 +233,7 @@ class PlanBuilder:
             column_bytes=column_bytes(self.shape, group),
             rows=sum(places),
             pinned=caches.capacity if self.rule.fixed else 0,
+            page=self.setting.page,
         )
 
     def _calibration(self, caches: LayerCaches, scores: Numbers) -> dict[str, Any]:
@@ -299,10 +301,18 @@ class PlanBuilder:
         self._arrays["flops"][:, here] = 2 * size * 8 / bits
 
 
-def _empty_arrays(shape: ModelShape, groups: Sequence[Group], tokens: int, positions: int) -> dict[str, NDArray[Any]]:
+def _empty_arrays(
+    shape: ModelShape, groups: Sequence[Group], page: float, tokens: int, positions: int
+) -> dict[str, NDArray[Any]]:
     """All arrays of a plan, zero."""
     size = (tokens, positions)
-    classes = max((shape.axis_size(group.axis).bit_length() for group in groups), default=1)
+    most = [
+        max(
+            shape.axis_size(group.axis), int(len(group.matrices) * shape.mlp_matrix_bytes / page) + 2 if page > 1 else 0
+        )
+        for group in groups
+    ]
+    classes = max(most, default=1).bit_length()
     names = ("dram_static", "flash_static", "dram_hits", "flash_misses", "flash_gaps", "flops")
     arrays: dict[str, NDArray[Any]] = {name: np.zeros(size) for name in names}
     arrays |= {name: np.zeros(positions) for name in ("static_reads", "peak_cache_bytes", "ranked", "piece_bytes")}

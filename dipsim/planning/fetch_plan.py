@@ -32,7 +32,8 @@ class Setting:
     `dram_bytes` is the DRAM for weights and KV cache. `prompt` is the number of positions before the trace's. With
     `stream_static`, lm_head and attention may overflow to Flash. `start` says how the caches begin, `layout` (a name or
     a path) how columns lie in Flash. A layout is learned from the trace `calibration`, by default from the tokens that
-    are not counted. `flash` is given if what is read depends on it: gaps are then read through where that is faster.
+    are not counted. Flash has pages of `page` bytes, 1 for none. `flash` is given if what is read depends on its times:
+    gaps are then read through where that is faster.
     """
 
     policy: Policy
@@ -43,6 +44,7 @@ class Setting:
     start: Start = "cold"
     layout: str = "columns"
     calibration: str | None = None
+    page: float = 1.0
     flash: Flash | None = None
 
     @property
@@ -59,7 +61,7 @@ class FetchPlan:
     starts (attention, KV cache, lm_head, matrices read whole); `dram_hits` and `flash_misses` are known only once the
     mask is, and `flash_gaps` is what is read from Flash without being used. `reads` (int32) and `read_bytes` (float64)
     [T, P, R] count the Flash reads of misses and gaps, and their bytes by size: class r holds runs of 2^r to
-    2^(r+1) - 1 columns. `static_reads` [P] counts the reads of `flash_static`. `flops` [T, P] are floating-point
+    2^(r+1) - 1 pages (columns, where Flash has no pages). `static_reads` [P] counts the reads of `flash_static`. `flops` [T, P] are floating-point
     operations. `peak_cache_bytes` [P] is the most that a position's caches ever held. `ranked` [P] are the columns that
     a position selects among, `piece_bytes` [P] what a column adds to a read. `layer` [P] is num_hidden_layers for
     lm_head. `warm_up` is the number of tokens of a sequence, at most, that came before those counted.
@@ -120,6 +122,11 @@ class FetchPlan:
     def flash_bytes(self) -> Floats:
         """All bytes that are used from Flash, [T, P]."""
         return self.flash_static + self.flash_misses
+
+    @property
+    def flash_read_bytes(self) -> Floats:
+        """Bytes read from Flash because of masks, [T, P]: what is used, gaps that are read through, and whole pages."""
+        return self.flash_misses + self.flash_gaps
 
     @property
     def flash_reads(self) -> Floats:

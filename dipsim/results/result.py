@@ -11,7 +11,7 @@ from dipsim.basics.arrays import Floats
 from dipsim.planning.fetch_plan import FetchPlan
 from dipsim.sparsity.policy import whole_matrices
 from dipsim.timing.device import Device
-from dipsim.timing.service import dram_traffic, flash_traffic, page_fault_share
+from dipsim.timing.service import dram_traffic, page_fault_share
 from dipsim.timing.timeline import BREAKDOWN, RESOURCES, Timeline
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class Result:
 
     def _flash_bytes(self) -> Floats:
         """Bytes read from Flash per token, [T], with gaps and whole pages."""
-        return np.asarray((self.plan.flash_static + flash_traffic(self.plan, self.device)).sum(axis=1))
+        return np.asarray((self.plan.flash_static + self.plan.flash_read_bytes).sum(axis=1))
 
     def _dram_traffic(self) -> Floats:
         """Bytes over the DRAM bus per token, [T], with what storage copies through it."""
@@ -162,7 +162,7 @@ class Result:
             "flash_bytes_per_token": float(moved[0] / plan.tokens),
             "flash_reads_per_token": float(reads / plan.tokens),
             "mean_read_bytes": _ratio(moved[0], reads, 0.0),
-            "read_amplification": _ratio(flash_traffic(plan, self.device).sum(), missed),
+            "read_amplification": _ratio(plan.flash_read_bytes.sum(), missed),
             "dram_bytes_per_token": float(moved[1] / plan.tokens),
             "utilisation": dict(zip(RESOURCES, (busy / elapsed).tolist(), strict=True)),
             "busy_s": dict(zip(RESOURCES, busy.tolist(), strict=True)),

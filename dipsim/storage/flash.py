@@ -126,19 +126,10 @@ class Flash(Strict):
         together = np.maximum(streaming, (1 + rounds) * alone + rest * busy)
         return np.where(reads > 0, self.batch_overhead + together, 0.0)
 
-    def page_bytes(self, grain: ArrayLike) -> Floats:
-        """Bytes (any shape) that a read occupies besides its own, since it occupies whole pages.
-
-        Reads begin and end at multiples of `grain` bytes. Where these fall within a page is taken to be equally likely;
-        the mean is then page - gcd(grain, page) (docs/background.md, section 5).
-        """
-        bits = np.maximum(np.asarray(grain, dtype=np.float64) * 8, 1).astype(np.int64)
-        return np.asarray(self.page - np.maximum(np.gcd(bits, int(8 * self.page)) / 8, 1), dtype=np.float64)
-
     def break_even(self, size: float) -> float:
         """The gap in bytes between two reads of `size` bytes each that costs as much to read through as to leave out.
 
-        One read of both and the gap then takes as long as two reads. Both reads include what their pages add.
+        One read of both and the gap then takes as long as two reads.
         """
         two, low, high = 2 * float(self.transfer_time(size)), 2.0 * size, 4.0 * size
         while self.transfer_time(high) < two:

@@ -52,7 +52,7 @@ class Layout:
         """The placement of columns in a given order [N], the pinned ones first."""
         pieces = self.pieces(site)
         whole = 1 if self.bundled else site.matrices
-        return Placement(order, hot, pieces, site.unit_bytes / pieces, whole)
+        return Placement(order, hot, pieces, site.unit_bytes / pieces, whole, site.page)
 
     def pieces(self, site: Site) -> int:
         """How many reads a run of adjacent columns takes."""

@@ -1,7 +1,8 @@
 """Where the columns of one group lie in Flash, in one layer, and how missing columns become reads.
 
-Columns that lie side by side are one read. A gap that takes less time to read than to leave out is read through, and
-where one read of everything is faster still, everything is read (docs/background.md, section 5).
+Pages that lie side by side are one read; on Flash without pages, columns are. A gap that takes less time to read than to
+leave out is read through, and where one read of everything is faster still, everything is read (docs/background.md,
+section 5).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 
 from dipsim.basics.arrays import Floats, Ints, Mask
 from dipsim.storage.flash import Flash
+from dipsim.storage.pages import Pages, lay
 from dipsim.storage.runs import Words, closed, ones, pack, packed_runs, unpack
 
 
@@ -23,7 +25,7 @@ class Site:
 
     `matrices` share a mask over `columns` columns of `column_bytes` each. In row-major matrices a column is scattered
     over `rows` places, in all of them together (one in a matrix where it is itself a row). `pinned` columns stay in
-    DRAM, 0 with a cache that changes. `masks` [T, columns] are those of calibration tokens, None where there are none.
+    DRAM, 0 with a cache that changes. Flash has pages of `page` bytes. `masks` [T, columns] are those of calibration tokens, None where there are none.
     `wants(tokens, resident)` are the masks of some of these tokens where the columns `resident` [columns] are in DRAM,
     None where that makes no difference.
     """
@@ -36,6 +38,7 @@ class Site:
     pinned: int
     masks: Mask | None = None
     wants: Callable[[slice, Mask], Mask] | None = None
+    page: float = 1.0
 
     @property
     def unit_bytes(self) -> float:
@@ -58,7 +61,7 @@ class Placement:
     """`order` [N] are the columns as they lie in Flash; the first `hot` are pinned in DRAM, and lie apart.
 
     A run of adjacent columns takes `pieces` reads, and each column adds `piece_bytes` to each of them. One read of
-    everything that is not pinned takes `whole_pieces` reads.
+    everything that is not pinned takes `whole_pieces` reads. All occupy whole pages of `page` bytes.
     """
 
     order: Ints
@@ -66,6 +69,7 @@ class Placement:
     pieces: int
     piece_bytes: float
     whole_pieces: int
+    page: float = 1.0
 
     @property
     def columns(self) -> int:
@@ -76,6 +80,22 @@ class Placement:
     def unit_bytes(self) -> float:
         """Bytes of a column in all matrices of the group."""
         return self.pieces * self.piece_bytes
+
+    @cached_property
+    def pages(self) -> Pages:
+        """The pages that columns lie on, in each of the pieces; without pages, the columns themselves."""
+        return lay(self.columns, self.piece_bytes, self.hot, self.page)
+
+    @property
+    def page_bytes(self) -> float:
+        """Bytes of a page, or of a column where Flash has no pages; in one of the pieces."""
+        return self.piece_bytes if self.page == 1 else self.page
+
+    @property
+    def whole_bytes(self) -> float:
+        """Bytes of one read of everything that is not pinned, all pieces together."""
+        size = (self.columns - self.hot) * self.unit_bytes
+        return size if self.page == 1 else -(-size // (self.whole_pieces * self.page)) * self.whole_pieces * self.page
 
     @cached_property
     def resident(self) -> Mask:
@@ -107,48 +127,36 @@ class Placement:
 class Fetch:
     """What T tokens read of one group in one layer.
 
-    `runs` of adjacent columns and the `run_columns` in them are [T, R] by class, as in `storage.runs`. A run takes
-    `pieces` [T] reads of `piece_bytes` [T] for each column. `words` are the columns read, as they lie.
+    `reads` and `read_bytes` [T, R] are by class of run, as in `storage.runs`. `words` are the pages read, as they lie.
     """
 
     placement: Placement
-    runs: Ints
-    run_columns: Ints
-    pieces: Ints
+    reads: Ints
+    read_bytes: Floats
     words: Words
 
     @property
-    def reads(self) -> Ints:
-        """Reads by class, [T, R]."""
-        return self.runs * self.pieces[:, None]
-
-    @property
-    def read_bytes(self) -> Floats:
-        """Bytes read by class, [T, R]."""
-        return np.asarray(self.run_columns * self.placement.unit_bytes)
-
-    @property
     def masks(self) -> Mask:
-        """The columns read, [T, N] (bool) by index."""
-        return self.placement.numbered(unpack(self.words, self.placement.columns))
+        """The columns that were wholly read, [T, N] (bool) by index."""
+        pages = self.placement.pages
+        return self.placement.numbered(pages.filled(unpack(self.words, pages.count)))
 
     def seconds(self, flash: Flash) -> Floats:
         """Seconds [T] that the reads take."""
-        extra = self.reads * flash.page_bytes(self.placement.piece_bytes)
-        return np.asarray(flash.batch_time(self.reads, self.read_bytes + extra))
+        return np.asarray(flash.batch_time(self.reads, self.read_bytes))
 
 
 def fetch(misses: Mask, placement: Placement, flash: Flash | None = None) -> Fetch:
     """The reads of missing columns [T, N].
 
     With a `flash`, each token reads through gaps of up to the break-even, half of it or none, or reads all that is not
-    pinned, whichever takes it the least time. Without one, only what is missing is read.
+    pinned, whichever takes it the least time. Without one, only the pages of what is missing are read.
     """
-    missing = pack(placement.laid(misses))
+    missing = pack(placement.pages.touched(placement.laid(misses)))
     best = _merged(missing, 0, placement)
     if flash is None or flash.scattered_is_free:
         return best
-    limit = gap_columns(placement, flash)
+    limit = gap_pages(placement, flash)
     others = [_merged(missing, gap, placement) for gap in sorted({limit, limit // 2} - {0})]
     others.append(_everything(missing, placement))
     least = best.seconds(flash)
@@ -159,25 +167,24 @@ def fetch(misses: Mask, placement: Placement, flash: Flash | None = None) -> Fet
     return best
 
 
-def gap_columns(placement: Placement, flash: Flash) -> int:
-    """The largest gap, in columns, that is worth reading through between two single columns."""
-    size = placement.piece_bytes + float(flash.page_bytes(placement.piece_bytes))
-    gap = flash.break_even(size) + float(flash.page_bytes(placement.piece_bytes))
-    return min(placement.columns, int(gap / placement.piece_bytes))
+def gap_pages(placement: Placement, flash: Flash) -> int:
+    """The largest gap, in pages (columns where there are none), that is worth reading through between two single ones."""
+    size = placement.page_bytes
+    return min(placement.pages.count, int(flash.break_even(size) / size))
 
 
 def _merged(missing: Words, gap: int, placement: Placement) -> Fetch:
     words = closed(missing, gap)
-    runs, columns = packed_runs(words, placement.columns.bit_length())
-    return Fetch(placement, runs, columns, np.full(len(words), placement.pieces), words)
+    runs, pages = packed_runs(words, placement.pages.count.bit_length())
+    return Fetch(placement, runs * placement.pieces, pages * (placement.pieces * placement.page_bytes), words)
 
 
 def _everything(missing: Words, placement: Placement) -> Fetch:
     """All that is not pinned, by every token that misses something."""
-    cold = np.arange(placement.columns) >= placement.hot
-    words = np.where(ones(missing)[:, None] > 0, pack(cold[None]), missing)
-    runs, columns = packed_runs(words, placement.columns.bit_length())
-    return Fetch(placement, runs, columns, np.full(len(words), placement.whole_pieces), words)
+    cold = placement.pages.touched(np.arange(placement.columns)[None] >= placement.hot)
+    words = np.where(ones(missing)[:, None] > 0, pack(cold), missing)
+    runs, _ = packed_runs(words, placement.pages.count.bit_length())
+    return Fetch(placement, runs * placement.whole_pieces, runs * placement.whole_bytes, words)
 
 
 def _chosen(where: Mask, one: Fetch, other: Fetch) -> Fetch:
@@ -185,8 +192,7 @@ def _chosen(where: Mask, one: Fetch, other: Fetch) -> Fetch:
     rows = where[:, None]
     return Fetch(
         one.placement,
-        np.where(rows, one.runs, other.runs),
-        np.where(rows, one.run_columns, other.run_columns),
-        np.where(where, one.pieces, other.pieces),
+        np.where(rows, one.reads, other.reads),
+        np.where(rows, one.read_bytes, other.read_bytes),
         np.where(rows, one.words, other.words),
     )

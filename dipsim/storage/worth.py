@@ -1,6 +1,6 @@
 """Which columns are worth reading: the runs that gain the most score beyond what reading them costs.
 
-A run costs the time that it takes, given in bytes that Flash could read in this time at full speed. The best set of
+A run costs the time that its pages take, given in bytes that Flash could read in this time at full speed. The best set of
 runs is found exactly, by dynamic programming along the columns (docs/background.md, section 5).
 """
 
@@ -8,22 +8,26 @@ from __future__ import annotations
 
 import numpy as np
 
-from dipsim.basics.arrays import Floats, Mask, Numbers
+from dipsim.basics.arrays import Floats, Ints, Mask, Numbers
 from dipsim.storage.flash import Flash
+from dipsim.storage.pages import Pages
 from dipsim.storage.placement import Placement
 
-LONGEST = 64  # columns; in a longer run, another column costs as much as the last of these
-FLAT = 0.01  # of a column's bytes; where costs change by less from one column to the next, they are taken as equal
+LONGEST = 64  # pages; in a longer run, another page costs as much as the last of these
+FLAT = 0.01  # of a page's bytes; where costs change by less from one page to the next, they are taken as equal
 
 
 def run_costs(placement: Placement, flash: Flash | None) -> Floats:
-    """What the k-th column of a run costs in bytes, for k = 1, 2, ...; the last one stands for all that follow."""
+    """What the k-th page of a run costs in bytes, for k = 1, 2, ...; the last one stands for all that follow.
+
+    Without pages, that is what the k-th column costs.
+    """
+    size = placement.pieces * placement.page_bytes
     if flash is None:
-        return np.array([placement.unit_bytes])
-    sizes = placement.piece_bytes * np.arange(LONGEST + 1)
-    read = sizes + np.where(sizes > 0, flash.page_bytes(placement.piece_bytes), 0.0)
-    costs = np.diff(flash.transfer_time(read)) * (placement.pieces * flash.peak_bandwidth)
-    changing = np.flatnonzero(np.abs(np.diff(costs)) > FLAT * placement.unit_bytes)
+        return np.array([size])
+    seconds = flash.transfer_time(placement.page_bytes * np.arange(LONGEST + 1))
+    costs = np.diff(seconds) * (placement.pieces * flash.peak_bandwidth)
+    changing = np.flatnonzero(np.abs(np.diff(costs)) > FLAT * size)
     return np.asarray(costs[: changing[-1] + 2 if len(changing) else 1])
 
 
@@ -34,8 +38,9 @@ def worth_reading(scores: Numbers, price: float, placement: Placement, flash: Fl
     """
     cold = placement.order[placement.hot :]
     gains = np.ascontiguousarray(scores[:, cold].T, dtype=np.float64)
+    pages = Pages(placement.pages.first[placement.hot :], placement.pages.end[placement.hot :])
     masks = np.zeros(scores.shape, dtype=bool)
-    masks[:, cold] = best_runs(gains, price * run_costs(placement, flash)).T
+    masks[:, cold] = best_runs(gains, price * run_costs(placement, flash), pages).T
     return masks
 
 
@@ -46,14 +51,13 @@ def cost_of_leaving(
 
     A column that is wanted costs its share of its run at the `price`; any other costs its score [T, N], if that counts.
     """
-    laid = placement.laid(wanted)
+    laid, pages = placement.laid(wanted), placement.pages
     index = np.arange(placement.columns)
     before = np.maximum.accumulate(np.where(laid, -1, index), axis=1)  # the last column that is not wanted, or itself
     after = np.minimum.accumulate(np.where(laid, placement.columns, index)[:, ::-1], axis=1)[:, ::-1]
-    length = np.where(laid, after - before - 1, 1)
-    costs = run_costs(placement, flash)
-    whole = np.cumsum(np.concatenate((costs, np.full(max(0, placement.columns - len(costs)), costs[-1]))))
-    share = price * np.asarray(whole[length - 1], dtype=np.float64) / length
+    first, last = np.where(laid, before + 1, index), np.where(laid, after - 1, index)
+    whole = price * _run_totals(run_costs(placement, flash), pages.count)
+    share = whole[pages.end[last] - pages.first[first]] / (last - first + 1)
     unwanted = 0.0 if scores is None else placement.laid(scores)
     mean = np.where(laid, share, unwanted).mean(axis=0)
     found = np.empty(placement.columns)
@@ -61,30 +65,47 @@ def cost_of_leaving(
     return found
 
 
-def best_runs(gains: Floats, costs: Floats) -> Mask:
+def best_runs(gains: Floats, costs: Floats, pages: Pages) -> Mask:
     """The runs of rows whose sum of gains [N, T], less what they cost, is largest for each token, [N, T] (bool).
 
-    The k-th row of a run costs `costs[k - 1]`; all rows beyond cost as much as the last.
+    Row n lies on `pages`. The k-th page of a run costs `costs[k - 1]`; all beyond cost as much as the last.
     """
-    rows, tokens = gains.shape
-    last = len(costs) - 1
-    longer = np.zeros((rows, tokens), dtype=bool)  # whether a run in its last state was in it one row before
-    ended = np.zeros((rows, tokens), dtype=np.int8)  # the state before this row where no run is under way, 0 for none
-    inside = np.full((last + 1, tokens), -np.inf)  # the best sum so far, by how many rows the run under way has
-    outside = np.zeros(tokens)
-    for row in range(rows):
-        here, best = inside.argmax(axis=0), inside.max(axis=0)
+    (rows, tokens), last = gains.shape, len(costs)
+    total = _run_totals(costs, last + pages.count)
+    alone = pages.end - pages.first
+    added = np.diff(pages.end, prepend=pages.first[:1])  # by a row to a run that holds the row before it
+    more_costs = {more: (total[more:] - total[: len(total) - more])[: last + 1, None] for more in set(added.tolist())}
+    # A run under way is in the state of its number of pages; the last state stands for all that are longer.
+    inside = np.full((last + 1, tokens), -np.inf)  # the best sum so far by state, of which 0 is never reached
+    outside = np.zeros(tokens)  # the best sum so far with no run under way
+    ended = np.zeros((rows, tokens), dtype=np.int8)  # the state before a row that no run holds; 0 for none
+    began = np.zeros((rows, tokens), dtype=bool)  # whether a run in the state of this row alone begins here
+    came = np.zeros((rows, tokens), dtype=np.int8)  # the state before this row of a run in the last state
+    for row, (more, first) in enumerate(zip(added.tolist(), np.minimum(alone, last).tolist(), strict=True)):
+        started = outside + (gains[row] - total[alone[row]])
+        best = inside.max(axis=0)
         ends = best > outside
-        ended[row] = np.where(ends, here + 1, 0)
-        before = np.concatenate((outside[None], inside[:-1]))
-        longer[row] = inside[-1] >= before[-1]
-        before[-1] = np.maximum(inside[-1], before[-1])
-        outside = np.where(ends, best, outside)
-        inside = before + gains[row] - costs[:, None]
-    state = np.where(inside.max(axis=0) > outside, inside.argmax(axis=0) + 1, 0)
+        ended[row] = np.where(ends, inside.argmax(axis=0), 0)
+        outside = np.maximum(best, outside)
+        before, inside = inside - more_costs[more], np.full_like(inside, -np.inf)
+        inside[more:] = before[: max(0, last + 1 - more)]
+        long = before[max(0, last - more) :]  # all that get to the last state
+        came[row] = long.argmax(axis=0) + max(0, last - more)
+        inside[last] = long.max(axis=0)
+        inside += gains[row]
+        began[row] = started > inside[first]
+        np.maximum(inside[first], started, out=inside[first])
+    state = np.where(inside.max(axis=0) > outside, inside.argmax(axis=0), 0)
     chosen = np.zeros((rows, tokens), dtype=bool)
     for row in range(rows - 1, -1, -1):
         chosen[row] = state > 0
-        stays = (state == last + 1) & longer[row]
-        state = np.where(state == 0, ended[row], np.where(stays, state, state - 1))
+        before = np.where(state == last, came[row], state - added[row])
+        before[began[row] & (state == min(alone[row], last))] = 0
+        state = np.where(state == 0, ended[row], before)
     return chosen
+
+
+def _run_totals(costs: Floats, pages: int) -> Floats:
+    """What runs of 0, 1, ..., `pages` pages cost."""
+    each = np.concatenate((costs, np.full(max(0, pages - len(costs)), costs[-1])))
+    return np.concatenate(([0.0], np.cumsum(each[: max(pages, 1)])))

@@ -152,6 +152,7 @@ class Options(Strict):
         """What to plan for each policy. Raises InputError if the device has less DRAM."""
         size, eviction = self.dram_bytes(shape, length, device), self.eviction_rule
         flash = device.flash if self.read_through and not device.flash.scattered_is_free else None
+        page = device.flash.page
         same = Setting(
             policy=Policy(),
             dram_bytes=size,
@@ -163,7 +164,10 @@ class Options(Strict):
             calibration=self.calibration,
         )
         return [
-            replace(same, policy=policy, flash=flash if checked_groups(policy, shape) else None) for policy in policies
+            replace(same, policy=policy, page=page, flash=flash)
+            if checked_groups(policy, shape)
+            else replace(same, policy=policy)
+            for policy in policies
         ]
 
 

@@ -16,7 +16,7 @@ import simpy
 from dipsim.basics.arrays import Floats
 from dipsim.planning.fetch_plan import FetchPlan
 from dipsim.timing.device import Device
-from dipsim.timing.service import ServiceTimes, dram_traffic, flash_traffic, service_times
+from dipsim.timing.service import ServiceTimes, dram_traffic, service_times
 from dipsim.timing.timeline import BREAKDOWN, PREFILL, RESOURCES, WAIT, Resource, Span, Timeline, Timing
 
 STAGES: dict[Timing, tuple[tuple[Resource, ...], ...]] = {  # which resources serve a step side by side, in which order
@@ -149,7 +149,7 @@ def _requests(
     static_s = np.stack([service.flash_static, service.dram_static, none], axis=-1)  # [T, P, 3], as below
     masked_s = np.stack([service.flash, service.dram, service.compute], axis=-1)
     static_b = np.stack([plan.flash_static, static_bytes, none], axis=-1)
-    masked_b = np.stack([flash_traffic(plan, device), masked_bytes, none], axis=-1)
+    masked_b = np.stack([plan.flash_read_bytes, masked_bytes, none], axis=-1)
     if prefetch:
         return _listed(masked_s, masked_b), _listed(static_s, static_b)
     return _listed(masked_s + static_s, masked_b + static_b), [[] for _ in range(plan.tokens)]

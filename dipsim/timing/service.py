@@ -39,8 +39,7 @@ def service_times(plan: FetchPlan, device: Device) -> ServiceTimes:
     static, masked = dram_traffic(plan, device)
     where, count, total = plan.fetches
     flash, flash_static = np.zeros_like(plan.flash_misses), np.zeros_like(plan.flash_static)
-    pages = device.flash.page_bytes(plan.piece_bytes[where])[:, None]
-    flash[:, where] = device.flash.batch_time(count, total + count * pages)
+    flash[:, where] = device.flash.batch_time(count, total)
     streamed = np.flatnonzero(plan.static_reads)
     flash_static[:, streamed] = device.flash.batch_time(
         plan.static_reads[streamed, None], plan.flash_static[:, streamed, None]
@@ -57,20 +56,13 @@ def service_times(plan: FetchPlan, device: Device) -> ServiceTimes:
     )
 
 
-def flash_traffic(plan: FetchPlan, device: Device) -> Floats:
-    """Bytes read from Flash because of masks, [T, P]: what is used, gaps that are read through, and whole pages."""
-    pages = device.flash.page_bytes(plan.piece_bytes)
-    reads = plan.reads.sum(axis=2) * pages if pages.any() else 0.0
-    return np.asarray(plan.flash_misses + plan.flash_gaps + reads)
-
-
 def dram_traffic(plan: FetchPlan, device: Device) -> tuple[Floats, Floats]:
     """Bytes over the DRAM bus, [T, P] each: those known before the token starts, and those that need its mask.
 
     What comes from Flash crosses the bus `flash_copies` times more.
     """
     copies = device.dram.flash_copies
-    masked = plan.dram_hits + copies * flash_traffic(plan, device) if copies else plan.dram_hits
+    masked = plan.dram_hits + copies * plan.flash_read_bytes if copies else plan.dram_hits
     return plan.dram_static + copies * plan.flash_static, masked
 
 

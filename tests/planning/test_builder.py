@@ -73,7 +73,7 @@ def test_counts_of_adjacent_layers_are_entered_together():
     ones = np.ones((3, 2), dtype=int)
     runs = np.zeros((3, 2, 5), dtype=int)
     runs[..., 1] = 1
-    making.record(inputs, range(2), Counts(5 * ones, 2 * ones, runs, 3 * runs, np.array([7, 8])))
+    making.record(inputs, range(2), Counts(5 * ones, 2 * ones, runs, 3 * 24.0 * runs, np.array([7, 8])))
     finished = making.finish()
     here = [index for index, step in enumerate(finished.step) if step == "input"]
     column = 24 * 4 / 8

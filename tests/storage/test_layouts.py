@@ -60,14 +60,14 @@ def test_all_layouts_are_tried_above_and_say_what_they_need():
 
 def test_auto_gives_the_dram_to_the_group_that_reads_most_with_it():
     """Group a wants the same columns always, so pinning them saves every read; group b wants all, in one read."""
-    wanted = np.zeros((8, 16), dtype=bool)
+    wanted = np.zeros((8, 24), dtype=bool)
     wanted[:, ::2] = True
-    everything = np.ones((8, 16), dtype=bool)
-    sites = [Site(name, 1, 16, 5e4, 1, 4, masks) for name, masks in (("a", wanted), ("b", everything))]
+    everything = np.ones((8, 24), dtype=bool)
+    sites = [Site(name, 1, 24, 5e4, 1, 6, masks) for name, masks in (("a", wanted), ("b", everything))]
     first, second = load_layout("auto").place(0, sites, COSTLY)
-    assert (first.hot, second.hot) == (8, 0)
-    assert sorted(first.order[:8].tolist()) == list(range(0, 16, 2))
-    assert PARTS % 8 == 0, "the eighth of the DRAM that one column takes is one of the parts"
+    assert (first.hot, second.hot) == (12, 0)
+    assert sorted(first.order[:12].tolist()) == list(range(0, 24, 2))
+    assert PARTS % 12 == 0, "the twelfth of the DRAM that one column takes is one of the parts"
 
 
 def test_auto_asks_a_cache_aware_policy_what_it_wants_of_what_is_pinned():

@@ -10,9 +10,10 @@ from hypothesis.extra.numpy import arrays
 from oracles import flash
 from oracles.slow import slow_closed, slow_runs
 
-from dipsim.storage.placement import Placement, Site, fetch, gap_columns
+from dipsim.storage.placement import Placement, Site, fetch, gap_pages
+from dipsim.storage.pages import lay
 from dipsim.storage.runs import closed, pack, unpack
-from dipsim.storage.worth import best_runs, run_costs, worth_reading
+from dipsim.storage.worth import best_runs, cost_of_leaving, run_costs, worth_reading
 
 COSTLY = flash(command=1e-5, bandwidth=1e9, latency=0, depth=32, overlap=1)  # a command costs as much as 10 kB
 
@@ -62,7 +63,7 @@ def test_a_gap_is_read_through_up_to_the_break_even():
     misses = np.zeros((1, 40), dtype=bool)
     misses[0, [0, 11, 23]] = True  # gaps of 10 and of 11 columns of 1 kB; a command costs 10.5 kB
     device, place = COSTLY.model_copy(update={"command_time": 10.5e-6}), placement(40)
-    assert gap_columns(place, device) == 10
+    assert gap_pages(place, device) == 10
     found = fetch(misses, place, device)
     assert np.flatnonzero(found.masks[0]).tolist() == [*range(12), 23]
     assert found.reads.sum() == 2
@@ -80,13 +81,39 @@ def test_everything_is_read_at_once_where_matrices_lie_row_after_row():
     assert fetch(misses, rows).reads.sum() == 2 * 500
 
 
-def test_pages_widen_reads_by_what_enumerating_their_offsets_gives():
-    device = COSTLY.model_copy(update={"page": 4096.0})
-    for grain, size in ((512, 2560), (2048, 2048), (4096, 8192), (1, 100), (288, 288 * 3)):
-        step = np.gcd(grain, 4096)
-        occupied = [(-(-(o + size) // 4096) - o // 4096) * 4096 for o in range(0, 4096, int(step))]
-        assert size + device.page_bytes(grain) == pytest.approx(np.mean(occupied)), grain
-    assert COSTLY.page_bytes(2560) == 0
+@given(st.integers(0, 2**32), st.integers(1, 40), st.sampled_from([0.5, 3.0, 288.0, 461.0, 1000.0]), st.integers(0, 9))
+def test_pages_are_touched_and_filled_as_spelled_out(seed, columns, size, hot):
+    rng, page, hot = np.random.default_rng(seed), 461.0, min(hot, columns)
+    masks = rng.random((3, columns)) < rng.random()
+    pages = lay(columns, size, hot, page)
+    begin = [n * size for n in range(hot)]
+    after = -(-hot * size // page) * page  # the columns that are not pinned begin on a page as well
+    begin += [after + n * size for n in range(columns - hot)]
+    lies_on = [[k for k in range(pages.count) if k * page < at + size and at < (k + 1) * page] for at in begin]
+    assert {k for mine in lies_on for k in mine} == set(range(pages.count))
+    touched = pages.touched(masks)
+    for row, mask in zip(touched, masks, strict=True):
+        assert set(np.flatnonzero(row)) == {k for n in np.flatnonzero(mask) for k in lies_on[n]}
+    some = rng.random(touched.shape) < 0.7
+    filled = [[all(row[k] for k in mine) for mine in lies_on] for row in some]
+    assert pages.filled(some).tolist() == filled
+
+
+def test_a_read_occupies_whole_pages_and_brings_the_columns_that_lie_wholly_on_them():
+    """Columns of 300 B, two pinned; on pages of 1 kB column 2 lies on the first, 5 on the first and the second."""
+    misses = np.zeros((3, 12), dtype=bool)
+    misses[0, 2] = misses[1, 5] = misses[2, [2, 11]] = True
+    place = Placement(np.arange(12), 2, 2, 300.0, 1, page=1000.0)
+    found = fetch(misses, place)
+    assert found.reads.sum(axis=1).tolist() == [2, 2, 4]
+    assert found.read_bytes.sum(axis=1).tolist() == [2000, 4000, 4000]
+    assert [np.flatnonzero(row).tolist() for row in found.masks] == [[2, 3, 4], [*range(2, 8)], [2, 3, 4, 9, 10, 11]]
+    assert place.whole_bytes == 6000, "all ten in one piece"
+    costly = COSTLY.model_copy(update={"command_time": 1e-3, "page": 1000.0})
+    everything = fetch(misses, place, costly)
+    assert everything.reads.sum(axis=1).tolist() == [1, 1, 1]
+    assert everything.read_bytes.sum(axis=1).tolist() == [6000] * 3
+    assert everything.seconds(costly) == pytest.approx(np.full(3, 1e-3 + 6e-6))
 
 
 def test_break_even_is_the_cost_of_a_command_where_commands_and_bytes_add_up():
@@ -99,17 +126,24 @@ def test_break_even_is_the_cost_of_a_command_where_commands_and_bytes_add_up():
 
 
 @given(
-    arrays(float, st.tuples(st.integers(1, 7), st.just(2)), elements=st.integers(-1, 8)),
+    arrays(float, st.tuples(st.integers(1, 7), st.just(2)), elements=st.integers(-1, 16)),
     st.lists(st.integers(0, 9), min_size=1, max_size=4),
+    st.sampled_from([(1.0, 1.0), (3.0, 5.0), (7.0, 3.0), (4.0, 4.0), (2.0, 16.0)]),
 )
-def test_the_best_runs_by_trying_all(gains, costs):
-    chosen = best_runs(gains, np.array(costs, dtype=float))
+def test_the_best_runs_by_trying_all(gains, costs, sizes):
+    costs = np.sort(costs)[::-1].astype(float)  # a longer read is no slower for each of its bytes
+    pages = lay(len(gains), sizes[0], 0, sizes[1])
+    chosen = best_runs(gains, costs, pages)
 
     def value(mask, token):
-        total, length = 0, 0
-        for gain, used in zip(gains[:, token], mask, strict=True):
-            total += used * (gain - costs[min(length, len(costs) - 1)])
-            length = length + 1 if used else 0
+        total, read, last = 0.0, 0, None  # pages of the run under way, and the last of them
+        for gain, used, first, end in zip(gains[:, token], mask, pages.first, pages.end, strict=True):
+            if not used:
+                read, last = 0, None
+                continue
+            new = end - (first if last is None else last)
+            total += gain - sum(costs[min(read + k, len(costs) - 1)] for k in range(new))
+            read, last = read + new, end
         return total
 
     for token in range(2):
@@ -131,12 +165,23 @@ def test_what_is_worth_reading_in_bytes():
     assert worth_reading(scores, 1.0, place, None)[1].tolist() == [False, True, True, False, False, False]
 
 
-def test_the_cost_of_a_run_is_the_time_that_flash_takes_for_it():
+def test_the_cost_of_a_run_is_the_time_that_flash_takes_for_its_pages():
     device = flash(command=1e-5, bandwidth=1e9, latency=0, depth=32, overlap=2).model_copy(update={"page": 512.0})
-    place = placement(40, pieces=2, size=1000.0)
+    place = Placement(np.arange(40), 0, 2, 1000.0, 1, page=512.0)
     costs = run_costs(place, device)
-    assert costs.sum() == pytest.approx(2e9 * device.transfer_time(1000.0 * len(costs) + 512 - 8))
-    assert costs[0] > 20_000 > 2000 * 1.1 > costs[-1], "a command first, in the end hardly more than the bytes"
+    assert costs.sum() == pytest.approx(2e9 * device.transfer_time(512.0 * len(costs)))
+    assert costs[0] > 20_000 > 1024 * 1.1 > costs[-1], "a command first, in the end hardly more than the bytes"
+
+
+def test_leaving_a_column_costs_its_share_of_the_pages_of_its_run_or_its_score():
+    """Columns of 3 B on pages of 5 B: 1 and 2 are a run on two pages, 4 lies on one and 0 is not wanted."""
+    place = Placement(np.arange(5), 0, 2, 3.0, 1, page=5.0)
+    wanted = np.array([[False, True, True, False, True]])
+    found = cost_of_leaving(wanted, np.full((1, 5), 7.0), 0.5, place, None)
+    assert found.tolist() == [7.0, 5.0, 5.0, 7.0, 5.0]
+    assert cost_of_leaving(wanted, None, 0.5, place, COSTLY.model_copy(update={"page": 5.0}))[[0, 4]] == pytest.approx(
+        [0.0, 0.5 * 2 * (10_000 + 5)]
+    )
 
 
 def test_a_site_knows_its_calibration_tokens():

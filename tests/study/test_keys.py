@@ -19,6 +19,7 @@ OTHER = {
     "start": "warm",
     "layout": "bundled",
     "calibration": "smollm2-135m",
+    "page": 4096.0,
     "flash": Device.load("oneplus-12").flash,
 }
 

@@ -121,7 +121,7 @@ def test_with_auto_no_policy_loses_to_dense_by_more_than_its_overheads(device, s
     data = {"trace": "smollm2-135m", "device": device, "scale_to": scale_to, "layout": "auto", "tokens": 96}
     dense, *pruned = run(parse(Experiment, data | {"dram": {"mlp_fraction": 0.5}, "policies": policies}, "x"))
     for result in pruned:
-        assert result.tokens_per_s > 0.965 * dense.tokens_per_s, result.policy  # two batches of reads a layer, not one
+        assert result.tokens_per_s > 0.97 * dense.tokens_per_s, result.policy
     if device == "paper":
         assert pruned[1].tokens_per_s > 2 * dense.tokens_per_s
 

@@ -14,7 +14,7 @@ from dipsim.sparsity.plugins import load_policy
 from dipsim.timing import engine
 from dipsim.timing.device import Device
 from dipsim.timing.recurrence import timeline
-from dipsim.timing.service import flash_traffic, page_fault_share, service_times
+from dipsim.timing.service import page_fault_share, service_times
 from dipsim.timing.timeline import TIMINGS
 
 STATIC = SHAPE.static_bytes(12)
@@ -50,18 +50,18 @@ def test_a_batch_costs_its_overhead_once(tiny_trace):
 
 
 def test_a_read_occupies_whole_pages_in_time_bytes_and_energy(tiny_trace):
-    """Columns of gate and up have 12 bytes, of down 8; a page of 64 bytes adds 60 and 56 to a read."""
-    fetch_plan = make(tiny_trace())
+    """Columns of gate and up have 12 bytes each, of down 8; all that a matrix has of them lies on pages of 64 bytes."""
+    fetch_plan = make(tiny_trace(), page=64.0)
     paged = device(**{"flash.page": "64 B", "dram.flash_copies": 1, "energy.flash": "1 nJ/B", "energy.dram": "1 pJ/B"})
-    reads = fetch_plan.reads.sum(axis=2)
-    extra = reads * np.where(np.array(fetch_plan.step) == "input", 60, 56)
-    assert flash_traffic(fetch_plan, paged) == pytest.approx(fetch_plan.flash_misses + extra)
-    assert seconds(fetch_plan, paged)[0] == pytest.approx((fetch_plan.flash_misses + extra) / 1e9)
-    assert seconds(fetch_plan, paged)[1] == pytest.approx(
-        (fetch_plan.dram_bytes + fetch_plan.flash_misses + extra) / 60e9
-    )
+    read = fetch_plan.read_bytes.sum(axis=2)
+    assert (read % 64 == 0).all()
+    assert (read > fetch_plan.flash_misses).any()
+    assert fetch_plan.flash_read_bytes == pytest.approx(read)
+    assert (make(tiny_trace()).flash_misses == fetch_plan.flash_misses).all(), "a mask does not change"
+    assert seconds(fetch_plan, paged)[0] == pytest.approx(read / 1e9)
+    assert seconds(fetch_plan, paged)[1] == pytest.approx((fetch_plan.dram_bytes + read) / 60e9)
     joules = dipsim.Result(fetch_plan, paged, timeline(fetch_plan, paged, "serial")).summary()["energy_j_per_token"]
-    flash = (fetch_plan.flash_misses + extra).sum() / 12
+    flash = read.sum() / 12
     assert joules == pytest.approx(flash * 1e-9 + (fetch_plan.dram_bytes.sum() / 12 + flash) * 1e-12)
 
 
