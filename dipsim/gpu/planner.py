@@ -131,7 +131,7 @@ def _record(layers: range, counted: Sequence[tuple[Member, Counted]]) -> None:
         wanted, found, held = np.moveaxis(of_tokens[..., : kernels.RUNS], 2, 0)
         runs, columns = np.split(of_tokens[..., kernels.RUNS :], 2, axis=2)
         placement = builder.placement(caches, layers.start)
-        reads, read_bytes = runs * placement.pieces, columns * placement.unit_bytes
+        reads, read_bytes = runs * placement.pieces, np.asarray(columns * placement.unit_bytes)
         builder.record(caches, layers, Counts(wanted, found, reads, read_bytes, held.max(axis=0)))
 
 

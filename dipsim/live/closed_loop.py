@@ -131,7 +131,7 @@ class SparseMlp:
         builder, mine = self.builders[0], self._caches(group)
         begin_with = builder.begin_with(mine, self.layer)
         if group.price is not None:
-            masks = np.stack([builder.priced_masks(mine, self.layer, each) for each in values])
+            masks = builder.priced_masks(mine, self.layer, values.reshape(-1, values.shape[-1])).reshape(values.shape)
             return masks, np.broadcast_to(builder.placement(mine, self.layer).resident, values.shape)
         caches = self.caches.setdefault(group.name, [mine.cache(begin_with) for _ in values])
         masks, residents = np.zeros(values.shape, dtype=bool), np.zeros(values.shape, dtype=bool)

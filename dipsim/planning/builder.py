@@ -66,7 +66,8 @@ class LayerCaches:
 class Counts:
     """What T tokens did to the caches of one group in L layers, in columns.
 
-    `wanted` and `found` are [T, L]. `reads` and `read_bytes` are [T, L, R] by class of run, as in a FetchPlan. `held` [L] is the most that each cache ever held.
+    `wanted` and `found` are [T, L]. `reads` and `read_bytes` are [T, L, R] by class of run, as in a FetchPlan. `held`
+    [L] is the most that each cache ever held.
     """
 
     wanted: Whole

@@ -61,10 +61,11 @@ class FetchPlan:
     starts (attention, KV cache, lm_head, matrices read whole); `dram_hits` and `flash_misses` are known only once the
     mask is, and `flash_gaps` is what is read from Flash without being used. `reads` (int32) and `read_bytes` (float64)
     [T, P, R] count the Flash reads of misses and gaps, and their bytes by size: class r holds runs of 2^r to
-    2^(r+1) - 1 pages (columns, where Flash has no pages). `static_reads` [P] counts the reads of `flash_static`. `flops` [T, P] are floating-point
-    operations. `peak_cache_bytes` [P] is the most that a position's caches ever held. `ranked` [P] are the columns that
-    a position selects among, `piece_bytes` [P] what a column adds to a read. `layer` [P] is num_hidden_layers for
-    lm_head. `warm_up` is the number of tokens of a sequence, at most, that came before those counted.
+    2^(r+1) - 1 pages (columns, where Flash has no pages). `static_reads` [P] counts the reads of `flash_static`.
+    `flops` [T, P] are floating-point operations. `peak_cache_bytes` [P] is the most that a position's caches ever held.
+    `ranked` [P] are the columns that a position selects among, `piece_bytes` [P] what a column takes in each piece of
+    its group. `layer` [P] is num_hidden_layers for lm_head. `warm_up` is the number of tokens of a sequence, at most,
+    that came before those counted.
     """
 
     setting: Setting

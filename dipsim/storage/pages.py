@@ -1,4 +1,7 @@
-"""The pages of Flash that columns lie on. A read occupies whole pages, and brings each column that lies wholly on them."""
+"""The pages of Flash that columns lie on.
+
+A read occupies whole pages, and brings every column that lies wholly on them.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from dipsim.basics.arrays import Ints, Mask
 
 @dataclass(frozen=True)
 class Pages:
-    """Column n of N lies on the pages from `first[n]` up to, but without, `end[n]`. Both rise, and leave no page out."""
+    """Column n of N lies on the pages from `first[n]` up to, but without, `end[n]`. Both rise and leave no page out."""
 
     first: Ints
     end: Ints

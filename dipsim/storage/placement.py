@@ -1,8 +1,8 @@
 """Where the columns of one group lie in Flash, in one layer, and how missing columns become reads.
 
-Pages that lie side by side are one read; on Flash without pages, columns are. A gap that takes less time to read than to
-leave out is read through, and where one read of everything is faster still, everything is read (docs/background.md,
-section 5).
+Pages that lie side by side are one read; on Flash without pages, columns are. A gap that takes less time to read than
+to leave out is read through, and where one read of everything is faster still, everything is read
+(docs/background.md, section 5).
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class Site:
 
     `matrices` share a mask over `columns` columns of `column_bytes` each. In row-major matrices a column is scattered
     over `rows` places, in all of them together (one in a matrix where it is itself a row). `pinned` columns stay in
-    DRAM, 0 with a cache that changes. Flash has pages of `page` bytes. `masks` [T, columns] are those of calibration tokens, None where there are none.
+    DRAM, 0 with a cache that changes. `masks` [T, columns] are those of calibration tokens, None where there are none.
     `wants(tokens, resident)` are the masks of some of these tokens where the columns `resident` [columns] are in DRAM,
-    None where that makes no difference.
+    None where that makes no difference. Flash has pages of `page` bytes, 1 for none.
     """
 
     name: str
@@ -168,7 +168,7 @@ def fetch(misses: Mask, placement: Placement, flash: Flash | None = None) -> Fet
 
 
 def gap_pages(placement: Placement, flash: Flash) -> int:
-    """The largest gap, in pages (columns where there are none), that is worth reading through between two single ones."""
+    """The largest gap, in pages or else columns, that is worth reading through between two single ones."""
     size = placement.page_bytes
     return min(placement.pages.count, int(flash.break_even(size) / size))
 
@@ -176,7 +176,8 @@ def gap_pages(placement: Placement, flash: Flash) -> int:
 def _merged(missing: Words, gap: int, placement: Placement) -> Fetch:
     words = closed(missing, gap)
     runs, pages = packed_runs(words, placement.pages.count.bit_length())
-    return Fetch(placement, runs * placement.pieces, pages * (placement.pieces * placement.page_bytes), words)
+    read_bytes = np.asarray(pages * (placement.pieces * placement.page_bytes))
+    return Fetch(placement, runs * placement.pieces, read_bytes, words)
 
 
 def _everything(missing: Words, placement: Placement) -> Fetch:
@@ -184,7 +185,7 @@ def _everything(missing: Words, placement: Placement) -> Fetch:
     cold = placement.pages.touched(np.arange(placement.columns)[None] >= placement.hot)
     words = np.where(ones(missing)[:, None] > 0, pack(cold), missing)
     runs, _ = packed_runs(words, placement.pages.count.bit_length())
-    return Fetch(placement, runs * placement.whole_pieces, runs * placement.whole_bytes, words)
+    return Fetch(placement, runs * placement.whole_pieces, np.asarray(runs * placement.whole_bytes), words)
 
 
 def _chosen(where: Mask, one: Fetch, other: Fetch) -> Fetch:

@@ -1,14 +1,14 @@
 """Which columns are worth reading: the runs that gain the most score beyond what reading them costs.
 
-A run costs the time that its pages take, given in bytes that Flash could read in this time at full speed. The best set of
-runs is found exactly, by dynamic programming along the columns (docs/background.md, section 5).
+A run costs the time that its pages take, given in bytes that Flash could read in this time at full speed. The best set
+of runs is found exactly, by dynamic programming along the columns (docs/background.md, section 2).
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from dipsim.basics.arrays import Floats, Ints, Mask, Numbers
+from dipsim.basics.arrays import Floats, Mask, Numbers
 from dipsim.storage.flash import Flash
 from dipsim.storage.pages import Pages
 from dipsim.storage.placement import Placement

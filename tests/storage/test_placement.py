@@ -10,8 +10,8 @@ from hypothesis.extra.numpy import arrays
 from oracles import flash
 from oracles.slow import slow_closed, slow_runs
 
-from dipsim.storage.placement import Placement, Site, fetch, gap_pages
 from dipsim.storage.pages import lay
+from dipsim.storage.placement import Placement, Site, fetch, gap_pages
 from dipsim.storage.runs import closed, pack, unpack
 from dipsim.storage.worth import best_runs, cost_of_leaving, run_costs, worth_reading
 
