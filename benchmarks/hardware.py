@@ -228,7 +228,10 @@ def draw_map(table: pd.DataFrame) -> Figure:
 
 
 def collect(folders: list[str]) -> None:
-    """Keep what evaluations of `examples/hardware/worth-*.yaml` measured, from their `summary.json`."""
+    """Keep what evaluations of `examples/hardware/*.yaml` measured, from their `summary.json`.
+
+    Evaluations of one setting that found different perplexities are of parts of a text, and count together.
+    """
     rows = []
     for summary in (json.loads((Path(folder) / "summary.json").read_text()) for folder in folders):
         for run in summary:
@@ -246,7 +249,16 @@ def collect(folders: list[str]) -> None:
                     "flash_s_per_token": run["busy_s"]["flash"] / run["tokens"],
                 }
             )
-    table = pd.DataFrame(rows).drop_duplicates(["device", "page", "sequences", "policy"])
+    setting = ["device", "page", "sequences", "policy"]
+    parts = pd.DataFrame(rows).drop_duplicates([*setting, "perplexity"]).groupby(setting, sort=False)
+    table = parts[["flash_s_per_token"]].mean()
+    table.insert(0, "perplexity", parts["perplexity"].agg(lambda each: np.exp(np.log(each).mean())).round(4))
+    table.insert(
+        1, "standard_error", parts["standard_error"].agg(lambda each: np.hypot.reduce(each) / len(each)).round(4)
+    )
+    table.insert(2, "tokens_per_s", parts["tokens_per_s"].agg(lambda each: 1 / (1 / each).mean()).round(4))
+    table = table.reset_index()
+    table["sequences"] *= parts.size().to_numpy()
     write(MEASURED, table.to_csv(index=False))
 
 

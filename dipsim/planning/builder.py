@@ -104,7 +104,7 @@ class PlanBuilder:
         if priced and rule.caches and not rule.fixed:
             raise InputError(
                 f"eviction: {setting.eviction}: group {priced[0]} of {policy.label} chooses by what reading costs, "
-                "which needs a fixed set in DRAM; use pinned or none"
+                "which needs a fixed set in DRAM; use pinned or none, or a layout that pins, such as popularity"
             )
         if rule.fixed and setting.start == "filled":
             raise InputError(f"start: filled: the eviction {setting.eviction} has its own columns; use warm or cold")

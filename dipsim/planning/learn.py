@@ -57,7 +57,7 @@ def learn_layout(
     shown = trace.tokens // 2 if tokens is None else tokens
     if not 0 < shown < trace.tokens:
         raise InputError(f"tokens: {shown} to learn from, of {trace.tokens}; leave some, to tell what was learned")
-    if not load_layout(layout).learns or load_layout(layout).needs_pinned:
+    if not (shipped := load_layout(layout)).learns or shipped.needs_pinned:
         raise InputError(f"layout: {layout} has nothing to learn; use popularity, hot-apart or coactivation")
     if not 0 <= pinned <= 1:
         raise InputError(f"pinned: {pinned} is not a share of the MLP, from 0 to 1")

@@ -57,6 +57,10 @@ class Learned(Layout, listed=False):
     @classmethod
     def read(cls, path: Path) -> Learned:
         """Read a file. Raises InputError if it is none, or an order in it is not a permutation."""
+        if not path.exists():
+            raise InputError(
+                f"layout: there is no file {path}; give the path of one, or make it with `dipsim learn-layout`"
+            )
         try:
             with safe_open(path, framework="np") as file:
                 found = json.loads((file.metadata() or {}).get("origin", "{}"))
