@@ -1,6 +1,6 @@
 """Builds a fetch plan: the static parts first, then what the masks of each layer read.
 
-A layout says where columns lie in Flash. Missing columns that lie side by side are one read.
+A layout says where columns lie in Flash. What is missing and lies side by side is one read.
 """
 
 from __future__ import annotations
@@ -64,10 +64,10 @@ class LayerCaches:
 
 @dataclass(frozen=True)
 class Counts:
-    """What T tokens did to the caches of one group in L layers, in columns.
+    """What T tokens did to the caches of one group in L layers.
 
-    `wanted` and `found` are [T, L]. `reads` and `read_bytes` are [T, L, R] by class of run, as in a FetchPlan. `held`
-    [L] is the most that each cache ever held.
+    `wanted` and `found` are columns, [T, L]. `reads` and `read_bytes` are [T, L, R] by class of run, as in a FetchPlan. `held`
+    [L] are the most columns that each cache ever held.
     """
 
     wanted: Whole
@@ -85,6 +85,10 @@ class PlanBuilder:
 
     def __init__(self, shape: ModelShape, setting: Setting, tokens: int, starts: tuple[int, ...]) -> None:
         policy = setting.policy
+        if setting.flash is not None and setting.flash.page != setting.page:
+            raise InputError(
+                f"page: {setting.page:g} B, and that of the flash is {setting.flash.page:g} B; make them equal"
+            )
         self.shape, self.setting, self.tokens, self.sequence_starts = shape, setting, tokens, starts
         self.groups = checked_groups(policy, shape)
         self.layout = load_layout(setting.layout)
@@ -214,7 +218,7 @@ class PlanBuilder:
         )
         arrays["dram_hits"][:, here] = found * unit
         arrays["flash_misses"][:, here] = (wanted - found) * unit
-        arrays["flash_gaps"][:, here] = read_bytes.sum(axis=2) - (wanted - found) * unit
+        arrays["flash_gaps"][:, here] = np.maximum(read_bytes.sum(axis=2) - (wanted - found) * unit, 0)
         arrays["flops"][:, here] = wanted * (2.0 * unit * 8 / self.shape.bits.mlp)
         arrays["peak_cache_bytes"][here] = counts.held * unit
         arrays["ranked"][here] = caches.columns

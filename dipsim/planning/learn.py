@@ -62,7 +62,8 @@ def learn_layout(
     if not 0 <= pinned <= 1:
         raise InputError(f"pinned: {pinned} is not a share of the MLP, from 0 to 1")
     static = trace.shape.static_bytes(trace.longest_sequence()) + policy_bytes(policy, trace.shape)
-    setting = Setting(policy, static, "pinned", layout=layout, flash=flash)
+    page = 1.0 if flash is None else flash.page
+    setting = Setting(policy, static, "pinned", layout=layout, page=page, flash=flash)
     learning = PlanBuilder(trace.shape, setting, trace.tokens, trace.sequence_starts)
     if not learning.groups:
         raise InputError(f"policy {policy.label}: reads every column, so there is no order to learn; use another")

@@ -56,10 +56,10 @@ def lay(columns: int, size: float, hot: int, page: float) -> Pages:
     index = np.arange(columns)
     if page == 1:
         return Pages(index, index + 1)
-    begin = np.where(index < hot, index, index - hot) * size
+    place = np.where(index < hot, index, index - hot)
     skipped = np.where(index < hot, 0, np.ceil(hot * size / page)).astype(np.int64)
-    first = np.floor(begin / page).astype(np.int64)
-    return Pages(skipped + first, skipped + np.maximum(np.ceil((begin + size) / page).astype(np.int64), first + 1))
+    first = np.floor(place * size / page).astype(np.int64)
+    return Pages(skipped + first, skipped + np.ceil((place + 1) * size / page).astype(np.int64))
 
 
 def _before(masks: Mask) -> Ints:

@@ -60,8 +60,9 @@ class Site:
 class Placement:
     """`order` [N] are the columns as they lie in Flash; the first `hot` are pinned in DRAM, and lie apart.
 
-    A run of adjacent columns takes `pieces` reads, and each column adds `piece_bytes` to each of them. One read of
-    everything that is not pinned takes `whole_pieces` reads. All occupy whole pages of `page` bytes.
+    They lie in `pieces` pieces, in each of which a column has `piece_bytes`. A run takes a read in each piece, and one
+    of everything that is not pinned takes `whole_pieces` reads. All occupy whole pages of `page` bytes, and every piece
+    begins on a page.
     """
 
     order: Ints
@@ -150,10 +151,14 @@ def fetch(misses: Mask, placement: Placement, flash: Flash | None = None) -> Fet
     """The reads of missing columns [T, N].
 
     With a `flash`, each token reads through gaps of up to the break-even, half of it or none, or reads all that is not
-    pinned, whichever takes it the least time. Without one, only the pages of what is missing are read.
+    pinned, whichever takes it the least time. Without one, the pages of what is missing are read, or all that is not
+    pinned where that is less.
     """
     missing = pack(placement.pages.touched(placement.laid(misses)))
     best = _merged(missing, 0, placement)
+    if flash is None and placement.page > 1:
+        everything = _everything(missing, placement)
+        return _chosen(everything.read_bytes.sum(axis=1) < best.read_bytes.sum(axis=1), everything, best)
     if flash is None or flash.scattered_is_free:
         return best
     limit = gap_pages(placement, flash)

@@ -13,22 +13,22 @@ from dipsim.storage.flash import Flash
 from dipsim.storage.pages import Pages
 from dipsim.storage.placement import Placement
 
-LONGEST = 64  # pages; in a longer run, another page costs as much as the last of these
-FLAT = 0.01  # of a page's bytes; where costs change by less from one page to the next, they are taken as equal
+LONGEST = 120  # pages; the states of a run are kept in bytes
+FLAT = 0.02  # of a page's bytes: what costs that much less is as good as read at full speed
 
 
 def run_costs(placement: Placement, flash: Flash | None) -> Floats:
-    """What the k-th page of a run costs in bytes, for k = 1, 2, ...; the last one stands for all that follow.
+    """What the k-th page of a run costs in bytes, for k = 1, 2, ...; all from the last one on cost their mean.
 
     Without pages, that is what the k-th column costs.
     """
     size = placement.pieces * placement.page_bytes
     if flash is None:
         return np.array([size])
-    seconds = flash.transfer_time(placement.page_bytes * np.arange(LONGEST + 1))
+    seconds = flash.transfer_time(placement.page_bytes * np.arange(max(2, placement.pages.count + 1)))
     costs = np.diff(seconds) * (placement.pieces * flash.peak_bandwidth)
-    changing = np.flatnonzero(np.abs(np.diff(costs)) > FLAT * size)
-    return np.asarray(costs[: changing[-1] + 2 if len(changing) else 1])
+    first = min(len(costs), LONGEST, 1 + int(np.flatnonzero(np.abs(costs - size) > FLAT * size).max(initial=-1) + 1))
+    return np.append(costs[: first - 1], costs[first - 1 :].mean())
 
 
 def worth_reading(scores: Numbers, price: float, placement: Placement, flash: Flash | None) -> Mask:
@@ -49,15 +49,18 @@ def cost_of_leaving(
 ) -> Floats:
     """What it costs on average that a column is not pinned, [N], by what tokens want [T, N] if nothing is.
 
-    A column that is wanted costs its share of its run at the `price`; any other costs its score [T, N], if that counts.
+    The columns wanted of a run share what it costs at the `price`; any other costs its score [T, N], if that counts.
     """
     laid, pages = placement.laid(wanted), placement.pages
-    index = np.arange(placement.columns)
-    before = np.maximum.accumulate(np.where(laid, -1, index), axis=1)  # the last column that is not wanted, or itself
-    after = np.minimum.accumulate(np.where(laid, placement.columns, index)[:, ::-1], axis=1)[:, ::-1]
-    first, last = np.where(laid, before + 1, index), np.where(laid, after - 1, index)
+    touched = pages.touched(laid)
+    begins = touched & ~np.roll(touched, 1, axis=1)
+    begins[:, 0] = touched[:, 0]
+    run = np.cumsum(begins).reshape(touched.shape)  # all tokens' runs have different numbers, from 1
+    length = np.bincount(run[touched], minlength=run.max() + 1)
+    mine = run[:, pages.first]  # the run that a column lies in, if it is wanted
+    among = np.bincount(mine[laid], minlength=len(length))
     whole = price * _run_totals(run_costs(placement, flash), pages.count)
-    share = whole[pages.end[last] - pages.first[first]] / (last - first + 1)
+    share = (whole[length] / np.maximum(among, 1))[mine]
     unwanted = 0.0 if scores is None else placement.laid(scores)
     mean = np.where(laid, share, unwanted).mean(axis=0)
     found = np.empty(placement.columns)

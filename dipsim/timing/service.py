@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dipsim.basics.arrays import Floats
+from dipsim.basics.errors import InputError
 from dipsim.planning.fetch_plan import FetchPlan
 from dipsim.timing.device import Device
 
@@ -35,7 +36,15 @@ class ServiceTimes:
 
 
 def service_times(plan: FetchPlan, device: Device) -> ServiceTimes:
-    """The service times of a plan on a device. Compute takes no time on a device that does not describe it."""
+    """The service times of a plan on a device. Compute takes no time on a device that does not describe it.
+
+    Raises InputError if the plan was made for Flash with other pages.
+    """
+    if plan.groups and plan.setting.page != device.flash.page:
+        raise InputError(
+            f"flash.page: device {device.name} has {device.flash.page:g} B, and what is read was planned for "
+            f"{plan.setting.page:g} B; plan with the page of the device"
+        )
     static, masked = dram_traffic(plan, device)
     where, count, total = plan.fetches
     flash, flash_static = np.zeros_like(plan.flash_misses), np.zeros_like(plan.flash_static)
