@@ -177,7 +177,7 @@ def _columns() -> Iterator[float]:
 
 def _cost(flash: Flash, size: float = 4096.0) -> float:
     """Bytes that could be read in the time that a read of a page costs besides its own bytes."""
-    return flash.break_even(size) + (flash.page if flash.page > 1 else 0.0) / 2
+    return flash.break_even(size)
 
 
 def gain_map() -> Floats:
@@ -230,11 +230,12 @@ def draw_map(table: pd.DataFrame) -> Figure:
 def collect(folders: list[str]) -> None:
     """Keep what evaluations of `examples/hardware/*.yaml` measured, from their `summary.json`.
 
-    Evaluations of one setting that found different perplexities are of parts of a text, and count together.
+    Evaluations of one setting on different texts are of parts of one, and count together.
     """
     rows = []
-    for summary in (json.loads((Path(folder) / "summary.json").read_text()) for folder in folders):
-        for run in summary:
+    for folder in map(Path, folders):
+        text = pd.read_csv(folder / "quality.csv")["text"].iloc[0]
+        for run in json.loads((folder / "summary.json").read_text()):
             name, _, page = run["device"].partition(" (flash.page=")
             name = name.split(" (")[0]
             rows.append(
@@ -243,6 +244,7 @@ def collect(folders: list[str]) -> None:
                     "page": page.rstrip(")") or f"{Device.load(name).flash.page / 1024:g} KiB",
                     "sequences": (run["tokens"] + run["sequences"] * run["warm_up_tokens"]) // 512,
                     "policy": run["policy"],
+                    "text": text,
                     "perplexity": round(run["perplexity"], 4),
                     "standard_error": round(run["perplexity_standard_error"], 4),
                     "tokens_per_s": round(run["tokens_per_s"], 4),
@@ -250,7 +252,7 @@ def collect(folders: list[str]) -> None:
                 }
             )
     setting = ["device", "page", "sequences", "policy"]
-    parts = pd.DataFrame(rows).drop_duplicates([*setting, "perplexity"]).groupby(setting, sort=False)
+    parts = pd.DataFrame(rows).drop_duplicates([*setting, "text"]).groupby(setting, sort=False)
     table = parts[["flash_s_per_token"]].mean()
     table.insert(0, "perplexity", parts["perplexity"].agg(lambda each: np.exp(np.log(each).mean())).round(4))
     table.insert(

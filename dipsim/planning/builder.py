@@ -66,8 +66,8 @@ class LayerCaches:
 class Counts:
     """What T tokens did to the caches of one group in L layers.
 
-    `wanted` and `found` are columns, [T, L]. `reads` and `read_bytes` are [T, L, R] by class of run, as in a FetchPlan. `held`
-    [L] are the most columns that each cache ever held.
+    `wanted` and `found` are columns, [T, L]. `reads` and `read_bytes` are [T, L, R] by class of run, as in a FetchPlan.
+    `held` [L] are the most columns that each cache ever held.
     """
 
     wanted: Whole

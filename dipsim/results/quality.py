@@ -84,7 +84,7 @@ def memory_of(plan: FetchPlan) -> str:
             seen |= {"layout": sha256(file) if file else setting.layout, "calibration": trace and sha256(trace)}
     if uses_all or (load_layout(setting.layout).needs_pinned and seen):
         seen["flash"] = setting.flash and setting.flash.model_dump(exclude_defaults=True)
-    if uses_all and setting.page != 1:
+    if uses_all and setting.flash is None and setting.page != 1:
         seen["page"] = setting.page
     if files := setting.policy.files():
         seen["files"] = [sha256(file) for file in files]

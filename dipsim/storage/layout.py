@@ -55,7 +55,7 @@ class Layout:
         return Placement(order, hot, pieces, site.unit_bytes / pieces, whole, site.page)
 
     def pieces(self, site: Site) -> int:
-        """How many reads a run of adjacent columns takes."""
+        """How many reads a run takes, and so in how many pieces columns lie."""
         return 1 if self.bundled else site.matrices
 
 

@@ -1,4 +1,4 @@
-"""Counts columns and their runs of adjacent columns in masks packed into bits, 64 columns a word."""
+"""Counts columns, or pages, and their runs of adjacent ones in masks packed into bits, 64 a word."""
 
 from __future__ import annotations
 

@@ -174,7 +174,8 @@ def test_layouts_that_leave_columns_in_order_are_planned_and_the_clock_starts_wh
     ("name", "options"),
     [
         ("dip", {"start": "filled"}),
-        ("dip", {"flash": Device.load("oneplus-12").flash}),
+        ("dip", {"flash": Device.load("oneplus-12").flash, "page": 4096.0}),
+        ("dip", {"page": 4096.0}),
         ("dip", {"layout": "popularity", "start": "warm"}),
         ("dip", {"eviction": "pinned"}),
         ("worth", {"eviction": "pinned"}),

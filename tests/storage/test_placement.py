@@ -10,10 +10,12 @@ from hypothesis.extra.numpy import arrays
 from oracles import flash
 from oracles.slow import slow_closed, slow_runs
 
+from dipsim.basics import assets
 from dipsim.storage.pages import lay
 from dipsim.storage.placement import Placement, Site, fetch, gap_pages
 from dipsim.storage.runs import closed, pack, unpack
 from dipsim.storage.worth import best_runs, cost_of_leaving, run_costs, worth_reading
+from dipsim.timing.device import Device
 
 COSTLY = flash(command=1e-5, bandwidth=1e9, latency=0, depth=32, overlap=1)  # a command costs as much as 10 kB
 
@@ -173,14 +175,37 @@ def test_the_cost_of_a_run_is_the_time_that_flash_takes_for_its_pages():
     assert costs[0] > 20_000 > 1024 * 1.1 > costs[-1], "a command first, in the end hardly more than the bytes"
 
 
+@pytest.mark.parametrize("name", assets.names("devices"))
+@pytest.mark.parametrize("page", [None, 1.0, 57.0])
+def test_a_run_of_any_length_costs_what_flash_takes_for_it(name, page):
+    whole = Device.load(name).scaled(0.1125, "small").flash
+    device = whole if page is None else whole.model_copy(update={"page": page})
+    place = Placement(np.arange(500), 0, 1, 288.0, 1, page=device.page)
+    costs, pages = run_costs(place, device), np.arange(1, place.pages.count + 1)
+    each = np.append(costs, np.full(max(0, len(pages) - len(costs)), costs[-1]))[: len(pages)]
+    true = device.transfer_time(place.page_bytes * pages) * device.peak_bandwidth
+    assert np.cumsum(each) == pytest.approx(true, rel=0.015)
+    assert len(costs) <= 120
+
+
+def test_without_a_device_rows_are_read_whole_where_their_pages_would_be_more():
+    """Six rows of eight columns of half a byte, on pages of 16 B: a read in each row is six pages, all of it two."""
+    misses = np.zeros((2, 8), dtype=bool)
+    misses[0, 3] = True
+    found = fetch(misses, Placement(np.arange(8), 0, 6, 0.5, 1, page=16.0))
+    assert found.reads.sum(axis=1).tolist() == [1, 0]
+    assert found.read_bytes.sum(axis=1).tolist() == [32, 0]
+    assert found.masks.tolist() == [[True] * 8, [False] * 8]
+
+
 def test_leaving_a_column_costs_its_share_of_the_pages_of_its_run_or_its_score():
-    """Columns of 3 B on pages of 5 B: 1 and 2 are a run on two pages, 4 lies on one and 0 is not wanted."""
+    """Columns of 3 B on pages of 5 B: 1, 2 and 4 are one run on three pages, though 3 is not wanted."""
     place = Placement(np.arange(5), 0, 2, 3.0, 1, page=5.0)
     wanted = np.array([[False, True, True, False, True]])
     found = cost_of_leaving(wanted, np.full((1, 5), 7.0), 0.5, place, None)
     assert found.tolist() == [7.0, 5.0, 5.0, 7.0, 5.0]
     assert cost_of_leaving(wanted, None, 0.5, place, COSTLY.model_copy(update={"page": 5.0}))[[0, 4]] == pytest.approx(
-        [0.0, 0.5 * 2 * (10_000 + 5)]
+        [0.0, 0.5 * 2 * (10_000 + 15) / 3]
     )
 
 

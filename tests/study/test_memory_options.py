@@ -57,6 +57,7 @@ def test_a_plan_depends_on_the_device_only_where_reads_have_a_cost(tiny_trace):
     ):
         results = run(make(trace, device=device, **fields))
         assert [result.plan.setting.flash and "flash" for result in results] == expected, "dense reads all, anyway"
+        assert [result.plan.setting.page for result in results] == [1, Device.load(device).flash.page]
 
 
 def test_no_policy_reads_longer_than_everything(tiny_trace):
@@ -110,6 +111,8 @@ def test_a_perplexity_is_shown_only_for_masks_of_the_same_memory():
     assert sha256(assets.find("sensitivities", "smollm2-135m")) in priced
     assert shown("dip", {"keep": 0.75}, layout="popularity", device="oneplus-12")[0] is not None, "masks are the same"
     assert shown("dip", {"keep": 0.75, "free": True}, device="oneplus-12")[0] is None
+    pages = [shown("dip", {"free": True}, read_through=False, device=d)[1] for d in ("oneplus-12", "paper")]
+    assert ['"page": 4096.0' in memory for memory in pages] == [True, False]
 
 
 @pytest.mark.slow

@@ -65,6 +65,15 @@ def test_a_read_occupies_whole_pages_in_time_bytes_and_energy(tiny_trace):
     assert joules == pytest.approx(flash * 1e-9 + (fetch_plan.dram_bytes.sum() / 12 + flash) * 1e-12)
 
 
+def test_a_plan_for_other_pages_is_refused(tiny_trace):
+    with pytest.raises(
+        InputError, match=r"flash.page: device oneplus-12 has 4096 B, and what is read was planned for 1 B"
+    ):
+        seconds(make(tiny_trace()), Device.load("oneplus-12"))
+    with pytest.raises(InputError, match="page: 1 B, and that of the flash is 4096 B; make them equal"):
+        make(tiny_trace(), flash=Device.load("oneplus-12").flash)
+
+
 def test_a_short_column_takes_a_whole_row_of_dram(tiny_trace):
     fetch_plan = make(tiny_trace())
     factor = np.where(np.array(fetch_plan.step) == "input", 32 / 12, np.where(fetch_plan.is_mlp, 32 / 8, 1))
@@ -160,7 +169,13 @@ def test_engine_and_recurrence_agree_with_everything_switched_on(tiny_trace, tim
     }  # fmt: skip
     every = parse(Device, data, "all").hot()
     fetch_plan = make(
-        tiny_trace(tokens=16, starts=(0, 9)), name, dram=2900.0, start="warm", layout=layout, flash=every.flash
+        tiny_trace(tokens=16, starts=(0, 9)),
+        name,
+        dram=2900.0,
+        start="warm",
+        layout=layout,
+        page=every.flash.page,
+        flash=every.flash,
     )
     assert fetch_plan.tokens == 5 + 4
     simulated, closed = engine.run(fetch_plan, every, timing), timeline(fetch_plan, every, timing)

@@ -4,6 +4,6 @@ from dipsim.storage.layout import Layout
 
 
 class Bundled(Layout):
-    """One read for each run of missing columns, whatever the number of matrices."""
+    """One read for each run of what is missing, whatever the number of matrices."""
 
     bundled = True

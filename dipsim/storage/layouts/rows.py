@@ -5,7 +5,7 @@ from dipsim.storage.placement import Site
 
 
 class Rows(Layout):
-    """A run of missing columns takes a read in every row, unless the columns are themselves rows."""
+    """A run of what is missing takes a read in every row, unless the columns are themselves rows."""
 
     def pieces(self, site: Site) -> int:
         return site.rows
