@@ -14,14 +14,14 @@ import typer
 
 from dipsim.basics.errors import InputError
 from dipsim.basics.version import __version__
-from dipsim.cli import inspect, live, simulate
+from dipsim.cli import inspect, live, machine, simulate
 
 app = typer.Typer(
     help="Predict how fast a language model runs when its weights do not fit in DRAM.",
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for family in (live, simulate, inspect):
+for family in (live, simulate, machine, inspect):
     app.add_typer(family.commands)
 
 

@@ -5,7 +5,7 @@ A layout says where columns lie in Flash. What is missing and lies side by side 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -136,6 +136,7 @@ class PlanBuilder:
             shape, self.groups, setting.page, counted, len(self._steps) * shape.num_hidden_layers + 1
         )
         self._placed: dict[int, list[Placement]] = {}
+        self.watch: Callable[[LayerCaches, int, Fetch], object] = _unwatched  # sees what each layer's masks read
         self._enter_static(position[self.counted])
 
     @property
@@ -194,6 +195,7 @@ class PlanBuilder:
     def record_masks(self, caches: LayerCaches, layer: int, masks: Mask, residents: Mask) -> None:
         """Enter what one group's tokens want [T, N] and find resident [T, N] in one layer."""
         found, used = self.fetch(caches, layer, masks, residents)
+        self.watch(caches, layer, found)
         if self.rule.fixed:
             held = found.placement.hot
         else:  # a cache never shrinks by itself
@@ -272,6 +274,10 @@ class PlanBuilder:
             **self._arrays,
         )
 
+    def position(self, caches: LayerCaches, layer: int) -> int:
+        """Where the plan has one group of one layer."""
+        return int(self._positions(caches.group.name, range(layer, layer + 1)).start)
+
     def _positions(self, step: str, layers: range) -> slice:
         """The positions of one step in adjacent layers."""
         if step == LM_HEAD:
@@ -304,6 +310,10 @@ class PlanBuilder:
         self._arrays["flash_static"][:, here] = streamed
         self._arrays["static_reads"][here] = reads if streamed else 0
         self._arrays["flops"][:, here] = 2 * size * 8 / bits
+
+
+def _unwatched(_caches: LayerCaches, _layer: int, _fetch: Fetch) -> None:
+    """Nobody looks."""
 
 
 def _empty_arrays(

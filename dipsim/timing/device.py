@@ -6,7 +6,7 @@ It ignores wear, refresh, and everything else that makes a rate vary while it ru
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -85,8 +85,29 @@ class Energy(Strict):
     compute: EnergyPerOperation | None = None
 
 
+class Evidence(Strict):
+    """How right a device is: `level`, what it was compared with (`against`), and the relative `error` found there.
+
+    A `validated` device was compared with measurements that it was not made from, a `fitted` one with those that it was
+    made from. A `derived` one follows from measurements of other hardware or from specifications. In an `assumed` one a
+    figure that decides is a guess.
+    """
+
+    level: Literal["validated", "fitted", "derived", "assumed"]
+    against: str = ""
+    error: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+
+    @property
+    def shown(self) -> str:
+        """In a few words."""
+        return self.level if self.error is None else f"{self.level} to {self.error:.1%}"
+
+
 class Device(Strict):
-    """A device file: Flash, DRAM, and optionally compute and energy. Without compute, computation takes no time."""
+    """A device file: Flash, DRAM, and optionally compute and energy. Without compute, computation takes no time.
+
+    `evidence` says how right it is. `conditions` are those that a measured device was measured under.
+    """
 
     name: str
     description: str = ""
@@ -95,6 +116,8 @@ class Device(Strict):
     compute: Compute | None = None
     sustained: Sustained | None = None
     energy: Energy | None = None
+    evidence: Evidence | None = None
+    conditions: dict[str, str] = Field(default_factory=dict)
     sources: dict[str, str] = Field(default_factory=dict)
 
     @classmethod

@@ -1,0 +1,103 @@
+"""The commands that read a real disk: a device of this machine, and how right a prediction is on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dipsim.basics.errors import InputError
+from dipsim.cli.terminal import console, must_end, progress_bar
+
+if TYPE_CHECKING:
+    from dipsim.timing.device import Device
+
+commands = typer.Typer()
+
+File = Annotated[Path, typer.Option(help="A path on the disk; a file that is there is only read.")]
+Bytes = Annotated[str, typer.Option(help='Of a file that is made, e.g. "4 GB"; nothing is left of it.')]
+
+
+@commands.command()
+def calibrate(
+    file: File,
+    out: Annotated[Path, typer.Option(help="The device to write, ending in .yaml.")] = Path("this-machine.yaml"),
+    size: Bytes = "4 GB",
+) -> None:
+    """Measure this machine's Flash and DRAM, and write a device file. Takes minutes; leave the machine alone."""
+    import yaml
+
+    from dipsim.basics.fields import parse
+    from dipsim.basics.files import write
+    from dipsim.machine import calibrate as method
+    from dipsim.machine.disk import open_disk
+    from dipsim.timing.device import Device
+
+    must_end(out, ".yaml", "a device")
+    with progress_bar() as progress, open_disk(file, _bytes(size), progress) as disk:
+        before = method.conditions(disk)
+        curves = method.measure(disk, progress=progress)
+        progress("timing DRAM", 0, 1)
+        data = method.device(out.stem, curves, disk, method.dram_bandwidth(), before)
+    device = parse(Device, data, out)
+    write(out, yaml.safe_dump(data, sort_keys=False, allow_unicode=True))
+    print(f"{out}: {_rates(device)}; spread of passes {device.conditions['spread of passes']}")
+
+
+@commands.command()
+def replay(
+    result: Annotated[Path, typer.Argument(help="Output folder of a run.")],
+    file: File,
+    policy: Annotated[
+        list[str] | None, typer.Option(help="Policy of the run, as its table says; by default all.")
+    ] = None,
+    tokens: Annotated[int, typer.Option(min=1, help="How many tokens to read, the last of the run.")] = 16,
+    size: Bytes = "4 GB",
+    note: Annotated[Path | None, typer.Option(help="Device file to write the error into.")] = None,
+) -> None:
+    """Read from a real file what a run would have read; compare its time with the prediction."""
+    from rich.table import Table
+
+    from dipsim.machine.disk import open_disk
+    from dipsim.machine.replay import DRIFT, planned
+    from dipsim.machine.replay import note as write_error
+    from dipsim.machine.replay import replay as read_again
+
+    with progress_bar() as progress:
+        device, reads = planned(result, policy or (), tokens, progress)
+        needed = max(_bytes(size) if not file.exists() else 0, *(each.size for each in reads.values()))
+        with open_disk(file, needed, progress) as disk:
+            found = {label: read_again(each, device, disk, progress) for label, each in reads.items()}
+    columns = ("policy", "tokens", "predicted", "measured", "predicted / measured", "by token: 10 %, median, 90 %",
+               "replay / replay", "")  # fmt: skip
+    table = Table(*columns, box=None, pad_edge=False)
+    for label, each in found.items():
+        times = (f"{1e3 * seconds.mean():.2f} ms" for seconds in (each.predicted, each.measured))
+        said = "" if each.conclusive else f"inconclusive: the disk changed {each.drift:.1f} times, more than {DRIFT}"
+        ratios = " ".join(f"{ratio:.2f}" for ratio in each.percentiles)
+        table.add_row(label, str(tokens), *times, f"{each.ratio:.2f}", ratios, f"{each.noise:.2f}", said)
+    console().print(table)
+    if note is not None:
+        print(f"{note}: validated, to {write_error(note, result, found):.1%}")
+
+
+def _bytes(size: str) -> int:
+    from dipsim.basics.units import parse
+
+    try:
+        return int(parse(size, "size"))
+    except ValueError as error:
+        raise InputError(f"--size: {error}") from None
+
+
+def _rates(device: Device) -> str:
+    from dipsim.basics.units import show
+
+    curves = device.flash.read_curves or {}
+    few, many = curves[min(curves)], curves[device.flash.lanes or max(curves)]
+    return (
+        f"Flash {show(few[0][1], 'bandwidth')} for reads of {show(few[0][0], 'size')} one at a time, "
+        f"{show(many[0][1], 'bandwidth')} with {device.flash.lanes} under way, at best "
+        f"{show(many[-1][1], 'bandwidth')}; DRAM {show(device.dram.bandwidth, 'bandwidth')}"
+    )

@@ -1,0 +1,1 @@
+"""The machine in front of us: measures its Flash and DRAM, and compares predictions with real reads."""
