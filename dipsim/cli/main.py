@@ -16,6 +16,8 @@ from dipsim.basics.errors import InputError
 from dipsim.basics.version import __version__
 from dipsim.cli import inspect, live, machine, simulate
 
+INTERRUPTED = 130  # exit status
+
 app = typer.Typer(
     help="Predict how fast a language model runs when its weights do not fit in DRAM.",
     add_completion=False,
@@ -28,14 +30,16 @@ for family in (live, simulate, machine, inspect):
 def main() -> NoReturn:
     """Run the command line; what the user can mend is one line on stderr and exit status 2."""
     try:
-        sys.exit(app(standalone_mode=False) or 0)
+        if (status := app(standalone_mode=False) or 0) == INTERRUPTED:  # what typer makes of Ctrl-C
+            _fail("interrupted", status)
+        sys.exit(status)
     except InputError as error:
         _fail(str(error))
     except typer.TyperException as error:  # an unknown command or option, a missing argument
         message = error.format_message().rstrip(".").replace("Value error, ", "")
         _fail(f"{message}; see `python -m dipsim --help`")
     except (KeyboardInterrupt, typer.Abort):
-        _fail("interrupted", 130)
+        _fail("interrupted", INTERRUPTED)
     except BrokenPipeError:  # the reader of our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
