@@ -90,7 +90,8 @@ def write(value: float, dimension: str) -> str:
 
 def show(value: float, dimension: str) -> str:
     """Write a value for people, with three significant digits in the largest unit that fits."""
-    unit = next((u for u in _WRITTEN[dimension] if value >= _UNITS[dimension][u]), _WRITTEN[dimension][-1])
+    # 999.9 MB is written as 1 GB: what rounds up to a unit is shown in it
+    unit = next((u for u in _WRITTEN[dimension] if value >= 0.9995 * _UNITS[dimension][u]), _WRITTEN[dimension][-1])
     return f"{value / _UNITS[dimension][unit]:.3g} {unit}"
 
 

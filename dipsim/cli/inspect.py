@@ -40,7 +40,10 @@ def list_(kind: Annotated[Kind, typer.Argument(help="What to list.")]) -> None:
     from dipsim.storage.layout import LAYOUTS
 
     columns, describe = {
-        Kind.devices: (("name", "Flash", "DRAM", "description"), _describe_device),
+        Kind.devices: (
+            ("name", "Flash: 4 KiB, 64 KiB, longest reads", "DRAM", "evidence", "description"),
+            _describe_device,
+        ),
         Kind.policies: (("name", "parameters", "description"), _describe_policy),
         Kind.traces: (("name", "tokens", "model", "layers, hidden, intermediate"), _describe_trace),
         Kind.layouts: (("name", "description"), _describe_layout),
@@ -57,7 +60,9 @@ def _describe_device(name: str) -> tuple[str, ...]:
 
     device = Device.load(name)
     memory = f"{show(device.dram.capacity, 'size')}, {show(device.dram.bandwidth, 'bandwidth')}"
-    return show(device.flash.peak_bandwidth, "bandwidth"), memory, device.description
+    rates = [size / device.flash.read_time(size) for size in (4096, 65536)]
+    flash = ", ".join(show(rate, "bandwidth") for rate in (*rates, device.flash.peak_bandwidth))
+    return flash, memory, "" if device.evidence is None else device.evidence.shown, device.description
 
 
 def _describe_policy(name: str) -> tuple[str, ...]:

@@ -25,6 +25,7 @@ SIZES = tuple(4096 << power for power in range(9))  # 4 KiB to 1 MiB
 LANES = (1, 2, 4, 8, 16, 32)
 PASSES = 3
 READS = 512  # of a batch: fewer are over before the drive is busy
+ROUNDED = 1e-4  # more than the digits that a file leaves out
 FEWEST = 64  # of them, where the file is too small for more
 SMALL, REPEATED = (1, 4, 16, 64), 10  # batches that tell what a batch costs beside its reads, and how often
 NEAR_BEST = 0.95  # of the highest throughput: the fewest lanes that reach it are enough
@@ -45,7 +46,7 @@ class Curves:
         """Bytes a second [lanes, sizes]: medians, where a longer read is neither slower nor takes less time."""
         found = np.array(self.sizes) / np.median(self.seconds, axis=0)
         for i in range(1, len(self.sizes)):
-            most = found[:, i - 1] * (self.sizes[i] / self.sizes[i - 1])
+            most = found[:, i - 1] * (self.sizes[i] / self.sizes[i - 1] - ROUNDED)
             found[:, i] = np.clip(found[:, i], found[:, i - 1], most)
         return np.asarray(found)
 
@@ -171,13 +172,13 @@ def device(
         "flash": {
             "read_curves": {
                 n: [
-                    [f"{size // 1024} KiB", f"{rate / 1e6:.4g} MB/s"]
+                    [f"{size // 1024} KiB", f"{rate / 1e6:.6g} MB/s"]
                     for size, rate in zip(curves.sizes, rates, strict=True)
                 ]
                 for n, rates in zip(curves.lanes, curves.rates, strict=True)
             },
             "lanes": lanes,
-            "batch_overhead": f"{curves.overhead[curves.lanes.index(lanes)] * 1e6:.4g} us",
+            "batch_overhead": f"{np.median(curves.overhead) * 1e6:.4g} us",
             "page": f"{max(storage.grain, min(curves.sizes))} B",
         },
         "dram": {
@@ -195,7 +196,7 @@ def device(
         "sources": {
             "flash.read_curves": method,
             "flash.lanes": f"the fewest with {NEAR_BEST:.0%} of the highest throughput at {curves.middle // 1024} KiB",
-            "flash.batch_overhead": "measured: small batches, beside what their reads take",
+            "flash.batch_overhead": "measured: small batches beside what their reads take, the median over lanes",
             "flash.page": "what direct reads must be aligned to, at least the smallest that was measured",
             "dram.capacity": "the operating system",
             "dram.free": "the operating system, when it was measured",

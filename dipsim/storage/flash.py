@@ -126,6 +126,10 @@ class Flash(Strict):
         together = np.maximum(streaming, (1 + rounds) * alone + rest * busy)
         return np.where(reads > 0, self.batch_overhead + together, 0.0)
 
+    def read_time(self, size: float) -> float:
+        """Seconds a read of `size` bytes in a long batch of such reads, the queue always full: max(busy, alone / Q)."""
+        return max(float(self.transfer_time(size)), float(self._alone(size)) / self.queue_depth)
+
     def break_even(self, size: float) -> float:
         """The gap in bytes between two reads of `size` bytes each that costs as much to read through as to leave out.
 

@@ -41,7 +41,11 @@ def test_longer_reads_are_neither_slower_nor_take_less_time():
     rates = calibrate.Curves((4096, 16384, 32768, 131072), (1,), seconds, np.zeros(1)).rates[0]
     assert rates.tolist() == pytest.approx([4096e4, 16384 / 2e-4, 16384 / 2e-4, 131072 / 1.2e-3])
     steep = calibrate.Curves((4096, 8192), (1,), np.array([[[3e-4, 1e-4]]]), np.zeros(1)).rates[0]
-    assert steep[1] == pytest.approx(8192 / 3e-4), "a read of twice the size takes at least as long"
+    assert steep[1] == pytest.approx(8192 / 3e-4, rel=1e-3), "a read of twice the size takes at least as long"
+    for noise in range(40):  # and so they do once they are written with fewer digits
+        seconds = np.random.default_rng(noise).uniform(1e-4, 1.01e-4, (1, 2, 9))
+        curves = calibrate.Curves(calibrate.SIZES, (1, 2), seconds, np.zeros(2))
+        parse(Device, calibrate.device("mine", curves, fake(), (1e9, 0.0), {}), "mine.yaml")
 
 
 def test_addresses_rise_with_gaps_and_stay_in_the_file():
@@ -69,7 +73,7 @@ def test_a_device_file_says_what_was_measured():
     assert [rate for _, rate in device.flash.curve] == pytest.approx(curves.rates[1], rel=1e-3)
     assert [size for size, _ in device.flash.curve] == list(SIZES)
     assert device.flash.page == 4096
-    assert device.flash.batch_overhead == pytest.approx(curves.overhead[1], rel=1e-3)
+    assert device.flash.batch_overhead == pytest.approx(np.median(curves.overhead), rel=1e-3)
     assert device.dram.bandwidth == 12e9
     assert 0 < device.dram.free <= device.dram.capacity
     assert device.evidence.level == "fitted"

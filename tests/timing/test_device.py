@@ -21,6 +21,9 @@ def test_shipped_devices_load_and_give_sources(name):
             assert part in device.sources or f"{part}.{field}" in device.sources, (
                 f"{name}: no source for {part}.{field}"
             )
+    assert device.evidence is not None
+    assert (device.evidence.level == "validated") == (device.evidence.error is not None)
+    assert device.evidence.against or device.evidence.level in ("derived", "assumed")
 
 
 def test_no_command_cost_means_bytes_over_bandwidth():
