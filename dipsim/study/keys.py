@@ -21,7 +21,7 @@ from dipsim.storage.learned import learned_file
 from dipsim.timing.device import Device
 from dipsim.workload.trace import Trace
 
-NO_FIGURES = ("cli", "figures", "live")  # packages that a point's figures do not come from; a test checks it
+NO_FIGURES = ("cli", "figures", "live", "machine")  # packages that a point's figures do not come from; a test checks it
 
 
 def trace_hash(trace: Trace) -> str:
@@ -41,7 +41,7 @@ def plan_key(of_trace: str, tokens: int, setting: Setting) -> str:
 
 def point_key(of_plan: str, device: Device, timing: str) -> str:
     """The key of a point, from that of its plan, its device and its timing."""
-    return _hash([of_plan, device.model_dump(exclude={"description", "sources"}), timing])
+    return _hash([of_plan, device.model_dump(exclude={"description", "evidence", "conditions", "sources"}), timing])
 
 
 def policy_hash(policy: Policy) -> str:

@@ -10,7 +10,8 @@ from tiny import SHAPE
 
 from dipsim.basics.errors import InputError
 from dipsim.basics.fields import parse
-from dipsim.machine.reads import reads_of
+from dipsim.machine.disk import LARGEST
+from dipsim.machine.reads import _parts, reads_of
 from dipsim.machine.replay import note, planned, replay
 from dipsim.planning.fetch_plan import Setting
 from dipsim.sparsity.plugins import load_policy
@@ -30,7 +31,7 @@ class Linear(FakeDisk):
     def __init__(self, size=1 << 24, **fields):
         super().__init__(size, {}, **fields)
 
-    def seconds(self, size, lanes):
+    def seconds(self, size, lanes):  # noqa: ARG002
         return COMMAND + size / RATE
 
 
@@ -79,10 +80,7 @@ def test_reads_of_one_batch_do_not_overlap_and_stay_in_the_file(tiny_trace):
     assert reads.size < 2 * SHAPE.mlp_bytes + 64 * 50
 
 
-def test_long_reads_are_made_in_parts(tiny_trace):
-    from dipsim.machine.disk import LARGEST
-    from dipsim.machine.reads import _parts
-
+def test_long_reads_are_made_in_parts():
     batch = _parts([(64, 10), (5000, 2 * LARGEST + 3)])
     assert batch.offsets == [64, 5000, 5000 + LARGEST, 5000 + 2 * LARGEST]
     assert batch.sizes == [10, LARGEST, LARGEST, 3]

@@ -16,7 +16,7 @@ class FakeDisk:
     def read(self, offsets: Sequence[int], sizes: Sequence[int], lanes: int) -> float:
         """Seconds of a batch."""
         assert len(offsets) == len(sizes)
-        assert all(0 <= offset and offset + size <= self.size for offset, size in zip(offsets, sizes, strict=True))
+        assert all(offset >= 0 and offset + size <= self.size for offset, size in zip(offsets, sizes, strict=True))
         self.batches.append((list(offsets), list(sizes), lanes))
         seconds = self.overhead + sum(self.seconds(size, lanes) for size in sizes)
         turn = next(self.turn)
