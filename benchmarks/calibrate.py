@@ -101,7 +101,8 @@ def compared(found: dict[tuple[str, int, str], Replayed]) -> Rows:
 
 def ranking(found: dict[tuple[str, int, str], Replayed]) -> Rows:
     """How many pairs of layouts are in the right order, by how far their predictions lie apart."""
-    clear, near = [], []
+    clear: list[bool] = []
+    near: list[bool] = []
     for (layout, lanes, policy), one in found.items():
         for other_layout in LAYOUTS[LAYOUTS.index(layout) + 1 :]:
             other = found[other_layout, lanes, policy]

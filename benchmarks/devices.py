@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from typing import Any
 
 import numpy as np
 from matplotlib import style
@@ -72,7 +73,7 @@ def draw() -> Figure:
     axes = figure.subplots()
     for index, each in enumerate(devices()):
         rates = [size / each.flash.read_time(float(size)) / 1e9 for size in SIZES]
-        look = {"color": COLOURS[index % len(COLOURS)], "ls": DASHES[index // len(COLOURS)]}
+        look: dict[str, Any] = {"color": COLOURS[index % len(COLOURS)], "ls": DASHES[index // len(COLOURS)]}
         axes.plot(
             SIZES, rates, marker=MARKERS[index % len(MARKERS)], markevery=(index % 4, 6), ms=5, **look, label=each.name
         )

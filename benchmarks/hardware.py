@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from joblib import Parallel, delayed
 from matplotlib import style
 from matplotlib.figure import Figure
 from page import ROOT, Rows, price, show, simulate
@@ -54,7 +56,7 @@ BY_HAND: dict[str, tuple[dict[str, object], tuple[float, ...]]] = {  # popularit
     "7 GB/s, 1 us": ({"read_bandwidth": "7 GB/s", "command_time": "1 us"}, (1.14, 1.20, 2.11)),
 }
 MEASURED = ROOT / "docs/hardware/worth.csv"
-RATIOS, RATES = np.geomspace(0.02, 50, 23), np.linspace(0.5, 0.95, 10)
+RATIOS, RATES = np.geomspace(0.005, 200, 29), np.linspace(0.5, 0.95, 10)
 
 
 def large(table: pd.DataFrame) -> Rows:
@@ -99,17 +101,19 @@ def starts(table: pd.DataFrame) -> Rows:
 
 def longer_columns() -> Rows:
     """Speed-up over dense if columns were longer, or what a read costs besides its bytes smaller, by a factor."""
+    policies = (load_policy("dip", keep=KEEP), load_policy("dip-ca", keep=0.5, gamma=0.5))
+    points = [(name, policy) for name in assets.names("devices") for policy in policies]
+    found = Parallel(len(os.sched_getaffinity(0)))(delayed(_by_factor)(*point) for point in points)
     rows = [["device", "policy", *(f"{factor} x" for factor in FACTORS), "perplexity"]]
-    trace = Trace.open(MODELS[1])
-    for name in assets.names("devices"):
-        for policy in (load_policy("dip", keep=KEEP), load_policy("dip-ca", keep=0.5, gamma=0.5)):
-            gains = []
-            for factor in FACTORS:
-                device = Device.load(name).scaled(1 / factor, name)
-                pruned, dense = (_tokens_per_s(trace, each, device) for each in (policy, load_policy("dense")))
-                gains.append(f"{pruned / dense:.2f}")
-            rows.append([name, f"`{policy.label}`", *gains, NOT_MEASURED])
+    for (name, policy), gains in zip(points, found, strict=True):
+        rows.append([name, f"`{policy.label}`", *(f"{gain:.2f}" for gain in gains), NOT_MEASURED])
     return rows
+
+
+def _by_factor(name: str, policy: Policy) -> list[float]:
+    trace, dense = Trace.open(MODELS[1]), load_policy("dense")
+    devices = [Device.load(name).scaled(1 / factor, name) for factor in FACTORS]
+    return [_tokens_per_s(trace, policy, each) / _tokens_per_s(trace, dense, each) for each in devices]
 
 
 def _tokens_per_s(trace: Trace, policy: Policy, device: Device) -> float:
@@ -201,7 +205,7 @@ def gain_map() -> Floats:
 def draw_map(table: pd.DataFrame) -> Figure:
     """The map, with each device and model where its columns and its measured hit rate put it."""
     gains = gain_map()
-    figure = Figure(figsize=(8.5, 4.6), layout="constrained")
+    figure = Figure(figsize=(10, 4.6), layout="constrained")
     axes = figure.subplots()
     mesh = axes.pcolormesh(RATIOS, 100 * RATES, gains, vmin=1, vmax=3, cmap="Oranges", shading="gouraud")
     lines = axes.contour(RATIOS, 100 * RATES, gains, levels=[1.05, 1.2, 1.5, 2, 3], colors="black", linewidths=0.8)
@@ -209,20 +213,18 @@ def draw_map(table: pd.DataFrame) -> Figure:
     columns = iter(_columns())
     shown = {model: (next(columns), next(columns)) for model in MODELS}
     mine = table[(table["layout"] == "popularity") & table["policy"].str.contains(f"keep={KEEP}")]
-    markers = dict(zip(assets.names("devices"), "osD^vP", strict=False))
-    for point in _records(mine):
-        cost = _cost(Device.load(str(point.device)).flash)
-        for part, size in zip(("gate and up", "down"), shown[str(point.trace)], strict=True):
-            if cost:
-                filled = "black" if part == "down" else "white"
+    costs = {name: _cost(Device.load(name).flash) for name in assets.names("devices")}
+    markers = dict(zip([name for name, cost in costs.items() if cost], "osD^v<>PX*", strict=True))
+    for point in _records(mine[mine["trace"] == MODELS[1]]):
+        for size, filled in zip(shown[MODELS[1]], ("white", "black"), strict=True):
+            if cost := costs[str(point.device)]:
                 axes.plot(size / cost, 100 * point.hit_rate, markers[str(point.device)], mfc=filled, mec="black", ms=7)
     for name, marker in markers.items():
-        if _cost(Device.load(name).flash):
-            axes.plot([], [], marker, mfc="white", mec="black", label=name)
+        axes.plot([], [], marker, mfc="white", mec="black", label=name)
     axes.set(xscale="log", xlabel="column bytes / (bandwidth x command time)", ylabel="hit rate (%)")
     axes.set_title(f"When does pruning pay? Flash time of dense over that of keep {KEEP}, half pinned and laid apart")
     axes.xaxis.set_major_formatter("{x:g}")
-    axes.legend(loc="upper left", frameon=True, title="white: gate and up\nblack: down")
+    figure.legend(loc="outside left center", title="white: gate and up\nblack: down")
     figure.colorbar(mesh, ax=axes, extend="max", label=f"speed-up of Flash (perplexity {NOT_MEASURED})")
     return figure
 
