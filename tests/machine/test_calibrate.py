@@ -27,6 +27,11 @@ def test_the_curves_of_a_disk_are_found_again_to_what_a_batch_costs():
     assert found.enough == 4
 
 
+def test_a_small_file_is_read_in_smaller_batches_to_the_same_result():
+    found = calibrate.measure(fake(size=1 << 24, overhead=0), SIZES, LANES)
+    assert found.rates.tolist() == [pytest.approx(RATES[lane]) for lane in LANES]
+
+
 def test_a_pass_that_was_disturbed_does_not_count():
     disk = fake(overhead=0)
     clean = calibrate.measure(fake(overhead=0), SIZES, LANES)

@@ -46,15 +46,17 @@ def test_every_read_is_made_once_by_as_many_threads_as_lanes(there, monkeypatch)
     made, threads, real = [], set(), os.preadv
 
     def preadv(descriptor, buffers, offset):
-        made.append((offset, sum(map(len, buffers))))
         threads.add(threading.get_ident())
-        time.sleep(0.01)
-        return real(descriptor, buffers, offset)
+        time.sleep(0.3 if offset == 4096 * 39 else 0.01)  # the last one is the slowest
+        got = real(descriptor, buffers, offset)
+        made.append((offset, sum(map(len, buffers))))
+        return got
 
     monkeypatch.setattr(os, "preadv", preadv)
     with open_disk(there / "x.bin", 4 * MIB) as disk:
         offsets = [4096 * k for k in range(3, 40)]
-        disk.read(offsets, [4096] * 36 + [8192], 4)
+        seconds = disk.read(offsets, [4096] * 36 + [8192], 4)
+        assert (len(made), seconds >= 0.3) == (37, True), "a batch ends with its last read"
     assert sorted(made) == [(offset, 8192 if offset == offsets[-1] else 4096) for offset in offsets]
     assert len(threads) == 4
 

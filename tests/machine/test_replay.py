@@ -129,6 +129,20 @@ def test_a_disk_that_changes_meanwhile_is_inconclusive(tiny_trace, tmp_path):
     assert mine.read_text() == before
 
 
+def test_a_disk_that_changes_for_one_size_only_is_inconclusive_too(tiny_trace, tmp_path):
+    out, _ = result(tiny_trace, tmp_path)
+    device, reads = planned(out, ["dense"], 5)
+    before = 3 * 2 + 2 * sum(map(len, reads["dense"].batches))
+
+    class Tired(Linear):
+        def seconds(self, size, lanes):
+            late = size == 262144 and len(self.batches) > before
+            return super().seconds(size, lanes) / (4 if late else 1)
+
+    found = replay(reads["dense"], device, Tired())
+    assert found.drift == pytest.approx(4)
+
+
 def test_replays_that_differ_show_as_noise(tiny_trace, tmp_path):
     out, _ = result(tiny_trace, tmp_path)
     device, reads = planned(out, ["dense"], 4)
