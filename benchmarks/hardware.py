@@ -212,7 +212,7 @@ def draw_map(table: pd.DataFrame) -> Figure:
     axes.clabel(lines, fmt=lambda level: f"{level:g} x")
     columns = iter(_columns())
     shown = {model: (next(columns), next(columns)) for model in MODELS}
-    mine = table[(table["layout"] == "popularity") & table["policy"].str.contains(f"keep={KEEP}")]
+    mine = table[(table["layout"] == "auto") & (table["policy"] == f"dip(keep={KEEP})")]
     costs = {name: _cost(Device.load(name).flash) for name in assets.names("devices")}
     markers = dict(zip([name for name, cost in costs.items() if cost], "osD^v<>PX*", strict=True))
     for point in _records(mine[mine["trace"] == MODELS[1]]):
@@ -297,10 +297,11 @@ def main() -> int:
         collect(sys.argv[sys.argv.index("--measured") + 1 :])
         return 0
     table = simulate("hardware/large", SAME)
-    aware = simulate("hardware/large-aware", SAME)
+    more, aware = simulate("hardware/more", SAME), simulate("hardware/large-aware", SAME)
     tables = {
         "sizes": sizes(),
         "large": large(table),
+        "more": large(more),
         "reads": reads(table),
         "aware": large(aware),
         "longer": longer_columns(),
@@ -311,7 +312,7 @@ def main() -> int:
     tables["worth"], tables["curves"] = worth()
     show(tables, ROOT / "docs/hardware.md")
     with style.context(["default", STYLE]):
-        figure = draw_map(table)
+        figure = draw_map(pd.concat([table, more]))
         drawn = save_figure(figure, ROOT / "results/hardware/map")
     if "--write" in sys.argv:
         shutil.copyfile(next(path for path in drawn if path.suffix == ".png"), ROOT / "docs/hardware/map.png")

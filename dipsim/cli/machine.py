@@ -35,7 +35,8 @@ def calibrate(
     from dipsim.timing.device import Device
 
     must_end(out, ".yaml", "a device")
-    with progress_bar() as progress, open_disk(file, _bytes(size), progress) as disk:
+    method.check_size(_bytes(size))
+    with progress_bar() as progress, open_disk(file, _bytes(size), 0, progress) as disk:
         before = method.conditions(disk)
         curves = method.measure(disk, progress=progress)
         progress("timing DRAM", 0, 1)
@@ -60,14 +61,16 @@ def replay(
     from rich.table import Table
 
     from dipsim.machine.disk import open_disk
-    from dipsim.machine.replay import DRIFT, planned
+    from dipsim.machine.replay import DRIFT, LEAST, check_note, planned
     from dipsim.machine.replay import note as write_error
     from dipsim.machine.replay import replay as read_again
 
     with progress_bar() as progress:
         device, reads = planned(result, policy or (), tokens, progress)
-        needed = max(_bytes(size) if not file.exists() else 0, *(each.size for each in reads.values()))
-        with open_disk(file, needed, progress) as disk:
+        if note is not None:
+            check_note(note, device)
+        least = max(LEAST, *(each.size for each in reads.values()))
+        with open_disk(file, max(least, _bytes(size)), least, progress) as disk:
             found = {label: read_again(each, device, disk, progress) for label, each in reads.items()}
     columns = ("policy", "tokens", "predicted", "measured", "predicted / measured", "by token: 10 %, median, 90 %",
                "replay / replay", "")  # fmt: skip

@@ -29,7 +29,7 @@ ROUNDED = 1e-4  # more than the digits that a file leaves out
 FEWEST = 64  # of them, where the file is too small for more
 SMALL, REPEATED = (1, 4, 16, 64), 10  # batches that tell what a batch costs beside its reads, and how often
 NEAR_BEST = 0.95  # of the highest throughput: the fewest lanes that reach it are enough
-COPIED, COPIES = 1 << 27, 5  # bytes that each thread copies to time DRAM, and how often
+COPIED, COPIES = 1 << 28, 5  # bytes that all threads copy to time DRAM, and how often
 
 
 @dataclass(frozen=True)
@@ -80,11 +80,7 @@ def measure(
     Raises InputError if the file is too small for `FEWEST` of the largest reads.
     """
     rng = np.random.default_rng(seed)
-    largest = max(sizes)
-    if storage.size // (2 * largest) < FEWEST:
-        raise InputError(
-            f"size: {storage.size} bytes are too few to scatter reads over; give {2 * FEWEST * largest} or more"
-        )
+    check_size(storage.size, max(sizes))
     seconds = np.empty((passes, len(lanes), len(sizes)))
     points = [(i, j) for j in range(len(sizes)) for i in range(len(lanes))]
     done = 0
@@ -98,6 +94,12 @@ def measure(
         [_overhead(storage, sizes, n, np.median(seconds[:, i], axis=0), rng) for i, n in enumerate(lanes)]
     )
     return Curves(sizes, lanes, seconds, overhead)
+
+
+def check_size(size: int, largest: int = max(SIZES)) -> None:
+    """Raise InputError if a file of `size` bytes is too small to scatter reads of `largest` bytes over."""
+    if size < 2 * FEWEST * largest:
+        raise InputError(f"--size: {size} B are too few to scatter reads over; give {2 * FEWEST * largest} B or more")
 
 
 def scattered(storage: Storage, size: int, reads: int, rng: np.random.Generator) -> list[int]:
@@ -123,10 +125,10 @@ def _overhead(storage: Storage, sizes: tuple[int, ...], lanes: int, seconds: Flo
 def dram_bandwidth(threads: int | None = None) -> tuple[float, float]:
     """Bytes a second that threads copy, reading and writing counted, and how far repetitions lie apart.
 
-    Each of the `threads`, by default one a core, copies its own array; the median of `COPIES` repetitions.
+    Each of the `threads`, by default one a core, copies its own share; the median of `COPIES` repetitions.
     """
     threads = threads or len(os.sched_getaffinity(0))
-    pairs = [(np.ones(COPIED, np.uint8), np.zeros(COPIED, np.uint8)) for _ in range(threads)]
+    pairs = [(np.ones(COPIED // threads, np.uint8), np.zeros(COPIED // threads, np.uint8)) for _ in range(threads)]
     rates = []
     for _ in range(COPIES + 1):
         ready = threading.Barrier(threads + 1)
@@ -138,11 +140,11 @@ def dram_bandwidth(threads: int | None = None) -> tuple[float, float]:
         workers = [threading.Thread(target=copy, args=pair) for pair in pairs]
         for worker in workers:
             worker.start()
-        ready.wait()
         begin = time.perf_counter()
+        ready.wait()
         for worker in workers:
             worker.join()
-        rates.append(2 * COPIED * threads / (time.perf_counter() - begin))
+        rates.append(2 * COPIED / (time.perf_counter() - begin))
     rates = rates[1:]  # the first touches the pages
     return float(np.median(rates)), max(rates) / min(rates) - 1
 

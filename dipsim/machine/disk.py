@@ -27,7 +27,6 @@ from dipsim.basics.units import show
 LARGEST = 1 << 20  # bytes of one read; what is longer is read in parts
 BLOCK = 1 << 24  # bytes written at a time
 IN_DRAM = ("tmpfs", "ramfs", "devtmpfs")  # file systems that accept O_DIRECT and serve DRAM
-DENSE = 0.95  # of a file's bytes that must be on the disk
 
 
 class Storage(Protocol):
@@ -45,10 +44,10 @@ class Disk:
 
     def __init__(self, descriptor: int, size: int, grain: int, kind: str = "") -> None:
         self.size, self.grain, self.kind, self._descriptor = size, grain, kind, descriptor
-        self._lanes: list[threading.Lock] = []
-        self._finished = threading.Lock()
-        self._finished.acquire()
+        self._lanes: list[tuple[threading.Thread, threading.Semaphore]] = []
+        self._finished = threading.Semaphore(0)
         self._job: _Job | None = None
+        self._closed = False
 
     def read(self, offsets: Sequence[int], sizes: Sequence[int], lanes: int) -> float:
         """Seconds that these reads take. Raises InputError if one fails."""
@@ -56,13 +55,13 @@ class Disk:
             return 0.0
         lanes = min(lanes, len(offsets))
         while len(self._lanes) < lanes:
-            self._lanes.append(threading.Lock())
-            self._lanes[-1].acquire()
-            threading.Thread(target=self._work, args=(self._lanes[-1],), daemon=True).start()
+            called, buffer = threading.Semaphore(0), memoryview(mmap.mmap(-1, LARGEST))  # aligned, as direct reads need
+            self._lanes.append((threading.Thread(target=self._work, args=(called, buffer), daemon=True), called))
+            self._lanes[-1][0].start()
         self._job = job = _Job(list(offsets), list(sizes), lanes)
         begin = time.perf_counter()
-        for lane in self._lanes[:lanes]:
-            lane.release()
+        for _, called in self._lanes[:lanes]:
+            called.release()
         self._finished.acquire()
         seconds = time.perf_counter() - begin
         if job.failed is not None:
@@ -70,21 +69,18 @@ class Disk:
         return seconds
 
     def close(self) -> None:
-        """Let the threads end."""
-        self._job = None
-        for lane in self._lanes:
-            lane.release()
-        self._lanes = []
+        """End the threads, even in the middle of a batch."""
+        self._closed = True
+        for thread, called in self._lanes:
+            called.release()
+            thread.join()
 
-    def _work(self, called: threading.Lock) -> None:
-        buffer = memoryview(mmap.mmap(-1, LARGEST))  # begins at a page, as direct reads need
-        while True:
-            called.acquire()
+    def _work(self, called: threading.Semaphore, buffer: memoryview) -> None:
+        while called.acquire() and not self._closed:
             job = self._job
-            if job is None:
-                return
+            assert job is not None
             try:
-                while (turn := next(job.turns)) < len(job.sizes):
+                while (turn := next(job.turns)) < len(job.sizes) and not self._closed:
                     size = job.sizes[turn]
                     if os.preadv(self._descriptor, [buffer[:size]], job.offsets[turn]) != size:
                         raise OSError(errno.EIO, "the file ends before a read does")
@@ -104,52 +100,44 @@ class _Job:
 
 
 @contextmanager
-def open_disk(path: Path, size: int, progress: Progress = silent) -> Iterator[Disk]:
-    """Open at least `size` bytes of the disk that `path` is on.
+def open_disk(path: Path, size: int, least: int | None = None, progress: Progress = silent) -> Iterator[Disk]:
+    """Open a file on the disk that `path` is on, to read.
 
-    A file that is there is read, and never written to. Otherwise one of random bytes is made that has no name, so that
-    nothing is left of it whatever happens. Raises InputError if there is too little room, no permission, a file that is
-    too small or has holes, or a file system that does not read past its cache.
+    A file that is there needs `least` bytes, by default `size`, and is never written to. Otherwise one of `size` random
+    bytes is made that has no name, so that nothing is left of it whatever happens. Raises InputError if there is too
+    little room, no permission, a file that is too small or has holes, or a file system that is in DRAM, cannot hold a
+    file without a name, or does not read past its cache.
     """
     if sys.platform != "linux":
         raise InputError("file: reading past the page cache is known for Linux only; run this there")
     with ExitStack() as stack:
         try:
             named = path.exists()
-            descriptor = os.open(path, os.O_RDONLY) if named else _nameless(path)
+            if not named and not path.parent.is_dir():
+                raise InputError(f"{path}: there is no folder {path.parent}; make it, or give another path")
+            where, how = (path, os.O_RDONLY | os.O_NONBLOCK) if named else (path.parent, os.O_RDWR | os.O_TMPFILE)
+            descriptor = os.open(where, how, 0o600)
             stack.callback(os.close, descriptor)
-            _check_file_system(descriptor, path)
             if named:
-                _check_file(descriptor, path, size)
-            else:
+                _check_file(descriptor, path, size if least is None else least)
+            if (kind := file_system(descriptor)) in IN_DRAM:
+                raise InputError(f"{path}: lies on {kind}, that is in DRAM; give a path on the disk to measure")
+            if not named:
                 _fill(descriptor, path, size, progress)
             direct = os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_DIRECT)
         except OSError as error:
-            if error.errno in (errno.EINVAL, errno.ENOTSUP):
+            if error.errno in (errno.EINVAL, errno.EOPNOTSUPP, errno.EISDIR):
                 raise InputError(
-                    f"{path}: its file system cannot read past its cache (O_DIRECT); give a path on another"
+                    f"{path}: its file system cannot read past its cache (O_DIRECT) or hold a file without a name "
+                    "(O_TMPFILE); give a path on another, or a file that is there"
                 ) from None
             raise InputError(
                 f"{path}: cannot be opened ({error.strerror}); give a file to read, or a path where one may be made"
             ) from None
         stack.callback(os.close, direct)
-        disk = Disk(direct, os.fstat(direct).st_size, alignment(direct), file_system(direct))
+        disk = Disk(direct, os.fstat(direct).st_size, alignment(direct), kind)
         stack.callback(disk.close)
         yield disk
-
-
-def _nameless(path: Path) -> int:
-    """A new file beside `path` without a name."""
-    if not path.parent.is_dir():
-        raise InputError(f"{path}: there is no folder {path.parent}; make it, or give another path")
-    try:
-        return os.open(path.parent, os.O_RDWR | os.O_TMPFILE, 0o600)
-    except OSError as error:
-        if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT):
-            raise
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-    path.unlink()
-    return descriptor
 
 
 def _fill(descriptor: int, path: Path, size: int, progress: Progress) -> None:
@@ -161,9 +149,10 @@ def _fill(descriptor: int, path: Path, size: int, progress: Progress) -> None:
             "or give another path"
         )
     try:
-        for begin in range(0, size, BLOCK):
-            os.write(descriptor, os.urandom(min(BLOCK, size - begin)))
-            progress("writing the file to read", min(size, begin + BLOCK), size)
+        done = 0
+        while done < size:
+            done += os.write(descriptor, os.urandom(min(BLOCK, size - done)))
+            progress("writing the file to read", done, size)
         os.fsync(descriptor)
     except OSError as error:
         raise InputError(
@@ -171,34 +160,30 @@ def _fill(descriptor: int, path: Path, size: int, progress: Progress) -> None:
         ) from None
 
 
-def _check_file(descriptor: int, path: Path, size: int) -> None:
+def _check_file(descriptor: int, path: Path, least: int) -> None:
     found = os.fstat(descriptor)
     if not stat.S_ISREG(found.st_mode):
         raise InputError(f"{path}: is not an ordinary file; give one, or a path where there is nothing yet")
-    if found.st_size < size:
+    if found.st_size < least:
         raise InputError(
-            f"{path}: has {show(found.st_size, 'size')}, and {show(size, 'size')} are needed; give a larger file, or a "
+            f"{path}: has {show(found.st_size, 'size')}, and {show(least, 'size')} are needed; give a larger file, or a "
             "path where there is nothing yet"
         )
-    if found.st_blocks * 512 < DENSE * found.st_size:
+    os.fsync(descriptor)  # or what was just written would look like a hole
+    if os.lseek(descriptor, 0, os.SEEK_HOLE) < found.st_size:
         raise InputError(
-            f"{path}: has holes, which no disk reads; give a file without, or a path where there is nothing yet"
+            f"{path}: has holes, or was never written, which no disk reads; give another, or a path where there is "
+            "nothing yet"
         )
-
-
-def _check_file_system(descriptor: int, path: Path) -> None:
-    kind = file_system(descriptor)
-    if kind in IN_DRAM:
-        raise InputError(f"{path}: lies on {kind}, that is in DRAM; give a path on the disk to measure")
 
 
 def file_system(descriptor: int) -> str:
     """The type of the file system that an open file lies on, empty where it is not known."""
-    device = os.fstat(descriptor).st_dev
-    number = f"{os.major(device)}:{os.minor(device)}"
+    lines = Path(f"/proc/self/fdinfo/{descriptor}").read_text().splitlines()
+    mount = next((line.split()[1] for line in lines if line.startswith("mnt_id:")), "")
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         before, _, after = line.partition(" - ")
-        if before.split()[2] == number:
+        if before.split()[0] == mount:
             return after.split()[0]
     return ""
 

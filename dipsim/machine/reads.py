@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dipsim.basics.arrays import Ints
 from dipsim.basics.errors import InputError
 from dipsim.basics.progress import Progress, silent
 from dipsim.machine.disk import LARGEST
@@ -35,15 +36,14 @@ class Reads:
 
 
 def reads_of(trace: Trace, setting: Setting, tokens: int, shown: int, page: int, progress: Progress = silent) -> Reads:
-    """Plan a setting over the first `tokens` tokens, and place the reads of the last `shown` of those in a file.
+    """Plan a setting over the first `tokens` tokens, and place the reads of the last `shown` that are counted.
 
     What is streamed is read in whole pages of `page` bytes as well. Raises InputError if fewer tokens are counted.
     """
     starts = tuple(start for start in trace.sequence_starts if start < tokens)
     builder = PlanBuilder(trace.shape, setting, tokens, starts)
-    first = tokens - shown
     counted = np.flatnonzero(builder.counted)
-    if not len(counted) or first < counted[0]:
+    if shown > len(counted):
         raise InputError(f"tokens: {shown} to read, and the run counts {len(counted)} of its {tokens}; ask for fewer")
     masked: dict[int, list[Batch]] = {}  # by position, one a token
     end = 0
@@ -51,7 +51,7 @@ def reads_of(trace: Trace, setting: Setting, tokens: int, shown: int, page: int,
     def watch(caches: LayerCaches, layer: int, fetch: Fetch) -> None:
         nonlocal end
         position = builder.position(caches, layer)
-        masked[position], end = _spans(fetch, first, end)
+        masked[position], end = _spans(fetch, counted[-shown:], end)
 
     builder.watch = watch
     CpuPlanner().fill(trace, [builder], trace.shape.num_hidden_layers, progress)
@@ -66,14 +66,14 @@ def reads_of(trace: Trace, setting: Setting, tokens: int, shown: int, page: int,
     return Reads(plan, batches, end)
 
 
-def _spans(fetch: Fetch, first: int, base: int) -> tuple[list[Batch], int]:
-    """The reads of tokens from `first` on, in a region of the file that begins at `base`; and where that ends."""
+def _spans(fetch: Fetch, tokens: Ints, base: int) -> tuple[list[Batch], int]:
+    """The reads of some tokens, in a region of the file that begins at `base`; and where that ends."""
     place = fetch.placement
     page, hot = int(place.page), int(place.pages.end[place.hot - 1]) if place.hot else 0
     piece = (place.pages.count - hot) * page  # bytes of the region of each piece
     whole = int(place.whole_bytes)
     found = []
-    for row, reads in zip(unpack(fetch.words[first:], place.pages.count), fetch.reads[first:].sum(axis=1), strict=True):
+    for row, reads in zip(unpack(fetch.words[tokens], place.pages.count), fetch.reads[tokens].sum(axis=1), strict=True):
         edges = np.flatnonzero(np.diff(row[hot:].astype(np.int8), prepend=0, append=0))
         begin, size = edges[::2] * page, (edges[1::2] - edges[::2]) * page
         if len(begin) and reads == len(begin) * place.pieces:

@@ -19,7 +19,7 @@ from dipsim.basics.fields import parse
 from dipsim.basics.files import read_yaml, write
 from dipsim.basics.progress import Progress, silent
 from dipsim.basics.units import show
-from dipsim.machine.calibrate import READS, scattered
+from dipsim.machine.calibrate import FEWEST, READS, scattered
 from dipsim.machine.disk import Storage
 from dipsim.machine.reads import Reads, reads_of
 from dipsim.study.experiment import Experiment
@@ -27,6 +27,7 @@ from dipsim.timing.device import Device
 from dipsim.timing.service import service_times
 
 PROBED = (16384, 262144)  # bytes of the reads that tell whether the disk is still as fast as before
+LEAST = 2 * FEWEST * max(PROBED)  # bytes of a file that has room for them
 DRIFT = 1.5  # by more than this factor, and nothing can be said
 REPLAYS = 2
 
@@ -127,16 +128,24 @@ def _probe(storage: Storage, lanes: int, rng: np.random.Generator) -> Floats:
     return np.array([np.median([once(size) for _ in range(3)]) for size in PROBED])
 
 
+def check_note(path: Path, device: Device) -> None:
+    """Raise InputError unless a device file is that of the run, whose error may be written into it."""
+    if Device.load(path).flash != device.flash:
+        raise InputError(
+            f"--note {path}: its flash is not that of the run, {device.name}; run on this device, unchanged"
+        )
+
+
 def note(path: Path, folder: Path, found: Mapping[str, Replayed]) -> float:
-    """Write the largest relative error of what was replayed into a device file; and return it.
+    """Write the largest error of predicted over measured into a device file, and return it.
 
     Raises InputError if nothing could be said.
     """
-    said = [abs(1 / each.ratio - 1) for each in found.values() if each.conclusive]
+    said = [abs(each.ratio - 1) for each in found.values() if each.conclusive]
     if len(said) < len(found):
         raise InputError(f"{path}: not changed, since the replay was inconclusive; repeat it while nothing else runs")
     data = read_yaml(path)
-    against = f"a replay of {', '.join(found)} ({folder.name})"
+    against = f"a replay of {', '.join(found)} ({folder.resolve().name}), the largest error"
     data["evidence"] = {"level": "validated", "against": against, "error": round(max(said), 4)}
     parse(Device, data, path)
     write(path, yaml.safe_dump(data, sort_keys=False, allow_unicode=True))
