@@ -166,8 +166,8 @@ def _check_file(descriptor: int, path: Path, least: int) -> None:
         raise InputError(f"{path}: is not an ordinary file; give one, or a path where there is nothing yet")
     if found.st_size < least:
         raise InputError(
-            f"{path}: has {show(found.st_size, 'size')}, and {show(least, 'size')} are needed; give a larger file, or a "
-            "path where there is nothing yet"
+            f"{path}: has {show(found.st_size, 'size')}, and {show(least, 'size')} are needed; give a larger file, or "
+            "a path where there is nothing yet"
         )
     os.fsync(descriptor)  # or what was just written would look like a hole
     if os.lseek(descriptor, 0, os.SEEK_HOLE) < found.st_size:

@@ -29,7 +29,7 @@ def there(tmp_path):
 
 def test_reads_are_timed_and_nothing_is_left(there):
     told = []
-    with open_disk(there / "x.bin", 40 * MIB, lambda *what: told.append(what)) as disk:
+    with open_disk(there / "x.bin", 40 * MIB, progress=lambda *what: told.append(what)) as disk:
         assert (disk.size, disk.grain % 512, bool(disk.kind)) == (40 * MIB, 0, True)
         assert list(there.iterdir()) == []
         for lanes in (1, 3, 8):
@@ -84,7 +84,9 @@ def test_a_read_beyond_the_end_is_an_error_and_the_disk_stays_usable(there):
     [
         ("no/folder.bin", MIB, "there is no folder"),
         ("small.bin", 2 * MIB, r"has 1.05 MB, and 2.1 MB are needed; give a larger file, or a path"),
-        ("holes.bin", MIB, "has holes, which no disk reads"),
+        ("holes.bin", MIB, "has holes, or was never written, which no disk reads"),
+        ("reserved.bin", MIB, "has holes, or was never written, which no disk reads"),
+        ("pipe", MIB, "is not an ordinary file"),
         ("folder", MIB, r"is not an ordinary file|cannot be opened"),
         ("huge.bin", 10**18, r"needs 1e\+09 GB, and the disk has .* free; ask for less \(--size\)"),
     ],
@@ -93,6 +95,9 @@ def test_what_cannot_be_read_is_refused_in_a_line(there, name, size, complaint):
     (there / "small.bin").write_bytes(os.urandom(MIB))
     with (there / "holes.bin").open("wb") as file:
         file.truncate(8 * MIB)
+    with (there / "reserved.bin").open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, 8 * MIB)
+    os.mkfifo(there / "pipe")
     (there / "folder").mkdir()
     before = sorted(there.iterdir())
     with pytest.raises(InputError, match=complaint) as raised, open_disk(there / name, size):
@@ -140,6 +145,39 @@ def test_a_full_disk_and_a_file_system_without_direct_reads_are_one_line(there, 
     with pytest.raises(InputError, match=r"cannot read past its cache \(O_DIRECT\)"), open_disk(there / "x", MIB):
         pass
     assert list(there.iterdir()) == []
+
+
+def test_a_disk_that_takes_half_a_block_is_given_the_rest(there, monkeypatch):
+    real = os.write
+    monkeypatch.setattr(os, "write", lambda descriptor, block: real(descriptor, block[: max(4096, len(block) // 2)]))
+    with open_disk(there / "x.bin", 3 * MIB) as disk:
+        assert disk.size == 3 * MIB
+
+
+def test_a_larger_file_is_made_than_is_needed_of_one_that_is_there(there):
+    (there / "mine.bin").write_bytes(os.urandom(2 * MIB))
+    with open_disk(there / "mine.bin", 9 * MIB, 2 * MIB) as disk:
+        assert disk.size == 2 * MIB
+    with open_disk(there / "x.bin", 9 * MIB, 2 * MIB) as disk:
+        assert disk.size == 9 * MIB
+
+
+def test_a_disk_closes_in_the_middle_of_a_batch(there, monkeypatch):
+    import threading
+
+    real, begun = os.preadv, threading.Event()
+
+    def slow(*arguments):
+        begun.set()
+        time.sleep(0.02)
+        return real(*arguments)
+
+    monkeypatch.setattr(os, "preadv", slow)
+    with open_disk(there / "x.bin", MIB) as disk:
+        threading.Thread(target=disk.read, args=([0] * 1000, [4096] * 1000, 2), daemon=True).start()
+        begun.wait()
+        begin = time.perf_counter()
+    assert time.perf_counter() - begin < 10, "not the 10 s and more that the batch would take"
 
 
 def test_other_systems_are_told_so(monkeypatch):

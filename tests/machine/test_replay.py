@@ -12,7 +12,7 @@ from dipsim.basics.errors import InputError
 from dipsim.basics.fields import parse
 from dipsim.machine.disk import LARGEST
 from dipsim.machine.reads import _parts, reads_of
-from dipsim.machine.replay import note, planned, replay
+from dipsim.machine.replay import check_note, note, planned, replay
 from dipsim.planning.fetch_plan import Setting
 from dipsim.sparsity.plugins import load_policy
 from dipsim.study.experiment import Experiment
@@ -65,6 +65,16 @@ def test_a_deterministic_disk_takes_what_is_predicted(tiny_trace, layout, name):
     assert (found.noise, found.drift, found.conclusive) == (pytest.approx(1), pytest.approx(1), True)
 
 
+def test_the_last_tokens_that_are_counted_are_read_where_there_are_several_sequences(tiny_trace):
+    """Tokens 5 to 9 and 15 to 19 are counted: the last eight are 7 to 9 and 15 to 19."""
+    device = hardware()
+    setting = Setting(load_policy("dip"), DRAM, "lru", start="warm", page=64.0, flash=device.flash)
+    reads = reads_of(tiny_trace(tokens=20, starts=(0, 10)), setting, 20, 8, 64)
+    found = replay(reads, device, Linear())
+    assert len(set(found.predicted.tolist())) > 1
+    assert found.ratios == pytest.approx(np.ones(8), rel=1e-9)
+
+
 def test_reads_of_one_batch_do_not_overlap_and_stay_in_the_file(tiny_trace):
     setting = Setting(load_policy("dip", keep=0.6), DRAM, "lfu", start="warm", layout="columns", page=64.0)
     reads = reads_of(tiny_trace(tokens=20), setting, 20, 8, 64)
@@ -107,12 +117,19 @@ def test_a_run_is_replayed_from_its_folder_and_its_error_noted(tiny_trace, tmp_p
     assert list(reads) == ["dense", "dip(keep=0.6)"]
     assert len(reads["dense"].batches) == 5
     found = {label: replay(each, device, Linear(overhead=0)) for label, each in reads.items()}
+    found["dense"] = replace(
+        found["dense"], measured=np.stack([found["dense"].predicted / 2] * 2)
+    )  # it was predicted too slow
+    check_note(mine, device)
     said = note(mine, out, found)
+    assert said == pytest.approx(1.0)
     written = Device.load(mine)
     assert written.evidence.level == "validated"
     assert written.evidence.error == pytest.approx(said, abs=1e-4)
-    assert written.evidence.against == "a replay of dense, dip(keep=0.6) (out)"
+    assert written.evidence.against == "a replay of dense, dip(keep=0.6) (out), the largest error"
     assert written.flash == device.flash
+    with pytest.raises(InputError, match="its flash is not that of the run, d; run on this device, unchanged"):
+        check_note(mine, device.replace(**{"flash.command_time": "8 us"}))
 
 
 def test_a_disk_that_changes_meanwhile_is_inconclusive(tiny_trace, tmp_path):
