@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 commands = typer.Typer()
 
 File = Annotated[Path, typer.Option(help="A path on the disk; a file that is there is only read.")]
-Bytes = Annotated[str, typer.Option(help='Of a file that is made, e.g. "4 GB"; nothing is left of it.')]
+Bytes = Annotated[str, typer.Option(help='Of the file, if there is none, e.g. "4 GB"; nothing is left of it.')]
 
 
 @commands.command()
