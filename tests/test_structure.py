@@ -20,7 +20,7 @@ MAY_IMPORT = {  # docs/design.md tells the story; a package imports itself, and 
     "results": {"basics", "workload", "sparsity", "storage", "planning", "timing"},
     "figures": {"basics", "results"},
     "study": {"basics", "workload", "sparsity", "memory", "storage", "planning", "timing", "results"},
-    "machine": {"basics", "workload", "storage", "planning", "timing", "study"},
+    "machine": {"basics", "workload", "storage", "planning", "timing", "results", "study"},
     "gpu": {"basics", "workload", "sparsity", "memory", "storage", "planning"},
     "live": {"basics", "workload", "sparsity", "memory", "planning", "timing", "results", "study", "gpu"},
     "cli": {

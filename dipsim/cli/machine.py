@@ -26,6 +26,7 @@ def calibrate(
     size: Bytes = "4 GB",
 ) -> None:
     """Measure this machine's Flash and DRAM, and write a device file. Takes minutes; leave the machine alone."""
+    import numpy as np
     import yaml
 
     from dipsim.basics.fields import parse
@@ -44,6 +45,8 @@ def calibrate(
     device = parse(Device, data, out)
     write(out, yaml.safe_dump(data, sort_keys=False, allow_unicode=True))
     print(f"{out}: {_rates(device)}; spread of passes {device.conditions['spread of passes']}")
+    if np.median(curves.spread) > method.UNSTEADY:
+        print("the passes lie far apart: something else uses the disk or the processor; calibrate again without it")
 
 
 @commands.command()
@@ -61,7 +64,7 @@ def replay(
     from rich.table import Table
 
     from dipsim.machine.disk import open_disk
-    from dipsim.machine.replay import DRIFT, LEAST, check_note, planned
+    from dipsim.machine.replay import DRIFT, LEAST, check_note, planned, write_replay
     from dipsim.machine.replay import note as write_error
     from dipsim.machine.replay import replay as read_again
 
@@ -72,17 +75,22 @@ def replay(
         least = max(LEAST, *(each.size for each in reads.values()))
         with open_disk(file, max(least, _bytes(size)), least, progress) as disk:
             found = {label: read_again(each, device, disk, progress) for label, each in reads.items()}
-    columns = ("policy", "tokens", "predicted", "measured", "predicted / measured", "by token: 10 %, median, 90 %",
-               "replay / replay", "")  # fmt: skip
+    write_replay(result, found)
+    columns = ("policy", "predicted", "measured", "predicted / measured", "of tokens: 10 %, median, 90 %",
+               "replay / replay", "disk before / after")  # fmt: skip
     table = Table(*columns, box=None, pad_edge=False)
     for label, each in found.items():
         times = (f"{1e3 * seconds.mean():.2f} ms" for seconds in (each.predicted, each.measured))
-        said = "" if each.conclusive else f"inconclusive: the disk changed {each.drift:.1f} times, more than {DRIFT}"
         ratios = " ".join(f"{ratio:.2f}" for ratio in each.percentiles)
-        table.add_row(label, str(tokens), *times, f"{each.ratio:.2f}", ratios, f"{each.noise:.2f}", said)
+        drift = f"{each.drift:.2f}" if each.conclusive else f"{each.drift:.2f}, inconclusive"
+        table.add_row(label, *times, f"{each.ratio:.2f}", ratios, f"{each.noise:.2f}", drift)
+    print(f"{tokens} tokens on {device.name}, read twice from {file}, Flash time a token:")
     console().print(table)
+    if not all(each.conclusive for each in found.values()):
+        print(f"inconclusive: the disk changed more than {DRIFT} times meanwhile; repeat it while nothing else runs")
+    print(f"{result}/replay.csv: every token")
     if note is not None:
-        print(f"{note}: validated, to {write_error(note, result, found):.1%}")
+        print(f"{note}: the largest error, {write_error(note, result, found):.1%}")
 
 
 def _bytes(size: str) -> int:
@@ -100,7 +108,7 @@ def _rates(device: Device) -> str:
     curves = device.flash.read_curves or {}
     few, many = curves[min(curves)], curves[device.flash.lanes or max(curves)]
     return (
-        f"Flash {show(few[0][1], 'bandwidth')} for reads of {show(few[0][0], 'size')} one at a time, "
-        f"{show(many[0][1], 'bandwidth')} with {device.flash.lanes} under way, at best "
-        f"{show(many[-1][1], 'bandwidth')}; DRAM {show(device.dram.bandwidth, 'bandwidth')}"
+        f"Flash {show(few[0][1], 'bandwidth')} for reads of {few[0][0] / 1024:g} KiB one at a time, "
+        f"{show(many[0][1], 'bandwidth')} with {device.flash.lanes} under way, {show(many[-1][1], 'bandwidth')} for "
+        f"the longest; DRAM {show(device.dram.bandwidth, 'bandwidth')}"
     )

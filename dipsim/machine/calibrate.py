@@ -19,6 +19,7 @@ import numpy as np
 from dipsim.basics.arrays import Floats
 from dipsim.basics.errors import InputError
 from dipsim.basics.progress import Progress, silent
+from dipsim.basics.units import show
 from dipsim.machine.disk import Disk, Storage
 
 SIZES = tuple(4096 << power for power in range(9))  # 4 KiB to 1 MiB
@@ -28,6 +29,7 @@ READS = 512  # of a batch: fewer are over before the drive is busy
 ROUNDED = 1e-4  # more than the digits that a file leaves out
 FEWEST = 64  # of a batch, where the file is too small for more
 SMALL, REPEATED = (1, 4, 16, 64), 10  # batches that tell what a batch costs beside its reads, and how often
+UNSTEADY = 0.25  # median spread of passes from which on a measurement should be repeated
 NEAR_BEST = 0.95  # of the highest throughput: the fewest lanes that reach it are enough
 COPIED, COPIES = 1 << 28, 5  # bytes that all threads copy to time DRAM, and how often
 
@@ -99,7 +101,10 @@ def measure(
 def check_size(size: int, largest: int = max(SIZES)) -> None:
     """Raise InputError if a file of `size` bytes is too small to scatter reads of `largest` bytes over."""
     if size < 2 * FEWEST * largest:
-        raise InputError(f"--size: {size} B are too few to scatter reads over; give {2 * FEWEST * largest} B or more")
+        raise InputError(
+            f"--size: {show(size, 'size')} are too few to scatter reads over; give "
+            f"{show(2 * FEWEST * largest, 'size')} or more, or a larger file"
+        )
 
 
 def scattered(storage: Storage, size: int, reads: int, rng: np.random.Generator) -> list[int]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import yaml
 
 from dipsim.basics.arrays import Floats
@@ -22,6 +23,7 @@ from dipsim.basics.units import show
 from dipsim.machine.calibrate import FEWEST, READS, scattered
 from dipsim.machine.disk import Storage
 from dipsim.machine.reads import Reads, reads_of
+from dipsim.results.folder import read_runs
 from dipsim.study.experiment import Experiment
 from dipsim.timing.device import Device
 from dipsim.timing.service import service_times
@@ -30,6 +32,7 @@ PROBED = (16384, 262144)  # bytes of the reads that tell whether the disk is sti
 LEAST = 2 * FEWEST * max(PROBED)  # bytes of a file that has room for them
 DRIFT = 1.5  # by more than this factor, and nothing can be said
 REPLAYS = 2
+GOOD = 0.4  # an error up to which a device is said to be validated
 
 
 @dataclass(frozen=True)
@@ -88,10 +91,22 @@ def planned(
     length = experiment.tokens or trace.tokens
     settings = experiment.settings(chosen, trace.shape, trace.longest_sequence(experiment.tokens), device)
     page = max(int(device.flash.page), 4096)
-    return device, {
+    found = {
         policy.label: reads_of(trace, setting, length, tokens, page, progress)
         for policy, setting in zip(chosen, settings, strict=True)
     }
+    for run in read_runs(folder):
+        if run.policy in found and not np.isclose(
+            _flash_s(found[run.policy], device).sum(), run.flash_s or 0, rtol=1e-9
+        ):
+            raise InputError(f"{folder}: its device, trace or policy has changed since; run it again")
+    return device, found
+
+
+def _flash_s(reads: Reads, device: Device) -> Floats:
+    """Seconds of Flash that are predicted for each counted token, [T]."""
+    service = service_times(reads.plan, device)
+    return np.asarray((service.flash_static + service.flash).sum(axis=1))
 
 
 def replay(reads: Reads, device: Device, storage: Storage, progress: Progress = silent) -> Replayed:
@@ -113,8 +128,7 @@ def replay(reads: Reads, device: Device, storage: Storage, progress: Progress = 
             measured[turn, token] = sum(storage.read(offsets, sizes, lanes) for offsets, sizes in batches)
             progress("replaying tokens", turn * len(reads.batches) + token + 1, REPLAYS * len(reads.batches))
     after = _probe(storage, lanes, rng)
-    service = service_times(reads.plan, device)
-    predicted = (service.flash_static + service.flash)[-len(reads.batches) :].sum(axis=1)
+    predicted = _flash_s(reads, device)[-len(reads.batches) :]
     return Replayed(predicted, measured, float(np.exp(np.abs(np.log(after / before))).max()))
 
 
@@ -128,6 +142,17 @@ def _probe(storage: Storage, lanes: int, rng: np.random.Generator) -> Floats:
     return np.array([np.median([once(size) for _ in range(3)]) for size in PROBED])
 
 
+def write_replay(folder: Path, found: Mapping[str, Replayed]) -> None:
+    """Write `replay.csv` into the folder of a run: a row for each policy and token."""
+    rows = [
+        {"policy": label, "token": token, "predicted_s": each.predicted[token]}
+        | {f"measured_{turn + 1}_s": each.measured[turn, token] for turn in range(REPLAYS)}
+        for label, each in found.items()
+        for token in range(len(each.predicted))
+    ]
+    write(folder / "replay.csv", pd.DataFrame(rows).to_csv(index=False))
+
+
 def check_note(path: Path, device: Device) -> None:
     """Raise InputError unless a device file is that of the run, whose error may be written into it."""
     if Device.load(path).flash != device.flash:
@@ -139,14 +164,19 @@ def check_note(path: Path, device: Device) -> None:
 def note(path: Path, folder: Path, found: Mapping[str, Replayed]) -> float:
     """Write the largest error of predicted over measured into a device file, and return it.
 
-    Raises InputError if nothing could be said.
+    Up to `GOOD` the device is then validated. Raises InputError if nothing could be said.
     """
     said = [abs(each.ratio - 1) for each in found.values() if each.conclusive]
     if len(said) < len(found):
         raise InputError(f"{path}: not changed, since the replay was inconclusive; repeat it while nothing else runs")
     data = read_yaml(path)
-    against = f"a replay of {', '.join(found)} ({folder.resolve().name}), the largest error"
-    data["evidence"] = {"level": "validated", "against": against, "error": round(max(said), 4)}
+    tokens, noise = len(next(iter(found.values())).predicted), max(each.noise for each in found.values())
+    against = f"a replay of {tokens} tokens of {', '.join(found)} ({folder.resolve().name}), the largest error"
+    data["evidence"] = {
+        "level": "validated" if max(said) <= GOOD else "fitted",
+        "against": f"{against}; replays differed by up to {noise - 1:.0%}",
+        "error": round(max(said), 4),
+    }
     parse(Device, data, path)
     write(path, yaml.safe_dump(data, sort_keys=False, allow_unicode=True))
     return max(said)

@@ -32,8 +32,9 @@ TABLES: dict[str, dict[str, Any]] = {  # the columns that are read back
 
 
 def clear_results(out: Path) -> None:
-    """Remove what an earlier run left in a folder and this one may not replace: its summary, timeline and figures."""
-    for name in ("summary.json", "timeline.json", *(f"{name}.{kind}" for name in FIGURES for kind in ("png", "svg"))):
+    """Remove what an earlier run left in a folder, and this one may not replace: all but the tables."""
+    drawn = [f"{name}.{kind}" for name in FIGURES for kind in ("png", "svg")]
+    for name in ("summary.json", "timeline.json", "replay.csv", *drawn):
         if (out / name).is_file():
             (out / name).unlink()
 
@@ -73,6 +74,7 @@ class Run(BaseModel, frozen=True, allow_inf_nan=False):
     tokens: int
     tokens_per_s: PositiveFloat
     mean_latency_s: float = Field(validation_alias=AliasPath("latency_s", "mean"))
+    flash_s: float | None = Field(None, validation_alias=AliasPath("busy_s", "flash"))
     hit_rate: float
     mlp_fraction_read: float
     energy_j_per_token: float | None = None
@@ -109,11 +111,12 @@ def read_tables(folder: Path) -> tuple[list[Run], list[pd.DataFrame]]:
 
     Raises InputError if they are missing or not those of one run.
     """
-    runs = _runs(folder)
+    runs = read_runs(folder)
     return runs, [_table(folder, name, runs) for name in TABLES]
 
 
-def _runs(folder: Path) -> list[Run]:
+def read_runs(folder: Path) -> list[Run]:
+    """Read the runs of an output folder. Raises InputError if its summary is missing or not that of one run."""
     path = folder / "summary.json"
     try:
         runs = _RUNS.validate_json(path.read_bytes())

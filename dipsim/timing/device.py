@@ -97,6 +97,14 @@ class Evidence(Strict):
     against: str = ""
     error: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
 
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.level == "validated" and (self.error is None or not self.against):
+            raise ValueError("validated needs the error that was found, such as 0.05, and against what")
+        if self.level in ("derived", "assumed") and self.error is not None:
+            raise ValueError(f"{self.level} has no error; a device with one is validated or fitted")
+        return self
+
     @property
     def shown(self) -> str:
         """In a few words."""

@@ -66,7 +66,7 @@ def test_addresses_rise_with_gaps_and_stay_in_the_file():
 
 
 def test_too_small_a_file_is_refused_in_a_line():
-    with pytest.raises(InputError, match="--size: 1048576 B are too few to scatter reads over; give 8388608 B or more"):
+    with pytest.raises(InputError, match=r"--size: 1.05 MB are too few to scatter reads over; give 8.39 MB or more"):
         calibrate.measure(fake(size=1 << 20), SIZES, LANES)
 
 

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 from oracles.disk import FakeDisk
@@ -12,7 +13,7 @@ from dipsim.basics.errors import InputError
 from dipsim.basics.fields import parse
 from dipsim.machine.disk import LARGEST
 from dipsim.machine.reads import _parts, reads_of
-from dipsim.machine.replay import check_note, note, planned, replay
+from dipsim.machine.replay import check_note, note, planned, replay, write_replay
 from dipsim.planning.fetch_plan import Setting
 from dipsim.sparsity.plugins import load_policy
 from dipsim.study.experiment import Experiment
@@ -124,10 +125,21 @@ def test_a_run_is_replayed_from_its_folder_and_its_error_noted(tiny_trace, tmp_p
     said = note(mine, out, found)
     assert said == pytest.approx(1.0)
     written = Device.load(mine)
-    assert written.evidence.level == "validated"
-    assert written.evidence.error == pytest.approx(said, abs=1e-4)
-    assert written.evidence.against == "a replay of dense, dip(keep=0.6) (out), the largest error"
+    assert (written.evidence.level, written.evidence.error) == ("fitted", 1.0), "too wrong to be called validated"
+    found["dense"] = replace(found["dense"], measured=np.stack([found["dense"].predicted * x for x in (0.7, 0.9)]))
+    assert note(mine, out, found) == pytest.approx(0.25)
+    written = Device.load(mine)
+    assert (written.evidence.level, written.evidence.error) == ("validated", 0.25)
+    assert written.evidence.against == (
+        "a replay of 5 tokens of dense, dip(keep=0.6) (out), the largest error; replays differed by up to 29%"
+    )
+    write_replay(out, found)
+    table = pd.read_csv(out / "replay.csv")
+    assert list(table) == ["policy", "token", "predicted_s", "measured_1_s", "measured_2_s"]
+    assert list(table["policy"]) == ["dense"] * 5 + ["dip(keep=0.6)"] * 5
+    assert table["measured_2_s"][:5].to_numpy() == pytest.approx(0.9 * table["predicted_s"][:5].to_numpy())
     assert written.flash == device.flash
+    assert planned(out, (), 5)[0].flash == device.flash, "what was noted changes no prediction"
     with pytest.raises(InputError, match="its flash is not that of the run, d; run on this device, unchanged"):
         check_note(mine, device.replace(**{"flash.command_time": "8 us"}))
 
@@ -168,6 +180,13 @@ def test_replays_that_differ_show_as_noise(tiny_trace, tmp_path):
     found = replay(reads["dense"], device, disk)
     assert found.noise == pytest.approx(10, rel=0.01)
     assert found.ratio == pytest.approx(found.predicted.sum() / (5.5 * found.measured[1].sum()))
+
+
+def test_a_device_that_changed_since_the_run_is_refused(tiny_trace, tmp_path):
+    out, mine = result(tiny_trace, tmp_path)
+    mine.write_text(mine.read_text().replace("7 us", "9 us"))
+    with pytest.raises(InputError, match="out: its device, trace or policy has changed since; run it again"):
+        planned(out, ["dip(keep=0.6)"], 5)
 
 
 def test_what_cannot_be_replayed_is_refused_in_a_line(tiny_trace, tmp_path):

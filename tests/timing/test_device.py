@@ -94,3 +94,23 @@ def test_unknown_device_lists_the_shipped_ones():
         Device.load("paper-9")
     with pytest.raises(InputError, match="no such file"):
         Device.load("./nope.yaml")
+
+
+@pytest.mark.parametrize(
+    ("evidence", "complaint"),
+    [
+        ({"level": "validated", "against": "a run"}, "validated needs the error that was found, such as 0.05"),
+        ({"level": "validated", "error": 0.05}, "validated needs the error that was found, such as 0.05, and against"),
+        ({"level": "assumed", "error": 0.05}, "assumed has no error; a device with one is validated or fitted"),
+        ({"level": "proven"}, "Input should be 'validated', 'fitted', 'derived' or 'assumed'"),
+    ],
+)
+def test_evidence_that_does_not_fit_is_refused(evidence, complaint):
+    with pytest.raises(InputError, match=complaint):
+        Device.load("paper").replace(**{f"evidence.{field}": value for field, value in evidence.items()})
+
+
+def test_evidence_is_shown_in_a_few_words():
+    fields = {"evidence.level": "fitted", "evidence.error": 0.123, "evidence.against": "x"}
+    assert Device.load("paper").replace(**fields).evidence.shown == "fitted to 12.3%"
+    assert Device.load("paper").evidence.shown == "assumed"
