@@ -116,7 +116,7 @@ def test_a_perplexity_is_shown_only_for_masks_of_the_same_memory():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("device", assets.names("devices"))
+@pytest.mark.parametrize("device", ["oneplus-12", "paper", "pc-nvme-gen4", "pi5-nvme"])  # docs/hardware.md has all
 @pytest.mark.parametrize("scale_to", [None, "phi-3-medium"])
 def test_with_auto_no_policy_loses_to_dense_by_more_than_its_overheads(device, scale_to):
     policies = ["dense", *({"dip": {"keep": keep}} for keep in (0.9, 0.5)), {"dip-ca": {"keep": 0.75}},
