@@ -56,7 +56,7 @@ BY_HAND: dict[str, tuple[dict[str, object], tuple[float, ...]]] = {  # popularit
     "7 GB/s, 1 us": ({"read_bandwidth": "7 GB/s", "command_time": "1 us"}, (1.14, 1.20, 2.11)),
 }
 MEASURED = ROOT / "docs/hardware/worth.csv"
-RATIOS, RATES = np.geomspace(0.005, 200, 29), np.linspace(0.5, 0.95, 10)
+RATIOS, RATES = np.geomspace(0.005, 200, 29), np.linspace(0.45, 0.95, 11)
 
 
 def large(table: pd.DataFrame) -> Rows:
