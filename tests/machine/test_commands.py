@@ -45,7 +45,7 @@ def replayed(dipsim):
 def test_calibrate_run_replay(dipsim, tmp_path):
     done = dipsim("calibrate", "--file", "x.bin", *SMALL, "--out", "mine.yaml")
     assert done.returncode == 0, done.stderr
-    assert re.match(r"mine.yaml: Flash .*B/s for reads of 4.1 kB one at a time, .*; spread of passes", done.stdout)
+    assert re.match(r"mine.yaml: Flash .*B/s for reads of 4 KiB one at a time, .*; spread of passes", done.stdout)
     device = Device.load(tmp_path / "mine.yaml")
     assert device.evidence.level == "fitted"
     assert set(device.flash.read_curves) == {1, 2, 4, 8, 16, 32}
@@ -65,7 +65,10 @@ def test_what_cannot_be_done_is_one_line(dipsim, tmp_path):
         (("calibrate", "--file", "x.bin", "--size", "4"), "--size: '4' has no unit"),
         (("calibrate", "--file", "x.bin", "--size", "1 MB"), "are too few to scatter reads over"),
         (("calibrate", "--file", "x.bin", "--out", "mine.txt"), "--out mine.txt: a device must end in .yaml"),
-        (("calibrate", "--file", "small.bin"), "small.bin: has 1.05 MB, and 4 GB are needed"),
+        (
+            ("calibrate", "--file", "small.bin"),
+            "--size: 1.05 MB are too few to scatter reads over; give 134 MB or more",
+        ),
         (("replay", "nothing", "--file", "x.bin"), "nothing: holds no run"),
     ):
         done = dipsim(*arguments)

@@ -190,7 +190,13 @@ def test_other_systems_are_told_so(monkeypatch):
 @pytest.mark.parametrize("kill", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_nothing_is_left_of_an_interrupted_calibration(there, kill):
     command = [sys.executable, "-m", "dipsim", "calibrate", "--file", "x.bin", "--size", "1 GB", "--out", "mine.yaml"]
-    running = subprocess.Popen(command, cwd=there, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE)
+    running = subprocess.Popen(
+        command,
+        cwd=there,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which a shell may have had ignored
+    )
     time.sleep(2.5)
     running.send_signal(kill)
     _, complaint = running.communicate(timeout=60)
