@@ -34,12 +34,12 @@ def dipsim(checkout, tmp_path):
 
 
 def replayed(dipsim):
-    """Predicted over measured of each policy."""
+    """Predicted over measured of each policy; None where the disk changed meanwhile."""
     done = dipsim("replay", "out", "--file", "x.bin", *SMALL, "--tokens", "4")
     assert done.returncode == 0, done.stderr
     rows = [line.split() for line in done.stdout.splitlines() if line.startswith(("dense ", "dip "))]
     assert [row[0] for row in rows] == ["dense", "dip"]
-    return [float(row[5]) for row in rows]
+    return None if "inconclusive" in done.stdout else [float(row[5]) for row in rows]
 
 
 def test_calibrate_run_replay(dipsim, tmp_path):
@@ -53,8 +53,10 @@ def test_calibrate_run_replay(dipsim, tmp_path):
     done = dipsim("run", "--device", "./mine.yaml", "--dram", "60 MB", "--tokens", "96", "--layout", "popularity",
                   "--policy", "dense", "--policy", "dip", "--out", "out")  # fmt: skip
     assert done.returncode == 0, done.stderr
-    tries = [replayed(dipsim) for _ in range(3)]
-    assert any(all(0.5 < ratio < 2 for ratio in ratios) for ratios in tries), f"{tries} of a disk that others use, too"
+    tries = [ratios for ratios in (replayed(dipsim) for _ in range(3)) if ratios]
+    assert not tries or any(all(0.5 < ratio < 2 for ratio in ratios) for ratios in tries), (
+        f"{tries} of a disk that others use, too"
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.yaml", "out"]
 
 
