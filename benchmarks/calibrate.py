@@ -18,7 +18,7 @@ from dipsim.machine import calibrate
 from dipsim.machine.disk import Disk, open_disk
 from dipsim.machine.reads import reads_of
 from dipsim.machine.replay import Replayed, replay
-from dipsim.sparsity.plugins import load_policy
+from dipsim.results.quality import NOT_MEASURED
 from dipsim.study.experiment import Experiment
 from dipsim.timing.device import Device
 from dipsim.workload import Trace
@@ -61,17 +61,10 @@ def replays(device: Device, disk: Disk) -> dict[tuple[str, int, str], Replayed]:
                 "policies": list(POLICIES),
             }
             experiment = parse(Experiment, data, "replay")
-            policies = [load_policy(name) for name in POLICIES]
-            for setting in experiment.settings(policies, trace.shape, TOKENS, there):
+            for setting in experiment.settings(experiment.load_policies(), trace.shape, TOKENS, there):
                 reads = reads_of(trace, setting, TOKENS, SHOWN, int(there.flash.page))
-                found[layout, lanes, setting.policy.label] = replay(reads, there, disk)
-                print(
-                    layout,
-                    lanes,
-                    setting.policy.label,
-                    f"{found[layout, lanes, setting.policy.label].ratio:.2f}",
-                    file=sys.stderr,
-                )
+                found[layout, lanes, setting.policy.label] = each = replay(reads, there, disk)
+                print(layout, lanes, setting.policy.label, f"{each.ratio:.2f}", file=sys.stderr)
     return found
 
 
@@ -81,21 +74,7 @@ def compared(found: dict[tuple[str, int, str], Replayed]) -> Rows:
              "by token: 10 %, median, 90 %", "replay / replay", "disk before / after", "perplexity"]]  # fmt: skip
     for (layout, lanes, policy), each in found.items():
         times = (f"{1e3 * seconds.mean():.1f} ms" for seconds in (each.predicted, each.measured))
-        ratios = " ".join(f"{ratio:.2f}" for ratio in each.percentiles)
-        drift = f"{each.drift:.2f}" if each.conclusive else f"{each.drift:.2f}, inconclusive"
-        rows.append(
-            [
-                f"`{layout}`",
-                str(lanes),
-                f"`{policy}`",
-                *times,
-                f"{each.ratio:.2f}",
-                ratios,
-                f"{each.noise:.2f}",
-                drift,
-                "not measured",
-            ]
-        )
+        rows.append([f"`{layout}`", str(lanes), f"`{policy}`", *times, *each.verdict, NOT_MEASURED])
     return rows
 
 

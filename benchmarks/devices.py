@@ -5,18 +5,17 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from typing import Any
 
 import numpy as np
 from matplotlib import style
 from matplotlib.figure import Figure
-from page import ROOT, Rows, show
+from page import ROOT, Rows, keep, show
 
 from dipsim.basics import assets
 from dipsim.basics.units import show as quantity
-from dipsim.figures.style import COLOURS, DASHES, MARKERS, STYLE, blank_figure, save_figure
+from dipsim.figures.style import COLOURS, DASHES, MARKERS, STYLE, blank_figure
 from dipsim.timing.device import Device
 
 SIZES = np.geomspace(2048, 8 << 20, 37)
@@ -89,11 +88,7 @@ def draw() -> Figure:
 def main() -> int:
     show({"overview": overview(), "figures": figures()}, ROOT / "docs/devices.md")
     with style.context(["default", STYLE]):
-        drawn = save_figure(draw(), ROOT / "results/devices/throughput")
-    if "--write" in sys.argv:
-        target = ROOT / "docs/devices/throughput.png"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(next(path for path in drawn if path.suffix == ".png"), target)
+        keep(draw(), "devices/throughput")
     return 0
 
 

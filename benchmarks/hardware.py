@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,13 +19,13 @@ import pandas as pd
 from joblib import Parallel, delayed
 from matplotlib import style
 from matplotlib.figure import Figure
-from page import ROOT, Rows, price, show, simulate
+from page import ROOT, Rows, keep, price, show, simulate
 
 from dipsim.basics import assets
 from dipsim.basics.arrays import Floats
 from dipsim.basics.files import write
 from dipsim.figures.pareto import BUDGETS
-from dipsim.figures.style import STYLE, save_figure
+from dipsim.figures.style import STYLE
 from dipsim.memory.budget import column_bytes
 from dipsim.planning.learn import learn_layout
 from dipsim.results.quality import NOT_MEASURED
@@ -312,10 +311,7 @@ def main() -> int:
     tables["worth"], tables["curves"] = worth()
     show(tables, ROOT / "docs/hardware.md")
     with style.context(["default", STYLE]):
-        figure = draw_map(pd.concat([table, more]))
-        drawn = save_figure(figure, ROOT / "results/hardware/map")
-    if "--write" in sys.argv:
-        shutil.copyfile(next(path for path in drawn if path.suffix == ".png"), ROOT / "docs/hardware/map.png")
+        keep(draw_map(pd.concat([table, more])), "hardware/map")
     return 0
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pandas as pd
+from matplotlib.figure import Figure
 
+from dipsim.figures.style import save_figure
 from dipsim.figures.sweep import draw_sweep
 from dipsim.results.quality import NOT_MEASURED
 from dipsim.study.experiment import Experiment
@@ -38,6 +41,15 @@ def _say(name: str) -> Callable[[str, int, int], None]:
             print(f"{name}: {done} of {total} points", file=sys.stderr)
 
     return say
+
+
+def keep(figure: Figure, name: str) -> None:
+    """Save a figure as `results/{name}`; with `--write` on the command line, its PNG also as `docs/{name}.png`."""
+    drawn = save_figure(figure, ROOT / "results" / name)
+    if "--write" in sys.argv:
+        target = ROOT / f"docs/{name}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(next(path for path in drawn if path.suffix == ".png"), target)
 
 
 def price(points: pd.DataFrame) -> str:

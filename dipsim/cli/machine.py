@@ -81,9 +81,7 @@ def replay(
     table = Table(*columns, box=None, pad_edge=False)
     for label, each in found.items():
         times = (f"{1e3 * seconds.mean():.2f} ms" for seconds in (each.predicted, each.measured))
-        ratios = " ".join(f"{ratio:.2f}" for ratio in each.percentiles)
-        drift = f"{each.drift:.2f}" if each.conclusive else f"{each.drift:.2f}, inconclusive"
-        table.add_row(label, *times, f"{each.ratio:.2f}", ratios, f"{each.noise:.2f}", drift)
+        table.add_row(label, *times, *each.verdict)
     print(f"{tokens} tokens on {device.name}, read twice from {file}, Flash time a token:")
     console().print(table)
     if not all(each.conclusive for each in found.values()):

@@ -60,6 +60,12 @@ class Replayed:
         return float(low), float(middle), float(high)
 
     @property
+    def verdict(self) -> tuple[str, str, str, str]:
+        """As a table says it: `ratio`, `percentiles`, `noise`, `drift`."""
+        drift = f"{self.drift:.2f}" if self.conclusive else f"{self.drift:.2f}, inconclusive"
+        return f"{self.ratio:.2f}", " ".join(f"{each:.2f}" for each in self.percentiles), f"{self.noise:.2f}", drift
+
+    @property
     def noise(self) -> float:
         """One replay over the other: at least 1."""
         totals = self.measured.sum(axis=1)

@@ -152,6 +152,8 @@ def test_a_disk_that_changes_meanwhile_is_inconclusive(tiny_trace, tmp_path):
     found = replay(reads["dense"], device, disk)
     assert found.drift == pytest.approx(10)
     assert not found.conclusive
+    assert found.verdict[3] == "10.00, inconclusive"
+    assert found.verdict[:1] + found.verdict[2:3] == (f"{found.ratio:.2f}", "1.00")
     before = mine.read_text()
     with pytest.raises(InputError, match="not changed, since the replay was inconclusive"):
         note(mine, out, {"dense": found})
