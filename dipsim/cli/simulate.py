@@ -41,7 +41,12 @@ def run(
     dram: Annotated[str | None, typer.Option(help='DRAM for weights and KV cache, e.g. "1.5 GB".')] = None,
     layout: Annotated[str | None, typer.Option(help="How columns lie in Flash; see `list layouts`.")] = None,
     start: Annotated[str | None, typer.Option(help="warm, cold or filled caches.")] = None,
-    eviction: Annotated[str | None, typer.Option(help="none, lru, lfu, pinned, belady or optimal.")] = None,
+    eviction: Annotated[
+        str | None, typer.Option(help="none, lru, lfu, lfru, slru, s3-fifo, pinned, belady or optimal.")
+    ] = None,
+    cache: Annotated[
+        str | None, typer.Option(help='Bytes for caches alone, instead of --dram, e.g. "4000 MiB".')
+    ] = None,
     timing: Annotated[str | None, typer.Option(help="serial, concurrent or pipelined.")] = None,
     tokens: Annotated[int | None, typer.Option(help="Simulate only the first so many tokens.")] = None,
     out: Annotated[Path | None, typer.Option(help="Output folder; by default results/<experiment>.")] = None,
@@ -51,16 +56,19 @@ def run(
     from dipsim.basics import assets
     from dipsim.figures.run import draw_run
     from dipsim.results.tables import heading, run_table
+    from dipsim.study.run import cliff, write_run
     from dipsim.study.run import run as run_experiment
-    from dipsim.study.run import write_run
 
     path = experiment or assets.find("examples", "quickstart")
     given = {
         **{"trace": trace, "device": device, "dram": dram, "layout": layout, "start": start},
         **{"eviction": eviction, "timing": timing, "tokens": tokens},
     }
-    resolved = _resolve(path, {key: value for key, value in given.items() if value is not None}, policy, settings or [])
+    changes = {key: value for key, value in given.items() if value is not None}
+    resolved = _resolve(path, changes, policy, settings or [], cache)
     folder = out or Path("results") / path.stem
+    if not resolved.sweep and (note := cliff(resolved)):
+        print(note)
     with progress_bar() as progress:
         results = run_experiment(resolved, progress, timeline)
         progress("writing tables and figures", 0, 1)
@@ -72,17 +80,24 @@ def run(
     print(", timeline.json" if timeline else "")
 
 
-def _resolve(path: Path, changes: dict[str, Any], policies: list[str] | None, settings: list[str]) -> Experiment:
+def _resolve(
+    path: Path, changes: dict[str, Any], policies: list[str] | None, settings: list[str], cache: str | None
+) -> Experiment:
     """The experiment of a file with what the command line changes."""
     from dipsim.basics.fields import parse
     from dipsim.study.experiment import Experiment, policy_entries
 
-    data = Experiment.load(path).resolved() | changes
+    data = Experiment.load(path).resolved()
+    if cache is not None:
+        data = data | {"dram": None, "cache": {**(data["cache"] or {}), "size": cache}}
+    if "dram" in changes and data["cache"] is not None:
+        data = data | {"cache": data["cache"] | {"size": None}}
+    data = data | changes
     if policies:
         data["policies"] = policies
     chosen = policy_entries(data)
     apply_settings(chosen, settings)
-    return parse(Experiment, data | {"policies": chosen}, "command line" if changes or policies else path)
+    return parse(Experiment, data | {"policies": chosen}, "command line" if changes or policies or cache else path)
 
 
 @commands.command()

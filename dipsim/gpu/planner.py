@@ -57,6 +57,8 @@ class GpuPlanner:
 
     def able(self, trace: Trace, setting: Setting, tokens: int) -> bool:
         """Whether the GPU makes the plan of a setting just as the CPU does."""
+        if trace.shape.mixture is not None:
+            return False
         acts, policy = trace.layer(0, min(tokens, TOKENS)), setting.policy
         groups = checked_groups(policy, trace.shape)
         if not _counts_like_the_cpu(setting, groups):
@@ -69,6 +71,8 @@ class GpuPlanner:
 
         Raises InputError if a policy fails.
         """
+        if trace.shape.mixture is not None:
+            return CpuPlanner().fill(trace, builders, layers, progress)
         members = [Member(builder, caches) for builder in builders for caches in builder.caches]
         acts = trace.layer(0, min(builders[0].tokens, TOKENS))
         with NumpyPromotion():

@@ -1,4 +1,4 @@
-"""Divides the DRAM: static parts first, then matrices that are read whole, then equal caches.
+"""Divides the DRAM: static parts first, then matrices that are read whole, then equal caches, or one of experts.
 
 The equations are in docs/background.md, section 3.
 """
@@ -27,7 +27,7 @@ class Budget:
     whole_resident_bytes: float  # matrices that the policy reads whole: resident part
     whole_streamed_bytes: float  # and the part read from Flash for every token
     cache_bytes: float
-    capacities: tuple[int, ...]  # columns cached of each matrix of each group, in one layer
+    capacities: tuple[int, ...]  # columns cached of each matrix of each group, in one layer; experts as they fit evenly
     unused_bytes: float
 
     @property
@@ -65,7 +65,7 @@ def allocate(
     """Divide `dram_bytes` for sequences of `length` positions.
 
     The dynamic part is split equally over the masked matrices of all layers; a capacity never exceeds the number of
-    columns. Without `caching` nothing is cached, but matrices read whole still stay in DRAM. Raises InputError if the
+    columns. Experts get all of it together, in bytes. Without `caching` nothing is cached, but matrices read whole still stay in DRAM. Raises InputError if the
     static bytes do not fit, unless `stream_static` lets lm_head and attention overflow to Flash, each in proportion.
     The KV cache and the policy's own bytes must always fit.
     """
@@ -84,14 +84,21 @@ def allocate(
         )
     dynamic = max(0.0, dram_bytes - static)
     whole = len(whole_matrices(groups)) * shape.num_hidden_layers * shape.mlp_matrix_bytes
+    whole += float(shape.whole_mlp_bytes.sum())
     whole_resident = min(whole, dynamic)
-    masked = sum(len(group.matrices) for group in groups) * shape.num_hidden_layers
-    share = (dynamic - whole_resident) / masked if masked and caching else 0.0
-    capacities = tuple(min(shape.axis_size(g.axis), int(share // column_bytes(shape, g))) for g in groups)
-    cache = sum(
-        capacity * column_bytes(shape, group) * len(group.matrices) * shape.num_hidden_layers
-        for capacity, group in zip(capacities, groups, strict=True)
-    )
+    room = dynamic - whole_resident if caching else 0.0
+    if shape.mixture is not None:
+        experts = float(shape.expert_bytes.sum())  # one of each layer
+        cache = min(room, shape.mixture.num_experts * experts)
+        capacities = tuple(int(cache // experts) for _ in groups)
+    else:
+        masked = sum(len(group.matrices) for group in groups) * shape.num_hidden_layers
+        share = room / masked if masked else 0.0
+        capacities = tuple(min(shape.axis_size(g.axis), int(share // column_bytes(shape, g))) for g in groups)
+        cache = sum(
+            capacity * column_bytes(shape, group) * len(group.matrices) * shape.num_hidden_layers
+            for capacity, group in zip(capacities, groups, strict=True)
+        )
     return Budget(
         total_bytes=dram_bytes,
         lm_head_bytes=shape.lm_head_bytes,

@@ -18,7 +18,8 @@ from dipsim.basics.errors import InputError
 from dipsim.memory.budget import Budget, allocate, column_bytes
 from dipsim.memory.cache import ColumnCache, lowest
 from dipsim.memory.eviction import eviction_rule
-from dipsim.planning.fetch_plan import FetchPlan, Setting, warm_up_tokens
+from dipsim.planning.expert_reads import check_experts, expert_pieces
+from dipsim.planning.fetch_plan import Encoded, FetchPlan, Setting, warm_up_tokens
 from dipsim.sparsity.policy import Group, Policy, whole_matrices
 from dipsim.sparsity.selection import (
     ATTENTION,
@@ -67,14 +68,14 @@ class Counts:
     """What T tokens did to the caches of one group in L layers.
 
     `wanted` and `found` are columns, [T, L]. `reads` and `read_bytes` are [T, L, R] by class of run, as in a FetchPlan.
-    `held` [L] are the most columns that each cache ever held.
+    `held` [L] are the most columns that each cache ever held (a share of them, where one cache serves all layers).
     """
 
     wanted: Whole
     found: Whole
     reads: Whole
     read_bytes: Floats
-    held: Whole
+    held: Whole | Floats
 
 
 class PlanBuilder:
@@ -83,13 +84,21 @@ class PlanBuilder:
     `caches` are those of each group. Raises InputError if the setting does not fit the model or the DRAM.
     """
 
-    def __init__(self, shape: ModelShape, setting: Setting, tokens: int, starts: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        shape: ModelShape,
+        setting: Setting,
+        tokens: int,
+        starts: tuple[int, ...],
+        prompts: Sequence[tuple[int, int]] = (),
+    ) -> None:
         policy = setting.policy
         if setting.flash is not None and setting.flash.page != setting.page:
             raise InputError(
                 f"page: {setting.page:g} B, and that of the flash is {setting.flash.page:g} B; make them equal"
             )
         self.shape, self.setting, self.tokens, self.sequence_starts = shape, setting, tokens, starts
+        self.prompts = [(begin, min(end, tokens)) for begin, end in prompts if begin < tokens]
         self.groups = checked_groups(policy, shape)
         self.layout = load_layout(setting.layout)
         self.rule = rule = eviction_rule(setting.eviction)
@@ -112,10 +121,19 @@ class PlanBuilder:
             )
         if rule.fixed and setting.start == "filled":
             raise InputError(f"start: filled: the eviction {setting.eviction} has its own columns; use warm or cold")
+        if shape.mixture is not None:
+            check_experts(setting, rule)
+        elif setting.scope == "model":
+            raise InputError("cache: scope: model is one cache of experts for all layers; columns need scope: layer")
         position = np.concatenate([np.arange(end - begin) for begin, end in sequences(starts, tokens)])
         warm_up = [warm_up_tokens(setting.start, end - begin) for begin, end in sequences(starts, tokens)]
         self.counted: Mask = position >= np.repeat(warm_up, np.diff((*starts, tokens)))
         self.warm_up = max(warm_up)
+        if self.prompts:  # they are what comes before the tokens that are counted
+            self.counted = ~np.isin(np.arange(tokens), np.concatenate([np.arange(*prompt) for prompt in self.prompts]))
+            self.warm_up = max(end - begin for begin, end in self.prompts)
+            if not self.counted.any():
+                raise InputError(f"tokens: the first {tokens} are all of the prompt; ask for more")
         self.budget: Budget = allocate(
             shape,
             self.groups,
@@ -129,12 +147,13 @@ class PlanBuilder:
             LayerCaches(policy, group, setting.eviction, capacity, shape.axis_size(group.axis))
             for group, capacity in zip(self.groups, self.budget.capacities, strict=True)
         )
-        whole = (WHOLE,) if whole_matrices(self.groups) else ()
+        whole = (WHOLE,) if whole_matrices(self.groups) or shape.whole_mlp_bytes.any() else ()
         self._steps = (ATTENTION, *whole, *(group.name for group in self.groups))  # of a layer
         counted = int(np.count_nonzero(self.counted))
         self._arrays = _empty_arrays(
             shape, self.groups, setting.page, counted, len(self._steps) * shape.num_hidden_layers + 1
         )
+        self.encoded: Encoded | None = None
         self._placed: dict[int, list[Placement]] = {}
         self.watch: Callable[[LayerCaches, int, Fetch], object] = _unwatched  # sees what each layer's masks read
         self._enter_static(position[self.counted])
@@ -212,8 +231,7 @@ class PlanBuilder:
     def record(self, caches: LayerCaches, layers: range, counts: Counts) -> None:
         """Enter the counts of one group in adjacent layers."""
         arrays, group = self._arrays, caches.group
-        column = column_bytes(self.shape, group)
-        unit = len(group.matrices) * column
+        unit = self.unit_bytes(group)[layers.start : layers.stop]
         here = self._positions(group.name, layers)
         wanted, found, reads, read_bytes = (
             each[self.counted] for each in (counts.wanted, counts.found, counts.reads, counts.read_bytes)
@@ -223,11 +241,19 @@ class PlanBuilder:
         arrays["flash_gaps"][:, here] = np.maximum(read_bytes.sum(axis=2) - (wanted - found) * unit, 0)
         arrays["flops"][:, here] = wanted * (2.0 * unit * 8 / self.shape.bits.mlp)
         arrays["peak_cache_bytes"][here] = counts.held * unit
-        arrays["ranked"][here] = caches.columns
-        arrays["piece_bytes"][here] = self.placement(caches, layers.start).piece_bytes
+        arrays["ranked"][here] = caches.columns * (unit > 0)
+        arrays["unit_bytes"][here] = unit
+        pieces = expert_pieces(self.shape, self.setting) if group.axis == "expert" else None
+        arrays["piece_bytes"][here] = unit / pieces if pieces else self.placement(caches, layers.start).piece_bytes
         used = np.flatnonzero(reads.any(axis=(0, 1)))
         arrays["reads"][:, here, used] = reads[..., used]
         arrays["read_bytes"][:, here, used] = read_bytes[..., used]
+
+    def unit_bytes(self, group: Group) -> Floats:
+        """Bytes of one column, or expert, of all matrices of a group, in each layer [L]."""
+        if group.axis == "expert":
+            return self.shape.expert_bytes
+        return np.full(self.shape.num_hidden_layers, len(group.matrices) * column_bytes(self.shape, group))
 
     def _site(self, caches: LayerCaches) -> Site:
         group = caches.group
@@ -270,7 +296,9 @@ class PlanBuilder:
             sequence_starts=tuple(int(np.count_nonzero(self.counted[:start])) for start in self.sequence_starts),
             layer=layer,
             step=self._steps * len(layers) + (LM_HEAD,),
+            admits=self.rule.caches and not self.rule.fixed,
             warm_up=self.warm_up,
+            encoded=self.encoded,
             **self._arrays,
         )
 
@@ -293,8 +321,9 @@ class PlanBuilder:
         matrices = len(whole_matrices(self.groups))
         self._enter_whole(ATTENTION, layers, shape.attention_layer_bytes, static, bits.attention, reads=4)
         self._enter_whole(LM_HEAD, layers, shape.lm_head_bytes, static, bits.lm_head, reads=1)
-        if matrices:
-            self._enter_whole(WHOLE, layers, matrices * shape.mlp_matrix_bytes, whole, bits.mlp, reads=matrices)
+        if WHOLE in self._steps:
+            size = matrices * shape.mlp_matrix_bytes + shape.whole_mlp_bytes
+            self._enter_whole(WHOLE, layers, size, whole, bits.mlp, reads=matrices or 3)
         seen = self.setting.prompt + position[:, None] + 1  # a token attends to all before it and to itself
         own = budget.policy_bytes / len(layers)
         here = self._positions(ATTENTION, layers)
@@ -303,12 +332,14 @@ class PlanBuilder:
         self._arrays["flops"][:, here] += 4 * shape.query_size * seen
         self._arrays["flops"][:, here] += 2 * own * 8 / PREDICTOR_BITS
 
-    def _enter_whole(self, step: str, layers: range, size: float, resident: float, bits: int, reads: int) -> None:
+    def _enter_whole(
+        self, step: str, layers: range, size: float | Floats, resident: float, bits: int, reads: int
+    ) -> None:
         """Enter weights of `size` bytes that every token reads whole, `resident` of them from DRAM."""
         here, streamed = self._positions(step, layers), size * (1 - resident)
         self._arrays["dram_static"][:, here] = size * resident
         self._arrays["flash_static"][:, here] = streamed
-        self._arrays["static_reads"][here] = reads if streamed else 0
+        self._arrays["static_reads"][here] = reads * (np.asarray(streamed) > 0)
         self._arrays["flops"][:, here] = 2 * size * 8 / bits
 
 
@@ -321,16 +352,19 @@ def _empty_arrays(
 ) -> dict[str, NDArray[Any]]:
     """All arrays of a plan, zero."""
     size = (tokens, positions)
-    most = [
-        max(
-            shape.axis_size(group.axis), int(len(group.matrices) * shape.mlp_matrix_bytes / page) + 2 if page > 1 else 0
-        )
-        for group in groups
-    ]
+    def largest(group: Group) -> int:
+        """The most columns or pages that a read of a group can have."""
+        if group.axis == "expert":
+            return int(shape.expert_bytes.max() / page) + 2 if page > 1 else 1
+        pages = int(len(group.matrices) * shape.mlp_matrix_bytes / page) + 2 if page > 1 else 0
+        return max(shape.axis_size(group.axis), pages)
+
+    most = [largest(group) for group in groups]
     classes = max(most, default=1).bit_length()
     names = ("dram_static", "flash_static", "dram_hits", "flash_misses", "flash_gaps", "flops")
     arrays: dict[str, NDArray[Any]] = {name: np.zeros(size) for name in names}
-    arrays |= {name: np.zeros(positions) for name in ("static_reads", "peak_cache_bytes", "ranked", "piece_bytes")}
+    each = ("static_reads", "peak_cache_bytes", "ranked", "piece_bytes", "unit_bytes")
+    arrays |= {name: np.zeros(positions) for name in each}
     for name, kind in (("reads", np.int32), ("read_bytes", np.float64)):
         # the classes come first in memory: one that is never used takes none
         arrays[name] = np.moveaxis(np.zeros((classes, *size), dtype=kind), 0, 2)

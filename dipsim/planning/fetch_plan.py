@@ -17,6 +17,7 @@ from dipsim.storage.flash import Flash
 from dipsim.workload.shape import ModelShape
 
 Start = Literal["warm", "cold", "filled"]
+Scope = Literal["layer", "model"]
 WARM_UP = 64  # tokens of a sequence, at most, that pass through the caches before the clock starts
 
 
@@ -33,7 +34,8 @@ class Setting:
     `stream_static`, lm_head and attention may overflow to Flash. `start` says how the caches begin, `layout` (a name or
     a path) how columns lie in Flash. A layout is learned from the trace `calibration`, by default from the tokens that
     are not counted. Flash has pages of `page` bytes, 1 for none. `flash` is given if what is read depends on its times:
-    gaps are then read through where that is faster.
+    gaps are then read through where that is faster. A cache of experts is divided evenly over the layers, or it is one
+    over all layers (`scope`).
     """
 
     policy: Policy
@@ -46,11 +48,26 @@ class Setting:
     calibration: str | None = None
     page: float = 1.0
     flash: Flash | None = None
+    scope: Scope = "layer"
 
     @property
     def options(self) -> dict[str, Any]:
         """Everything but the policy, by name."""
         return {name: value for name, value in vars(self).items() if name != "policy"}
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What tokens that are not counted did to the caches of experts: prompts, or those that warm caches up.
+
+    `wanted` and `found` are experts of all layers. `reads` and `read_bytes` [L, R] are those of one sequence, as a mean,
+    by class as in a FetchPlan.
+    """
+
+    wanted: int
+    found: int
+    reads: Floats
+    read_bytes: Floats
 
 
 @dataclass(frozen=True)
@@ -64,8 +81,8 @@ class FetchPlan:
     2^(r+1) - 1 pages (columns, where Flash has no pages). `static_reads` [P] counts the reads of `flash_static`.
     `flops` [T, P] are floating-point operations. `peak_cache_bytes` [P] is the most that a position's caches ever held.
     `ranked` [P] are the columns that a position selects among, `piece_bytes` [P] what a column takes in each piece of
-    its group. `layer` [P] is num_hidden_layers for lm_head. `warm_up` is the number of tokens of a sequence, at most,
-    that came before those counted.
+    its group, `unit_bytes` [P] what it takes in all of them. What is missed enters a cache if it `admits`. `layer` [P] is num_hidden_layers for lm_head. `warm_up` is the number of tokens of a sequence, at most,
+    that came before those counted, of which `encoded` tells what they did to experts.
     """
 
     setting: Setting
@@ -87,7 +104,10 @@ class FetchPlan:
     peak_cache_bytes: Floats
     ranked: Floats
     piece_bytes: Floats
+    unit_bytes: Floats
+    admits: bool = False
     warm_up: int = 0
+    encoded: Encoded | None = None
 
     @property
     def tokens(self) -> int:
@@ -113,6 +133,39 @@ class FetchPlan:
     def is_mlp(self) -> NDArray[np.bool_]:
         """Which positions read MLP weights, [P]."""
         return np.array([name not in (ATTENTION, LM_HEAD) for name in self.step])
+
+    @property
+    def is_attention(self) -> NDArray[np.bool_]:
+        """Which positions begin a layer, [P]."""
+        return np.array([name == ATTENTION for name in self.step])
+
+    @property
+    def of_experts(self) -> bool:
+        """Whether masks choose experts."""
+        return any(group.axis == "expert" for group in self.groups)
+
+    @property
+    def working_set_bytes(self) -> float:
+        """The experts that one token uses, as a mean over the tokens, in bytes."""
+        found, missed = self.units
+        return float(((found + missed) * self.unit_bytes).sum() / self.tokens)
+
+    @property
+    def cliff_dram_bytes(self) -> float | None:
+        """The DRAM below which a cache does not hold the experts of one token; None where it is not of experts.
+
+        A recency cache over all layers then hits nothing: a token asks for what it has just thrown away.
+        """
+        if not self.of_experts:
+            return None
+        used = sum(group.k for group in self.groups) * float(self.shape.expert_bytes.sum())
+        return self.budget.static_bytes + float(self.shape.whole_mlp_bytes.sum()) + used
+
+    @property
+    def units(self) -> tuple[Floats, Floats]:
+        """Experts found resident and missed, [T, P] each."""
+        size = np.maximum(self.unit_bytes, 1.0)
+        return np.rint(self.dram_hits / size), np.rint(self.flash_misses / size)
 
     @property
     def dram_bytes(self) -> Floats:

@@ -10,13 +10,14 @@ from dipsim.basics.arrays import Mask, Numbers
 from dipsim.memory.cache import ColumnCache, find_residents, run_tokens
 from dipsim.planning.builder import LayerCaches, PlanBuilder, ScoresKey
 from dipsim.sparsity.selection import aware_mask, blind_masks, checked_scores
+from dipsim.workload.routing import Routing
 from dipsim.workload.trace import Activations, sequences
 
 
 class LayerScores:
     """One layer's activations. What several settings share of its scores and masks is made once."""
 
-    def __init__(self, acts: Activations) -> None:
+    def __init__(self, acts: Activations | Routing) -> None:
         self.acts = acts
         self._scores: dict[ScoresKey, Numbers] = {}
         self._masks: dict[ScoresKey, Mask] = {}  # where they do not depend on the memory
@@ -29,10 +30,17 @@ class LayerScores:
         if caches.group.price is not None:
             masks = builder.priced_masks(caches, index, self.scores_of(caches))
         else:
-            if caches.key not in self._masks:
-                self._masks[caches.key] = blind_masks(caches.group, self.scores_of(caches))
-            masks = self._masks[caches.key]
+            masks = self.masks_of(caches)
         return masks, find_residents(masks, caches.capacity, caches.eviction, builder.sequence_starts, begin_with)
+
+    def masks_of(self, caches: LayerCaches) -> Mask:
+        """Masks [T, N] of one group, which do not depend on the memory."""
+        if caches.key not in self._masks:
+            masks = blind_masks(caches.group, self.scores_of(caches))
+            if isinstance(self.acts, Routing) and not self.acts.routed.all():
+                masks &= self.acts.routed[:, None]
+            self._masks[caches.key] = masks
+        return self._masks[caches.key]
 
     def scores_of(self, caches: LayerCaches) -> Numbers:
         """Scores [T, N] of one group."""

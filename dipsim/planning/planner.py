@@ -12,6 +12,7 @@ from typing import Protocol
 from dipsim.basics.errors import InputError
 from dipsim.basics.progress import Progress, silent
 from dipsim.planning.builder import PlanBuilder
+from dipsim.planning.experts import ExpertPlans
 from dipsim.planning.fetch_plan import FetchPlan, Setting
 from dipsim.planning.masks import LayerScores
 from dipsim.planning.placer import Placer
@@ -50,7 +51,7 @@ def plan(
     if not 0 < tokens <= trace.tokens:
         raise InputError(f"tokens: {tokens} asked for, the trace {trace.name} has {trace.tokens}; ask for 1 to that")
     starts = tuple(start for start in trace.sequence_starts if start < tokens)
-    builders = [PlanBuilder(trace.shape, setting, tokens, starts) for setting in settings]
+    builders = [PlanBuilder(trace.shape, setting, tokens, starts, trace.prompts) for setting in settings]
     if builders:
         layers = trace.shape.num_hidden_layers if layers is None else layers
         (planner or CpuPlanner()).fill(trace, builders, layers, progress)
@@ -70,11 +71,16 @@ class CpuPlanner:
 
     def fill(self, trace: Trace, builders: Sequence[PlanBuilder], layers: int, progress: Progress) -> None:
         """Enter what the masks of the first `layers` layers read. Raises InputError if a policy or a layout fails."""
-        placer = Placer(builders, trace.shape, trace)
-        for index in range(layers):
+        placer, experts = Placer(builders, trace.shape, trace), ExpertPlans(builders, trace)
+        for index in [index for index in trace.layers if index < layers]:
             layer = LayerScores(trace.layer(index, builders[0].tokens))
-            placer.place(index, layer)
-            for builder in builders:
-                for caches in builder.caches:
-                    builder.record_masks(caches, index, *layer.masks_and_residents(builder, caches, index))
+            if experts.mine:
+                experts.collect(layer)
+            else:
+                placer.place(index, layer)
+                for builder in builders:
+                    for caches in builder.caches:
+                        builder.record_masks(caches, index, *layer.masks_and_residents(builder, caches, index))
             progress(self.task, index + 1, layers)
+        if layers:
+            experts.fill()

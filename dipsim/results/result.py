@@ -43,9 +43,25 @@ class Result:
 
     @property
     def hit_rate(self) -> float:
-        """The share of the MLP bytes read that came from DRAM, from 0 to 1."""
-        hits, misses = self._mlp_bytes()
+        """The share of the MLP bytes read that came from DRAM, from 0 to 1; of experts the share of their number."""
+        hits, misses = self._lookups()
         return float(_ratio(hits.sum(), hits.sum() + misses.sum()))
+
+    def _lookups(self) -> tuple[Floats, Floats]:
+        """What hit rates are of: MLP bytes, or experts, from DRAM and from Flash, [T, positions that read the MLP]."""
+        if not self.plan.of_experts:
+            return self._mlp_bytes()
+        found, missed = self.plan.units
+        return found[:, self.plan.is_mlp], missed[:, self.plan.is_mlp]
+
+    @property
+    def hit_rate_with_prompt(self) -> float | None:
+        """The hit rate with the tokens that are not counted; None where it is not of experts."""
+        encoded = self.plan.encoded
+        if encoded is None:
+            return self.hit_rate if self.plan.of_experts else None
+        found, missed = (part.sum() for part in self._lookups())
+        return float((found + encoded.found) / (found + missed + encoded.wanted))
 
     def _mlp_bytes(self) -> tuple[Floats, Floats]:
         """MLP bytes from DRAM and from Flash, [T, positions that read the MLP]."""
@@ -79,6 +95,7 @@ class Result:
 
         plan, timeline = self.plan, self.timeline
         hits, misses = (part.sum(axis=1) for part in self._mlp_bytes())
+        found, missed = (part.sum(axis=1) for part in self._lookups())
         columns: dict[str, Any] = {
             "policy": self.policy,
             "token": np.arange(plan.tokens),
@@ -89,7 +106,7 @@ class Result:
             "flash_bytes": self._flash_bytes(),
             "flash_reads": plan.flash_reads.sum(axis=1),
             "dram_bytes": self._dram_traffic(),
-            "hit_rate": _ratio(hits, hits + misses),
+            "hit_rate": _ratio(found, found + missed),
             "mlp_fraction_read": (hits + misses) / plan.shape.mlp_bytes,
         }
         if (energy := self._energy_j()) is not None:
@@ -102,15 +119,17 @@ class Result:
 
         of_layer = self.plan.layer[self.plan.is_mlp]
         hits, misses = (np.bincount(of_layer, weights=part.mean(axis=0)) for part in self._mlp_bytes())
-        return pd.DataFrame(
-            {
-                "policy": self.policy,
-                "layer": np.arange(len(hits)),
-                "hit_rate": _ratio(hits, hits + misses),
-                "mlp_dram_bytes_per_token": hits,
-                "mlp_flash_bytes_per_token": misses,
-            }
-        )
+        found, missed = (np.bincount(of_layer, weights=part.mean(axis=0)) for part in self._lookups())
+        columns: dict[str, Any] = {
+            "policy": self.policy,
+            "layer": np.arange(len(hits)),
+            "hit_rate": _ratio(found, found + missed),
+            "mlp_dram_bytes_per_token": hits,
+            "mlp_flash_bytes_per_token": misses,
+        }
+        if self.plan.of_experts:
+            columns["experts_per_token"] = found + missed
+        return pd.DataFrame(columns)
 
     def spans(self, token: int) -> pd.DataFrame:
         """One row a request of one token, in seconds from the token's start."""
@@ -138,6 +157,11 @@ class Result:
         energy = self._energy_j()
         matrices = np.array([len(self._matrices(name)) for name in np.array(plan.step)[plan.is_mlp]])
         per_matrix = _ratio(hits, hits + misses).mean(axis=0)
+        of_experts = {
+            "scope": plan.setting.scope,
+            "hit_rate_with_prompt": self.hit_rate_with_prompt,
+            "working_set_bytes": plan.working_set_bytes,
+        }
         return {
             "policy": self.policy,
             "device": self.device.name,
@@ -176,6 +200,7 @@ class Result:
             "energy_j_per_token": None if energy is None else float(energy.mean()),
             "perplexity": self.perplexity,
             "perplexity_standard_error": self.standard_error,
+            **(of_experts if plan.of_experts else {}),
         }
 
     def _budget(self) -> dict[str, Any]:

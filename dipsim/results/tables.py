@@ -28,14 +28,15 @@ def heading(results: Sequence[Result]) -> str:
     parts = (
         f"{show(static, 'size')} lm_head and attention",
         f"{show(budget.kv_cache_bytes, 'size')} KV cache",
-        f"{show(rest, 'size')} for {show(plan.shape.mlp_bytes, 'size')} of MLP",
+        f"{show(rest, 'size')} for {show(plan.shape.mlp_bytes, 'size')} of {'experts' if plan.of_experts else 'MLP'}",
     )
     begun = f" after {plan.warm_up} to warm up" if plan.warm_up else f", start {plan.setting.start}"
     faults = page_fault_share(budget.total_bytes, results[0].device)
     paging = f"\n{faults:.0%} of what is resident pages in: the device has less DRAM free" if faults else ""
+    scope = f" over the {plan.setting.scope}" if plan.of_experts else ""
     return (
         f"{plan.shape.name} on {results[0].device.name}: {plan.tokens} tokens{begun}, layout {plan.setting.layout}, "
-        f"{plan.setting.eviction}, {timeline.timing}{paging}\n"
+        f"{plan.setting.eviction}{scope}, {timeline.timing}{paging}\n"
         f"DRAM {show(budget.total_bytes, 'size')} = {' + '.join(parts)}"
     )
 

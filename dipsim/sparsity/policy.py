@@ -16,7 +16,7 @@ from dipsim.basics.fields import Strict
 from dipsim.sparsity.ranking import top_k
 from dipsim.workload.shape import MATRICES, ModelShape
 
-Axis = Literal["input", "neuron"]
+Axis = Literal["input", "neuron", "expert"]
 SHIPPED, OWN = "dipsim.policies", "dipsim_plugins"  # the packages of the shipped plugins and of users' own
 
 
@@ -24,7 +24,8 @@ SHIPPED, OWN = "dipsim.policies", "dipsim_plugins"  # the packages of the shippe
 class Group:
     """Matrices that share one mask: `k` columns along `axis` are kept for each token.
 
-    The axis "input" has hidden_size columns, the axis "neuron" has intermediate_size. With `threshold`, a column is
+    The axis "input" has hidden_size columns, the axis "neuron" has intermediate_size. Those of "expert" are the experts
+    of a mixture, whose group has all three matrices. With `threshold`, a column is
     kept if its score reaches a limit; the limit of each layer is set so that k columns are kept on average. With
     `price` (score per byte), those columns are read that are worth it, and k is not used. With `free`, a token also
     uses every resident column and those that are read along with its mask; a `price` implies it.
@@ -59,7 +60,8 @@ class Policy(Strict):
         """The importance of each column [..., N]; the k largest are kept.
 
         `acts` are the layer's `Activations`: `mlp_input`, `gate_proj`, `up_proj`, `gate` and `glu`, numpy arrays of a
-        recorded trace or torch tensors of a live model. Leading axes are tokens.
+        recorded trace or torch tensors of a live model. Leading axes are tokens. Of a mixture they are its `Routing`:
+        `preference`, by which the router itself chooses, `weights` and `logits`.
         """
         raise NotImplementedError(f"{type(self).__name__} has groups and must define scores")
 
@@ -70,7 +72,8 @@ class Policy(Strict):
     def select(self, group: Group, scores: Any, resident: Any) -> Any:
         """Mask [N] (bool) of one token, from its scores [N] and which columns are resident [N].
 
-        By default it is the k best after `rerank`. Override it only where selection is not a ranking.
+        By default it is the k best after `rerank`. Override it only where selection is not a ranking. Of experts it
+        may choose fewer than k.
         """
         return top_k(self.rerank(scores, resident), group.k)
 

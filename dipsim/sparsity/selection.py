@@ -15,7 +15,8 @@ from dipsim.basics.arrays import Mask, Numbers
 from dipsim.basics.errors import InputError
 from dipsim.sparsity.policy import Group, Policy
 from dipsim.sparsity.ranking import score_threshold, top_k
-from dipsim.workload.shape import ModelShape
+from dipsim.workload.routing import Routing
+from dipsim.workload.shape import MATRICES, ModelShape
 from dipsim.workload.trace import Activations
 
 ATTENTION, WHOLE, LM_HEAD = RESERVED = ("attention", "whole", "lm_head")  # a token's steps that are not groups
@@ -38,6 +39,7 @@ def guarded(policy: Policy, method: str, call: Callable[[], Found]) -> Found:
 def checked_groups(policy: Policy, shape: ModelShape) -> tuple[Group, ...]:
     """The policy's groups for this model. Raises InputError if the matrices cannot be read that way."""
     groups = guarded(policy, "groups", lambda: tuple(policy.groups(shape)))
+    _check_mixture(policy, groups, shape)
     seen: list[str] = []
     for group in groups:
         if not isinstance(group, Group) or not isinstance(group.matrices, tuple) or not group.matrices:
@@ -62,6 +64,23 @@ def checked_groups(policy: Policy, shape: ModelShape) -> tuple[Group, ...]:
     return groups
 
 
+def _check_mixture(policy: Policy, groups: Sequence[Group], shape: ModelShape) -> None:
+    """Raise InputError for a policy of dense MLPs on a mixture of experts."""
+    dense = [group for group in groups if getattr(group, "axis", None) != "expert"]
+    if shape.mixture is not None and (dense or not groups):
+        does = f"chooses columns in group {dense[0].name}" if dense else "reads every expert of every layer"
+        raise InputError(
+            f"policy {policy.label}: {does}, and {shape.name or 'the model'} is a mixture of experts; use experts, "
+            "fewer-experts, drop-cold or cache-prior"
+        )
+    for group in groups:
+        if group.axis == "expert" and (set(group.matrices) != set(MATRICES) or group.price is not None or group.free):
+            raise InputError(
+                f"policy {policy.label}: group {group.name}: a group of experts has all three matrices, and neither "
+                "price nor free"
+            )
+
+
 def sees_memory(policy: Policy, groups: Sequence[Group]) -> bool:
     """Whether what a token uses depends on what is resident, or on how it is read."""
     return policy.cache_aware or any(group.uses_all for group in groups)
@@ -77,15 +96,22 @@ def policy_at(policy: Policy, position: int) -> Policy:
     return guarded(policy, "at", lambda: policy.at(position))
 
 
-def checked_scores(policy: Policy, group: Group, acts: Activations) -> Numbers:
+def checked_scores(policy: Policy, group: Group, acts: Activations | Routing) -> Numbers:
     """The policy's scores [T, N], read-only. Raises InputError for another shape, NaN, or a failing plugin."""
-    expected = (acts.mlp_input if group.axis == "input" else acts.gate_proj).shape
+    expected = _columns(group, acts).shape
     values = np.asarray(guarded(policy, "scores", partial(policy.scores, group, acts)))
     if values.shape != expected or values.dtype.kind not in "fiu" or np.isnan(values).any():
         raise wrong_scores(policy, group, expected, f"{values.dtype} {list(values.shape)}")
     values = values.view()
     values.setflags(write=False)  # other settings rank by them too
     return values
+
+
+def _columns(group: Group, acts: Activations | Routing) -> Numbers:
+    """Something with a number for each column of a group, [T, N]."""
+    if isinstance(acts, Routing):
+        return np.asarray(acts.preference)
+    return np.asarray(acts.mlp_input if group.axis == "input" else acts.gate_proj)
 
 
 def blind_masks(group: Group, scores: Numbers, limit: float | None = None) -> Mask:
@@ -101,7 +127,7 @@ def blind_masks(group: Group, scores: Numbers, limit: float | None = None) -> Ma
 def aware_mask(policy: Policy, group: Group, scores: Numbers, resident: Mask, position: int) -> Mask:
     """Mask [N] of one token of a cache-aware policy, from its scores [N], the residents [N] and its position.
 
-    Raises InputError if the policy does not choose k of the columns.
+    Raises InputError if the policy does not choose k of the columns, or up to k experts where it selects by itself.
     """
     shown = resident.view()
     shown.setflags(write=False)
@@ -110,7 +136,11 @@ def aware_mask(policy: Policy, group: Group, scores: Numbers, resident: Mask, po
     mask = guarded(policy, method, lambda: now.select(group, scores, shown))
     if not isinstance(mask, np.ndarray) or mask.shape != scores.shape or mask.dtype != np.bool_:
         raise wrong_ranking(policy, group, f"keep the shape {list(scores.shape)}")
-    if not group.threshold and np.count_nonzero(mask) != group.k:
+    chosen = np.count_nonzero(mask)
+    if group.axis == "expert" and method == "select":
+        if chosen > group.k:
+            raise wrong_ranking(policy, group, f"choose no more than {group.k} experts (got {chosen})")
+    elif not group.threshold and chosen != group.k:
         raise wrong_ranking(policy, group, "leave numbers, without NaN")
     return mask
 
@@ -123,5 +153,6 @@ def wrong_scores(policy: Policy, group: Group, expected: Sequence[int], got: str
 
 
 def wrong_ranking(policy: Policy, group: Group, must: str) -> InputError:
-    """The error for a `rerank` that does not do what it must."""
-    return InputError(f"policy {policy.label}: group {group.name}: rerank must {must}")
+    """The error for a `rerank` or a `select` that does not do what it must."""
+    method = "rerank" if type(policy).select is Policy.select else "select"
+    return InputError(f"policy {policy.label}: group {group.name}: {method} must {must}")

@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import BeforeValidator, Field, PlainSerializer, StrictBool, WithJsonSchema
+from pydantic import BeforeValidator, Field, PlainSerializer, StrictBool, WithJsonSchema, model_validator
 
 from dipsim.basics import assets
 from dipsim.basics.errors import InputError
 from dipsim.basics.fields import Count, Natural, Strict, parse
 from dipsim.basics.files import read_yaml
+from dipsim.basics.units import Size
 from dipsim.basics.units import parse as parse_quantity
 from dipsim.basics.units import show
 from dipsim.basics.units import write as write_quantity
 from dipsim.memory.eviction import Eviction
-from dipsim.planning.fetch_plan import Setting, Start
+from dipsim.planning.fetch_plan import Scope, Setting, Start
 from dipsim.sparsity.plugins import load_policy
 from dipsim.sparsity.policy import Policy
 from dipsim.sparsity.selection import checked_groups
@@ -38,6 +39,18 @@ class MlpFraction:
     def bytes(self, shape: ModelShape, length: int) -> float:
         """Bytes of DRAM for sequences of `length` positions."""
         return shape.static_bytes(length) + self.mlp_fraction * shape.mlp_bytes
+
+
+class Cache(Strict):
+    """The bytes of all caches together, and what each serves: a `layer` (they share evenly) or the whole `model`.
+
+    `size` takes the place of `dram`, which is then this and what every token reads: static parts and shared experts. Of
+    dense MLPs it is for all matrices, also those that a policy reads whole. `scope` is by default `model` for experts,
+    and `layer` for columns.
+    """
+
+    size: Size | None = None
+    scope: Scope | None = None
 
 
 class PolicyChoice(Strict):
@@ -100,18 +113,19 @@ Dram = Annotated[
 class Options(Strict):
     """How to simulate, whatever is simulated.
 
-    `dram` is for weights and KV cache; by default it is all that the device has free. `tokens` is by default all that
-    the trace has. `prompt` is the number of positions before the trace's. `start` says how caches begin: `warm` (the
+    `dram` is for weights and KV cache; by default it is all that the device has free. `cache` says instead how large the
+    caches are, or what each serves. `tokens` is by default all that the trace has. `prompt` is the number of positions before the trace's. `start` says how caches begin: `warm` (the
     default), the first tokens of each sequence pass through them before the clock starts and are not counted; `cold`,
     they are empty; `filled`, they hold the columns of lowest index. `layout` says how columns lie in Flash; one that is
     learned is learned from the trace `calibration`, by default from the tokens that are not counted. With
     `read_through` (the default), gaps are read too where that is faster; without it, layouts and masks take a read to
     cost its bytes only. `eviction` is the name of a rule, by default
-    lfu, or pinned where the layout lays pinned columns apart. `timing` is serial, concurrent or pipelined.
+    lfu (lru for experts), or pinned where the layout lays pinned columns apart. `timing` is serial, concurrent or pipelined.
     `stream_static` lets lm_head and attention overflow to Flash.
     """
 
     dram: Dram | None = None
+    cache: Cache | None = None
     tokens: Count | None = None
     prompt: Natural = 0
     start: Start = "warm"
@@ -122,10 +136,19 @@ class Options(Strict):
     timing: Timing = "serial"
     stream_static: StrictBool = False
 
-    @property
-    def eviction_rule(self) -> str:
-        """The name of the eviction rule. Raises InputError if the layout cannot be used."""
-        return self.eviction or ("pinned" if load_layout(self.layout).pins else "lfu")
+    def eviction_rule(self, shape: ModelShape) -> str:
+        """The name of the eviction rule for a model. Raises InputError if the layout cannot be used."""
+        if self.eviction is not None:
+            return self.eviction
+        if load_layout(self.layout).pins:
+            return "pinned"
+        return "lfu" if shape.mixture is None else "lru"
+
+    @model_validator(mode="after")
+    def _one_size(self) -> Self:
+        if self.dram is not None and self.cache is not None and self.cache.size is not None:
+            raise ValueError("give either dram or cache.size, not both: dram is the caches and all else")
+        return self
 
     def dram_bytes(self, shape: ModelShape, length: int, device: Device) -> float:
         """The DRAM to simulate, in bytes, for sequences of `length` tokens after the prompt.
@@ -133,6 +156,8 @@ class Options(Strict):
         Raises InputError if the device has less, or less free without saying what paging costs.
         """
         size = device.dram.usable if self.dram is None else self.dram
+        if self.cache is not None and self.cache.size is not None:
+            size = shape.static_bytes(self.prompt + length) + self.cache.size + float(shape.whole_mlp_bytes.sum())
         if isinstance(size, MlpFraction):
             size = size.bytes(shape, self.prompt + length)
         shown = show(size, "size")
@@ -150,19 +175,21 @@ class Options(Strict):
 
     def settings(self, policies: Iterable[Policy], shape: ModelShape, length: int, device: Device) -> list[Setting]:
         """What to plan for each policy. Raises InputError if the device has less DRAM."""
-        size, eviction = self.dram_bytes(shape, length, device), self.eviction_rule
+        eviction = self.eviction_rule(shape)
         flash = device.flash if self.read_through and not device.flash.scattered_is_free else None
         page = device.flash.page
         same = Setting(
             policy=Policy(),
-            dram_bytes=size,
+            dram_bytes=self.dram_bytes(shape, length, device),
             eviction=eviction,
             prompt=self.prompt,
             stream_static=self.stream_static,
             start=self.start,
             layout=self.layout,
             calibration=self.calibration,
+            scope=(self.cache and self.cache.scope) or ("layer" if shape.mixture is None else "model"),
         )
+        flash = None if shape.mixture else flash  # an expert is read by itself, without gaps
         return [
             replace(same, policy=policy, page=page, flash=flash)
             if checked_groups(policy, shape)

@@ -13,12 +13,13 @@ from dipsim.study.experiment import Experiment, policy_entries, set_parameter
 
 HARDWARE = ("flash", "dram", "compute", "energy")  # a device's parts, with which its fields begin
 FIXED = ("sweep", "policies", "hardware")  # fields that cannot be swept as a whole
+CACHE = ("cache.size", "cache.scope")
 
 
 def grid(experiment: Experiment, where: object = "sweep") -> list[Experiment]:
     """The experiments of a sweep, without `sweep`, in the order of the file. The last key varies fastest.
 
-    A key is a field of the experiment (`dram`, `eviction`), of the device (`flash.read_bandwidth`), or a parameter of
+    A key is a field of the experiment (`dram`, `eviction`, `cache.size`), of the device (`flash.read_bandwidth`), or a parameter of
     a policy (`dip.keep`). Raises InputError for any other key, and for values that the field does not take.
     """
     base = experiment.resolved() | {"sweep": {}}
@@ -37,6 +38,8 @@ def swept_value(cell: Experiment, key: str) -> Any:
         return cell.hardware[key]
     if "." not in key:
         return cell.resolved()[key]
+    if key in CACHE:
+        return cell.resolved()["cache"][key.removeprefix("cache.")]
     name, _, parameter = key.rpartition(".")
     return next(choice.parameters[parameter] for choice in cell.policies if same_policy(name, choice.policy))
 
@@ -46,6 +49,8 @@ def _changed(data: dict[str, Any], key: str, value: Any, where: object) -> dict[
     if key in Experiment.model_fields and key not in FIXED:
         return data | {key: value}
     head, dot, parameter = key.rpartition(".")
+    if key in CACHE:
+        return data | {"cache": {**(data["cache"] or {}), parameter: value}}
     if dot and key.split(".")[0] in HARDWARE:
         return data | {"hardware": data["hardware"] | {key: value}}
     entries = deepcopy(policy_entries(data))

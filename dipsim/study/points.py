@@ -13,7 +13,7 @@ from dipsim.planning.fetch_plan import Setting
 from dipsim.planning.planner import plan
 from dipsim.results.quality import Measured, lookup, read_quality
 from dipsim.study.experiment import Experiment, PolicyChoice
-from dipsim.study.grid import grid, swept_value
+from dipsim.study.grid import CACHE, grid, swept_value
 from dipsim.study.keys import plan_key, point_key, policy_hash, trace_hash
 from dipsim.timing.device import Device
 from dipsim.workload.trace import Trace
@@ -24,7 +24,8 @@ class Planned:
     """What is known of a fetch plan before it is made.
 
     `key` stands for all that the plan depends on. `bytes` are those of its arrays. `layers` must be planned, 0 if the
-    policy does not look at activations. `mlp_fraction` is the share of the MLP that DRAM could hold.
+    policy does not look at activations. `mlp_fraction` is the share of the MLP that DRAM could hold, `cliff_bytes`
+    the DRAM below which a cache of experts does not hold what one token uses.
     `perplexity` and `standard_error` are None where they were not measured.
     """
 
@@ -34,6 +35,7 @@ class Planned:
     bytes: int
     layers: int
     mlp_fraction: float
+    cliff_bytes: float | None
     perplexity: float | None
     standard_error: float | None
 
@@ -110,6 +112,7 @@ def _planned(key: str, opened: _Opened, setting: Setting, tokens: int | None) ->
         bytes=sum(array.nbytes for array in vars(plan_of_none).values() if isinstance(array, np.ndarray)),
         layers=shape.num_hidden_layers if plan_of_none.groups else 0,
         mlp_fraction=min(1.0, resident / shape.mlp_bytes),
+        cliff_bytes=plan_of_none.cliff_dram_bytes,
         perplexity=perplexity,
         standard_error=standard_error,
     )
@@ -122,11 +125,14 @@ def _point(
         "trace": cell.trace,
         "model": trace.shape.name,
         "device": device.name,
-        **{name: value for name, value in named.items() if name in cell.hardware},
+        **{name: value for name, value in named.items() if name in (*cell.hardware, *CACHE)},
         "flash_bandwidth_bytes_per_s": device.flash.peak_bandwidth,
         "dram_bandwidth_bytes_per_s": device.dram.bandwidth,
         "dram_bytes": planned.setting.dram_bytes,
         "mlp_fraction_in_dram": planned.mlp_fraction,
+        "scope": planned.setting.scope,
+        "working_set_bytes": None if trace.shape.mixture is None else trace.shape.working_set_bytes,
+        "cliff_dram_bytes": planned.cliff_bytes,
         "layout": cell.layout,
         "calibration": cell.calibration or "",
         "start": cell.start,

@@ -10,6 +10,7 @@ from dipsim.basics import assets
 from dipsim.basics.errors import InputError
 from dipsim.basics.fields import parse
 from dipsim.basics.progress import Progress, silent
+from dipsim.basics.units import show
 from dipsim.planning.planner import plan
 from dipsim.results import provenance
 from dipsim.results.folder import clear_results, write_tables
@@ -54,6 +55,26 @@ def check(experiment: Experiment) -> None:
     device = experiment.load_hardware(trace.shape)
     settings = experiment.settings(policies, trace.shape, trace.longest_sequence(experiment.tokens), device)
     plan(trace, settings, experiment.tokens, layers=0)
+
+
+def cliff(experiment: Experiment) -> str | None:
+    """What one token uses of experts, and whether the caches hold it; None for a model without experts.
+
+    Raises InputError if the experiment cannot be used.
+    """
+    policies, trace = experiment.load_policies(), experiment.open_trace()
+    if trace.shape.mixture is None:
+        return None
+    device = experiment.load_hardware(trace.shape)
+    settings = experiment.settings(policies, trace.shape, trace.longest_sequence(experiment.tokens), device)
+    plans = plan(trace, settings, experiment.tokens, layers=0)
+    below = [each.setting for each in plans if each.setting.dram_bytes < (each.cliff_dram_bytes or 0.0)]
+    most = max(plans, key=lambda each: each.cliff_dram_bytes or 0.0)
+    text = (
+        f"One token uses {show(trace.shape.working_set_bytes, 'size')} of experts. With less than "
+        f"{show(most.cliff_dram_bytes or 0.0, 'size')} of DRAM a recency cache over all layers (lru, slru) hits nothing."
+    )
+    return f"{text}\nWarning: {show(below[0].dram_bytes, 'size')} of DRAM lie below that." if below else text
 
 
 def write_run(experiment: Experiment, results: Sequence[Result], out: Path, timeline: bool = False) -> None:

@@ -14,7 +14,7 @@ from dipsim.basics import assets
 from dipsim.basics.errors import InputError
 from dipsim.basics.fields import Fraction, Strict, parse
 from dipsim.basics.files import read_yaml
-from dipsim.basics.units import Bandwidth, EnergyPerByte, EnergyPerOperation, Rate, Size, Throughput
+from dipsim.basics.units import Bandwidth, EnergyPerByte, EnergyPerOperation, Rate, Size, Throughput, Time
 from dipsim.storage.flash import Flash
 
 
@@ -24,7 +24,8 @@ class Dram(Strict):
     `free` is how much of it a model may use, by default all. More is refused, unless `paging` says at how many bytes
     per second pages come back that did not fit. `flash_copies` is how often a byte that comes from Flash also crosses
     the DRAM bus: 0 (the default, as in the paper), 1 if storage writes it there, 2 if the processor then reads it back.
-    A column that is gathered takes as long as `row` bytes where it is shorter (1 by default).
+    A column that is gathered takes as long as `row` bytes where it is shorter (1 by default). A cache takes in what was
+    read at `fill` bytes per second, by default at once: that is what copies and bookkeeping cost the processor.
     """
 
     capacity: Size
@@ -33,6 +34,7 @@ class Dram(Strict):
     paging: Bandwidth | None = None
     flash_copies: int = Field(0, ge=0, le=2)
     row: Size = 1.0
+    fill: Bandwidth | None = None
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -48,14 +50,19 @@ class Dram(Strict):
 
 class Compute(Strict):
     """Arithmetic, as it is reached: `throughput` in floating-point operations per second, of which a multiply-add
-    counts as two, or `weights` in bytes of weights (and KV cache) that are computed with per second.
+    counts as two, or `weights` in bytes of weights (and KV cache) that are computed with per second. Bringing them from
+    DRAM is part of the latter, and takes no time of its own.
 
-    `selection` is the rate of choosing columns, in columns per second; by default it takes no time.
+    `selection` is the rate of choosing columns, in columns per second; by default it takes no time. A layer takes
+    `layer` seconds besides (0 by default). A read from Flash that is under way beside compute interrupts it for
+    `interrupt` seconds (0 by default), where both run side by side.
     """
 
     throughput: Throughput | None = None
     weights: Bandwidth | None = None
     selection: Rate | None = None
+    layer: Time = 0.0
+    interrupt: Time = 0.0
 
     @model_validator(mode="after")
     def _one_rate(self) -> Self:
@@ -65,8 +72,10 @@ class Compute(Strict):
 
     def slowed(self, share: float) -> Compute:
         """Compute that reaches only this share of its speed."""
-        rates = {name: rate * share for name, rate in vars(self).items() if rate is not None}
-        return self.model_copy(update=rates)
+        rates = {name: getattr(self, name) for name in ("throughput", "weights", "selection")}
+        changed = {name: rate * share for name, rate in rates.items() if rate is not None}
+        times = {name: getattr(self, name) / share for name in ("layer", "interrupt")}
+        return self.model_copy(update=changed | times)
 
 
 class Sustained(Strict):

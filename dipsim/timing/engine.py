@@ -70,14 +70,25 @@ class _Stretch:
         self.servers = [Server(self.env, name, token, self.log) for name in RESOURCES]
         self.parts = [0.0] * len(BREAKDOWN)
 
-    def run(self, steps: Iterable[int], demand: Iterable[Request], ahead: Iterable[Request] = ()) -> float:
+    def run(
+        self,
+        steps: Iterable[int],
+        demand: Iterable[Request],
+        ahead: Iterable[Request] = (),
+        after: Iterable[Request] = (),
+    ) -> float:
         """Simulate these steps; return the seconds that they take."""
-        self.env.process(self._steps(steps, demand, iter(ahead)))
+        self.env.process(self._steps(steps, demand, iter(ahead), iter(after)))
         self.env.run()
         return float(self.env.now)
 
-    def _steps(self, steps: Iterable[int], demand: Iterable[Request], ahead: Iterator[Request]) -> Process:
-        """One step after the other. What is known ahead of a step is requested when the step before it begins."""
+    def _steps(
+        self, steps: Iterable[int], demand: Iterable[Request], ahead: Iterator[Request], after: Iterator[Request]
+    ) -> Process:
+        """One step after the other. What is known ahead of a step is requested when the step before it begins.
+
+        What a step interrupted comes after it.
+        """
         early = self._ask(0, next(ahead, NOTHING))
         for step, request in zip(steps, demand, strict=True):
             for stage in self.stages:
@@ -85,6 +96,8 @@ class _Stretch:
                 early = self._ask(step + 1, next(ahead, NOTHING))
                 if asked:
                     yield from self._join(asked)
+            if interrupted := self._ask(step, next(after, NOTHING)):
+                yield from self._join(interrupted)
 
     def _ask(self, step: int, request: Request, stage: Iterable[Resource] = tuple(Resource)) -> list[simpy.Process]:
         return [
@@ -110,7 +123,7 @@ def run(plan: FetchPlan, device: Device, timing: Timing, traced: Container[int] 
     Spans are kept of the tokens in `traced`, by default of all.
     """
     service = service_times(plan, device)
-    demand, ahead = _requests(service, plan, device, prefetch=timing == "pipelined")
+    demand, ahead, after = _requests(service, plan, device, prefetch=timing == "pipelined")
     prompt = [Request(service.prefill.tolist(), NOTHING.bytes)]
     spans: list[Span] = []
     starts, latency, parts, busy = [], [], [], []
@@ -124,7 +137,7 @@ def run(plan: FetchPlan, device: Device, timing: Timing, traced: Container[int] 
             now += ttft
         decoding = _Stretch(token, timing)
         starts.append(now)
-        latency.append(decoding.run(range(len(plan.step)), demand[token], ahead[token]))
+        latency.append(decoding.run(range(len(plan.step)), demand[token], ahead[token], after[token]))
         spans += _shifted(decoding.log, now) if kept else ()
         parts.append(decoding.parts)
         busy.append([server.busy_s for server in decoding.servers])
@@ -139,10 +152,11 @@ def _shifted(log: Iterable[Span], by: float) -> Iterator[Span]:
 
 def _requests(
     service: ServiceTimes, plan: FetchPlan, device: Device, prefetch: bool
-) -> tuple[list[list[Request]], list[list[Request]]]:
-    """The requests of each step of each token, [T][P]: those that need the mask, and with `prefetch` those ahead of it.
+) -> tuple[list[list[Request]], list[list[Request]], list[list[Request]]]:
+    """The requests of each step of each token, [T][P]: those that need the mask, and with `prefetch` those ahead of it,
+    and those after it, of compute that reads interrupted.
 
-    Without `prefetch` the former hold everything.
+    Without `prefetch` the first hold everything, and nothing is interrupted.
     """
     static_bytes, masked_bytes = dram_traffic(plan, device)
     none = np.zeros_like(service.compute)
@@ -151,8 +165,10 @@ def _requests(
     static_b = np.stack([plan.flash_static, static_bytes, none], axis=-1)
     masked_b = np.stack([plan.flash_read_bytes, masked_bytes, none], axis=-1)
     if prefetch:
-        return _listed(masked_s, masked_b), _listed(static_s, static_b)
-    return _listed(masked_s + static_s, masked_b + static_b), [[] for _ in range(plan.tokens)]
+        after = np.stack([none, none, service.interrupts], axis=-1)
+        return _listed(masked_s, masked_b), _listed(static_s, static_b), _listed(after, 0 * after)
+    nothing: list[list[Request]] = [[] for _ in range(plan.tokens)]
+    return _listed(masked_s + static_s, masked_b + static_b), nothing, nothing
 
 
 def _listed(seconds: Floats, sizes: Floats) -> list[list[Request]]:

@@ -34,7 +34,7 @@ def timeline(plan: FetchPlan, device: Device, timing: Timing) -> Timeline:
         latency_s=seconds,
         ttft_s=ttft,
         parts_s=parts,
-        busy_s=service.by_resource().sum(axis=-1).T,
+        busy_s=service.by_resource(timing).sum(axis=-1).T,
     )
 
 
@@ -75,13 +75,13 @@ def _begins(transfer: Floats, compute: Floats) -> Floats:
 def _pipelined(service: ServiceTimes) -> Floats:
     """When step p - 1 is done, each resource is asked for the masked transfer of step p, then for the static of p + 1.
 
-    A step ends with the last of its requests. The token waited for that one from its start or, where it had started
+    A step ends with the last of its requests, and with what they interrupted. The token waited for that one from its start or, where it had started
     earlier, from the begin of the step.
     """
-    flash_static, dram_static, flash, dram, compute = (
+    flash_static, dram_static, flash, dram, compute, interrupts = (
         np.ascontiguousarray(np.moveaxis(seconds, -1, 0))  # [P, ...]
         for seconds in np.broadcast_arrays(
-            service.flash_static, service.dram_static, service.flash, service.dram, service.compute
+            service.flash_static, service.dram_static, service.flash, service.dram, service.compute, service.interrupts
         )
     )
     done = np.zeros_like(compute[0])
@@ -101,6 +101,8 @@ def _pipelined(service: ServiceTimes) -> Floats:
                 (Resource.COMPUTE, compute[p], (begin, begin + compute[p])),
             ),
         )
+        done = done + interrupts[p]
+        parts[Resource.COMPUTE] += interrupts[p]
         if p + 1 < len(compute):
             ahead = (
                 _served(flash_masked[1], begin, flash_static[p + 1]),

@@ -11,16 +11,19 @@ import numpy as np
 
 from dipsim.basics.arrays import Floats
 from dipsim.basics.errors import InputError
+from dipsim.planning.expert_reads import expert_pieces, piece_read_bytes
 from dipsim.planning.fetch_plan import FetchPlan
 from dipsim.timing.device import Device
+from dipsim.timing.timeline import Timing
 
 
 @dataclass(frozen=True)
 class ServiceTimes:
     """Seconds of service, arrays [T, P].
 
-    `flash_static` and `dram_static` are known before the token starts; `flash` and `dram` need its mask. `prefill` [3]
-    is the service of Flash, DRAM and compute to encode the prompt.
+    `flash_static` and `dram_static` are known before the token starts; `flash` and `dram` need its mask. Where Flash and
+    compute run side by side, reads cost compute another `interrupts`. `prefill` [3] is the service of Flash, DRAM and
+    compute to encode the prompt.
     """
 
     flash_static: Floats
@@ -28,11 +31,13 @@ class ServiceTimes:
     dram_static: Floats
     dram: Floats
     compute: Floats
+    interrupts: Floats
     prefill: Floats
 
-    def by_resource(self) -> Floats:
+    def by_resource(self, timing: Timing = "serial") -> Floats:
         """All service of each resource, [3, T, P], in the order of `Resource`."""
-        return np.stack([self.flash_static + self.flash, self.dram_static + self.dram, self.compute])
+        compute = self.compute + self.interrupts if timing == "pipelined" else self.compute
+        return np.stack([self.flash_static + self.flash, self.dram_static + self.dram, compute])
 
 
 def service_times(plan: FetchPlan, device: Device) -> ServiceTimes:
@@ -55,12 +60,15 @@ def service_times(plan: FetchPlan, device: Device) -> ServiceTimes:
     )
     short = np.maximum(1.0, device.dram.row / np.maximum(plan.piece_bytes, 1.0)) - 1  # of a column's own bytes
     gathered = plan.dram_hits * np.where(plan.piece_bytes > 0, short, 0.0)
+    if device.compute is not None and device.compute.weights is not None:  # which brings what it computes with
+        static, masked, gathered = static - plan.dram_static, masked - plan.dram_hits, np.zeros_like(gathered)
     return ServiceTimes(
         flash_static=flash_static,
         flash=flash,
         dram_static=(static + _paged(plan, device, plan.dram_static)) / device.dram.bandwidth,
         dram=(masked + gathered + _paged(plan, device, plan.dram_hits)) / device.dram.bandwidth,
         compute=_compute(plan, device),
+        interrupts=plan.flash_reads * (device.compute.interrupt if device.compute else 0.0),
         prefill=_prefill(plan, device),
     )
 
@@ -89,14 +97,16 @@ def _paged(plan: FetchPlan, device: Device, resident: Floats) -> Floats:
 
 
 def _compute(plan: FetchPlan, device: Device) -> Floats:
-    """Seconds of compute, [T, P]: the arithmetic, and the choice of columns."""
-    compute = device.compute
+    """Seconds of compute, [T, P]: the arithmetic, the choice of columns, what a layer costs, and filling caches."""
+    compute, fill = device.compute, device.dram.fill
+    filling = plan.flash_misses / fill if fill and plan.admits else np.zeros_like(plan.flops)
     if compute is None:
-        return np.zeros_like(plan.flops)
+        return filling
     if compute.weights is None:
         seconds = plan.flops / _throughput(plan, device)
     else:
         seconds = (plan.dram_bytes + plan.flash_bytes) / compute.weights
+    seconds = seconds + filling + compute.layer * plan.is_attention
     return seconds if compute.selection is None else seconds + plan.ranked / compute.selection
 
 
@@ -111,16 +121,35 @@ def _prefill(plan: FetchPlan, device: Device) -> Floats:
     """Service [3] to encode the prompt: the static bytes from DRAM, and the whole MLP once from Flash.
 
     Tokens that warm the caches are part of the prompt. A prompt of 0 positions is the first token alone, which needs
-    every weight once.
+    every weight once. Of experts, what the prompt's own tokens missed is read, or else all that so many could use.
     """
     shape, budget, bits = plan.shape, plan.budget, plan.shape.bits
     positions, layers = max(plan.setting.prompt + plan.warm_up, 1), plan.shape.num_hidden_layers
     is_static = ~plan.is_mlp
     streamed = device.flash.batch_time(plan.static_reads[is_static, None], plan.flash_static[0, is_static, None])
-    flash = layers * float(device.flash.batch_time([3], [3 * shape.mlp_matrix_bytes])) + float(streamed.sum())
+    mlp = used = shape.mlp_bytes
+    if shape.mixture is None:
+        flash = layers * float(device.flash.batch_time([3], [3 * shape.mlp_matrix_bytes]))
+    else:
+        reads, read = _experts_of_prompt(plan, positions)
+        flash = float(device.flash.batch_time(reads, read).sum())
+        mlp = float(read.sum()) + budget.whole_streamed_bytes
+        used = shape.working_set_bytes + float(shape.whole_mlp_bytes.sum())
+    flash += float(streamed.sum())
     dram = budget.static_bytes - budget.streamed_static_bytes
-    dram += device.dram.flash_copies * (shape.mlp_bytes + budget.streamed_static_bytes)
-    weights = shape.mlp_bytes * 8 / bits.mlp + shape.attention_bytes * 8 / bits.attention
+    dram += device.dram.flash_copies * (mlp + budget.streamed_static_bytes)
+    weights = used * 8 / bits.mlp + shape.attention_bytes * 8 / bits.attention
     flops = 2 * weights * positions + 2 * shape.hidden_size * shape.vocab_size
     flops += 4 * layers * shape.query_size * positions * (positions + 1) / 2  # each position sees those before it
     return np.array([flash, dram / device.dram.bandwidth, flops / _throughput(plan, device)])
+
+
+def _experts_of_prompt(plan: FetchPlan, positions: int) -> tuple[Floats, Floats]:
+    """Reads and their bytes [L, R] of a prompt's experts."""
+    if plan.encoded is not None and not plan.setting.prompt:
+        return plan.encoded.reads, plan.encoded.read_bytes
+    mixture = plan.shape.experts
+    most = min(mixture.num_experts, positions * mixture.num_experts_per_tok)
+    pieces, size = expert_pieces(plan.shape, plan.setting), piece_read_bytes(plan.shape, plan.setting)
+    reads = np.where(plan.shape.is_mixture, most * pieces, 0.0)
+    return reads[:, None], (reads * size)[:, None]

@@ -2,7 +2,8 @@
 
 For each layer i the file has `layers.{i}.mlp_input` [T, d], `layers.{i}.gate_proj` [T, m] and `layers.{i}.up_proj`
 [T, m]: the MLP's input, and its two projections before the activation function. A tensor is float16, float32, or int8
-beside `layers.{i}.NAME.scale` [T, B], the scales of B equal blocks of each row. The metadata is a `Header`.
+beside `layers.{i}.NAME.scale` [T, B], the scales of B equal blocks of each row. The metadata is a `Header`. A trace of a
+mixture of experts has other tensors (`recorded_routing.py`).
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ from dipsim.basics.arrays import Float32s
 from dipsim.basics.errors import InputError
 from dipsim.basics.fields import parse
 from dipsim.basics.files import write
+from dipsim.workload.recorded_routing import check_routing, read_routing, routing_tensors
+from dipsim.workload.routing import Routing
 from dipsim.workload.shape import ModelShape
-from dipsim.workload.trace import TENSORS, Activations, Header, Trace, read_only
+from dipsim.workload.trace import TENSORS, Activations, Header, Trace, read_only, sequences
 
 BLOCK = 32  # values that share a scale in the compact form
 _PLAIN = ("format", "activation")  # metadata that is text; all other is JSON
@@ -37,22 +40,26 @@ class RecordedTrace(Trace, suffix=".safetensors"):
         try:
             with safe_open(path, framework="np") as file:
                 header = _read_header(file.metadata() or {}, path)
-                tokens = _check_tensors(file, header.model, path)
+                check = _check_tensors if header.model.mixture is None else check_routing
+                tokens = check(file, header.model, path)
         except (SafetensorError, OSError) as error:
             raise InputError(f"{path}: not a readable safetensors file ({error}); record it again") from None
         starts = header.sequence_starts
         if not starts or starts[0] != 0 or any(b <= a for a, b in zip(starts, (*starts[1:], tokens), strict=True)):
             raise InputError(f"{path}: sequence_starts: must rise from 0 and stay below the {tokens} tokens recorded")
+        _check_prompts(header, tokens, path)
         return cls(path, header, tokens)
 
-    def layer(self, index: int, tokens: int | None = None) -> Activations:
-        """Activations of the first `tokens` tokens of one layer, by default of all: float32, read-only.
+    def layer(self, index: int, tokens: int | None = None) -> Activations | Routing:
+        """Activations or routing of the first `tokens` tokens of one layer, by default of all: float32, read-only.
 
-        Raises InputError if there is no such layer or a value is not finite.
+        Raises InputError if there is no such layer or a value is impossible.
         """
         self._check_layer(index)
         tensors = []
         with safe_open(self.path, framework="np") as file:
+            if self.shape.mixture is not None:
+                return read_routing(file, index, tokens, self.shape, self.path)
             for name in TENSORS:
                 key = f"layers.{index}.{name}"
                 values = file.get_slice(key)[:tokens]
@@ -65,6 +72,19 @@ class RecordedTrace(Trace, suffix=".safetensors"):
         return Activations(mlp_input, gate_proj, up_proj, layer=index)
 
 
+def _check_prompts(header: Header, tokens: int, path: Path) -> None:
+    """Raise InputError unless the prompts are stretches one after the other, each within a sequence."""
+    last = 0
+    for begin, end in header.prompts:
+        within = any(start <= begin < end <= stop for start, stop in sequences(header.sequence_starts, tokens))
+        if begin < last or not within:
+            raise InputError(
+                f"{path}: prompts: [{begin}, {end}] must begin after the one before and lie within a sequence of the "
+                f"{tokens} tokens; import or record it again"
+            )
+        last = end
+
+
 def _read_header(metadata: dict[str, str], path: Path) -> Header:
     if metadata.get("format") != "dipsim-trace":
         raise InputError(f"{path}: format: not a dipsim trace; make one with `python -m dipsim record`")
@@ -74,15 +94,18 @@ def _read_header(metadata: dict[str, str], path: Path) -> Header:
             fields[key] = json.loads(fields[key])
         except (ValueError, RecursionError):
             raise InputError(f"{path}: {key}: is not JSON; record the trace again") from None
-    for key in ("version", "model", "activation", "sequence_starts"):
+    header = parse(Header, fields, path)
+    needed = ("version", "model", "sequence_starts", *(("activation",) if header.model.mixture is None else ()))
+    for key in needed:
         if key not in fields:
             raise InputError(f"{path}: {key}: is required but missing; record the trace again")
-    return parse(Header, fields, path)
+    return header
 
 
 def metadata(header: Header) -> dict[str, str]:
     """The header as safetensors wants it, every value a string."""
-    fields = header.model_dump(mode="json")
+    needless = {"activation"} if header.model.mixture else {"prompts"}  # routing has no activations
+    fields = header.model_dump(mode="json", exclude_none=True, exclude=needless)
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in fields.items()}
 
 
@@ -140,6 +163,14 @@ def decode(values: NDArray[np.int8], scale: NDArray[Any]) -> Float32s:
     return np.asarray(blocks.reshape(values.shape))
 
 
+def write_routing(path: Path, header: Header, layers: Iterable[Routing]) -> None:
+    """Write a trace of a mixture of experts whole or not at all, from the routing of each layer that has one.
+
+    Raises InputError for values that no router gives, and if `path` cannot be written.
+    """
+    _write(path, routing_tensors(layers, header.model, path), header)
+
+
 def write_trace(path: Path, header: Header, layers: Iterable[Activations], dtype: str = "int8") -> None:
     """Write a trace whole or not at all. `dtype` is int8 (compact), float16 or float32.
 
@@ -160,7 +191,10 @@ def write_trace(path: Path, header: Header, layers: Iterable[Activations], dtype
                 tensors[key] = values.astype(dtype)
     if recorded != header.model.num_hidden_layers:
         raise InputError(f"{path}: {recorded} layers for a model of {header.model.num_hidden_layers}")
+    _write(path, tensors, header)
 
+
+def _write(path: Path, tensors: dict[str, NDArray[Any]], header: Header) -> None:
     def write_sorted(temporary: Path) -> None:
         save_file(tensors, temporary, metadata=metadata(header))
         _sort_metadata(temporary)

@@ -1,14 +1,17 @@
-"""The sizes of a SwiGLU decoder, and the bytes of each of its parts (docs/background.md, section 3)."""
+"""The sizes of a SwiGLU decoder, and the bytes of each of its parts (docs/background.md, sections 3 and 11)."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 from pydantic import Field, model_validator
 
+from dipsim.basics.arrays import Floats, Mask
 from dipsim.basics.errors import InputError
 from dipsim.basics.fields import Count, Strict, parse
+from dipsim.workload.config import sizes
+from dipsim.workload.mixture import Mixture
 
 MATRICES = ("gate_proj", "up_proj", "down_proj")
 
@@ -27,7 +30,9 @@ class ModelShape(Strict):
     """The sizes of a model, under the names of a Hugging Face `config.json`.
 
     Sizes are counts of values. Everything named `*_bytes` is in bytes. `head_dim` is hidden_size /
-    num_attention_heads by default.
+    num_attention_heads by default. Attention that shares or compresses its heads in another way than
+    `num_key_value_heads` says how many weights a layer has (`attention_size`) and how many values it keeps of a
+    position (`kv_size`). A `mixture` replaces the MLPs; `intermediate_size` is then that of the layers without one.
     """
 
     name: str = ""
@@ -38,7 +43,16 @@ class ModelShape(Strict):
     num_key_value_heads: Count
     head_dim: Count | None = None
     vocab_size: Count
+    attention_size: Count | None = None
+    kv_size: Count | None = None
+    mixture: Mixture | None = None
     bits: BitWidths = Field(default_factory=BitWidths)
+
+    @model_validator(mode="after")
+    def _mixture_fits(self) -> Self:
+        if self.mixture is not None:
+            self.mixture.fits(self.num_hidden_layers)
+        return self
 
     @model_validator(mode="after")
     def _heads(self) -> Self:
@@ -56,12 +70,15 @@ class ModelShape(Strict):
 
     @classmethod
     def from_config(cls, config: dict[str, Any], where: object = "config.json", **changes: Any) -> ModelShape:
-        """Make a shape of a Hugging Face `config.json`. Raises InputError if a field is missing or not a size."""
-        fields = {key: config[key] for key in cls.model_fields if key in config and key not in ("name", "bits")}
-        if fields.get("num_key_value_heads") is None:
-            fields["num_key_value_heads"] = config.get("num_attention_heads")
-        fields["name"] = Path(str(config.get("_name_or_path") or config.get("model_type", ""))).name
-        return parse(cls, fields | changes, where)
+        """Make a shape of a Hugging Face `config.json`. Raises InputError if it cannot be used."""
+        return parse(cls, sizes(config, where) | changes, where)
+
+    @property
+    def experts(self) -> Mixture:
+        """The mixture. Raises InputError if the model has none."""
+        if self.mixture is None:
+            raise InputError(f"{self.name or 'the model'} has no experts; use a policy for dense MLPs, such as dip")
+        return self.mixture
 
     @property
     def mlp_matrix_bytes(self) -> float:
@@ -70,8 +87,43 @@ class ModelShape(Strict):
 
     @property
     def mlp_bytes(self) -> float:
-        """The three MLP matrices of all layers."""
-        return 3 * self.num_hidden_layers * self.mlp_matrix_bytes
+        """The MLPs of all layers: their three matrices, or all experts and what is read whole."""
+        if self.mixture is None:
+            return 3 * self.num_hidden_layers * self.mlp_matrix_bytes
+        return float(self.mixture.num_experts * self.expert_bytes.sum() + self.whole_mlp_bytes.sum())
+
+    @property
+    def is_mixture(self) -> Mask:
+        """Which layers have a mixture, [L]."""
+        layers = np.full(self.num_hidden_layers, self.mixture is not None)
+        if self.mixture is not None:
+            layers[list(self.mixture.dense_layers)] = False
+        return layers
+
+    @property
+    def expert_bytes(self) -> Floats:
+        """One expert of each layer, [L]; 0 where there is none. Raises InputError if the model has no experts."""
+        mixture = self.experts
+        if mixture.expert_bytes is not None:
+            return np.where(self.is_mixture, np.array(mixture.expert_bytes, dtype=np.float64), 0.0)
+        return 3 * self.hidden_size * mixture.moe_intermediate_size * self.bits.mlp / 8 * self.is_mixture
+
+    @property
+    def whole_mlp_bytes(self) -> Floats:
+        """What every token reads of the MLPs of a model with experts, [L]: shared experts, and layers without any.
+
+        It is 0 where `dense_bytes` holds it.
+        """
+        mixture = self.mixture
+        if mixture is None or mixture.dense_bytes is not None:
+            return np.zeros(self.num_hidden_layers)
+        neurons = np.where(self.is_mixture, mixture.shared_intermediate_size, self.intermediate_size)
+        return np.asarray(3 * self.hidden_size * neurons * self.bits.mlp / 8)
+
+    @property
+    def working_set_bytes(self) -> float:
+        """The experts that one token uses by itself, in all layers. Raises InputError if the model has none."""
+        return float(self.experts.num_experts_per_tok * self.expert_bytes.sum())
 
     @property
     def query_size(self) -> int:
@@ -79,15 +131,22 @@ class ModelShape(Strict):
         return self.num_attention_heads * self.head_dim if self.head_dim else self.hidden_size
 
     @property
-    def attention_layer_bytes(self) -> float:
-        """One layer's query, key, value and output projections."""
+    def attention_layer_bytes(self) -> Floats:
+        """Query, key, value and output projections of each layer, [L], with the router where there is one.
+
+        `dense_bytes` replaces them.
+        """
+        if self.mixture is not None and self.mixture.dense_bytes is not None:
+            return np.array(self.mixture.dense_bytes, dtype=np.float64)
         query, key = self.query_size, self.query_size * self.num_key_value_heads / self.num_attention_heads
-        return 2 * self.hidden_size * (query + key) * self.bits.attention / 8
+        weights = self.attention_size or 2 * self.hidden_size * (query + key)
+        routers = self.is_mixture * self.hidden_size * (self.mixture.num_experts if self.mixture else 0)
+        return np.asarray((weights + routers) * self.bits.attention / 8)
 
     @property
     def attention_bytes(self) -> float:
-        """The attention projections of all layers."""
-        return self.num_hidden_layers * self.attention_layer_bytes
+        """The attention projections of all layers, as above."""
+        return float(self.attention_layer_bytes.sum())
 
     @property
     def lm_head_bytes(self) -> float:
@@ -97,7 +156,8 @@ class ModelShape(Strict):
     @property
     def kv_position_bytes(self) -> float:
         """Key and value of one position in one layer."""
-        return 2 * self.query_size * self.num_key_value_heads / self.num_attention_heads * self.bits.kv_cache / 8
+        values = self.kv_size or 2 * self.query_size * self.num_key_value_heads / self.num_attention_heads
+        return values * self.bits.kv_cache / 8
 
     def kv_cache_bytes(self, length: int) -> float:
         """All layers' keys and values of a sequence of `length` positions."""
@@ -113,14 +173,19 @@ class ModelShape(Strict):
     def unit_length(self, matrix: str, axis: str) -> int:
         """Values in the piece of `matrix` that one kept column along `axis` ("input" or "neuron") needs.
 
-        Raises InputError for a matrix or an axis that no SwiGLU MLP has.
+        Along the axis "expert" it is the matrix of one expert. Raises InputError for a matrix or an axis that the MLPs
+        do not have.
         """
+        if axis == "expert" and matrix in MATRICES:
+            return self.hidden_size * self.experts.moe_intermediate_size
         if matrix in ("gate_proj", "up_proj") and axis in ("input", "neuron"):
             return self.intermediate_size if axis == "input" else self.hidden_size
         if matrix == "down_proj" and axis == "neuron":
             return self.hidden_size
-        raise InputError(f"{matrix!r} cannot be read by {axis!r}; matrices: {', '.join(MATRICES)}; axes: input, neuron")
+        raise InputError(f"{matrix!r} cannot be read by {axis!r}; matrices: {', '.join(MATRICES)}; axes: input, neuron, expert")
 
     def axis_size(self, axis: str) -> int:
-        """Number of columns along an axis: hidden_size inputs or intermediate_size neurons."""
+        """Number of columns along an axis: hidden_size inputs, intermediate_size neurons or num_experts experts."""
+        if axis == "expert":
+            return self.experts.num_experts
         return self.hidden_size if axis == "input" else self.intermediate_size

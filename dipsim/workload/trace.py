@@ -68,6 +68,7 @@ class Header(Strict):
     model: ModelShape
     activation: Literal["silu"] = "silu"
     sequence_starts: tuple[int, ...] = (0,)
+    prompts: tuple[tuple[int, int], ...] = ()  # the [begin, end) of tokens that were encoded together
     source: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -102,10 +103,10 @@ class Trace(ABC):
         """Open a file of this format. Raises InputError if it cannot be used."""
 
     @abstractmethod
-    def layer(self, index: int, tokens: int | None = None) -> Activations:
-        """Activations of the first `tokens` tokens of one layer, by default of all: float32, read-only.
+    def layer(self, index: int, tokens: int | None = None) -> Any:
+        """`Activations` of the first `tokens` tokens of one layer, by default of all: float32, read-only.
 
-        Raises InputError if there is no such layer.
+        Of a mixture of experts it is their `Routing`. Raises InputError if there is no such layer.
         """
 
     @property
@@ -123,6 +124,18 @@ class Trace(ABC):
         """The first token of each sequence."""
         return self.header.sequence_starts
 
+    @property
+    def layers(self) -> list[int]:
+        """The layers that the trace has something of: all, or those with a mixture."""
+        if self.shape.mixture is None:
+            return list(range(self.shape.num_hidden_layers))
+        return [int(layer) for layer in np.flatnonzero(self.shape.is_mixture)]
+
+    @property
+    def prompts(self) -> tuple[tuple[int, int], ...]:
+        """The (begin, end) of tokens that were encoded together; all others followed one by one."""
+        return self.header.prompts
+
     def longest_sequence(self, tokens: int | None = None) -> int:
         """Positions of the longest sequence among the first `tokens` tokens, by default among all."""
         count = min(tokens or self.tokens, self.tokens)
@@ -132,6 +145,8 @@ class Trace(ABC):
     def _check_layer(self, index: int) -> None:
         if not 0 <= index < self.shape.num_hidden_layers:
             raise InputError(f"{self.path}: layer {index}: the trace has {self.shape.num_hidden_layers}")
+        if index not in self.layers:
+            raise InputError(f"{self.path}: layer {index}: has no mixture of experts")
 
 
 def sequences(starts: Sequence[int], tokens: int) -> list[tuple[int, int]]:

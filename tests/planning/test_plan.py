@@ -68,7 +68,7 @@ def test_static_bytes_grow_with_the_kv_cache_and_restart_with_a_sequence(tiny_tr
     fetch_plan = make(tiny_trace(starts=(0, 5)), "dense", STATIC, prompt=3)
     attention = fetch_plan.dram_static[:, 0]
     assert np.diff(attention[:5]) == pytest.approx(np.full(4, SHAPE.kv_position_bytes))
-    assert attention[0] == attention[5] == SHAPE.attention_layer_bytes + 4 * SHAPE.kv_position_bytes
+    assert attention[0] == attention[5] == SHAPE.attention_layer_bytes[0] + 4 * SHAPE.kv_position_bytes
     assert fetch_plan.budget.kv_cache_bytes == SHAPE.kv_cache_bytes(3 + 7)
 
 

@@ -40,7 +40,7 @@ def test_heads_wider_than_their_share_of_the_hidden_size():
     """Qwen3-0.6B: 16 heads of 128 on a hidden size of 1024."""
     config = PHI3_MEDIUM | {"hidden_size": 1024, "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128}
     shape = ModelShape(**config)
-    assert shape.attention_layer_bytes == (2 * 1024 * 2048 + 2 * 1024 * 1024) / 2
+    assert (shape.attention_layer_bytes == (2 * 1024 * 2048 + 2 * 1024 * 1024) / 2).all()
     assert shape.kv_position_bytes == 2 * 8 * 128
 
 

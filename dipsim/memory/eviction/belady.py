@@ -3,7 +3,7 @@
 It needs the future. It is the best of all rules that must admit the whole mask, as long as every mask fits.
 """
 
-from dipsim.basics.arrays import Mask
+from dipsim.basics.arrays import Ints, Mask
 from dipsim.memory.eviction.rule import EvictionRule, ValueUpdate, nearness
 
 
@@ -16,10 +16,14 @@ class Belady(EvictionRule):
 
     def __init__(self, columns: int, masks: Mask | None = None) -> None:
         super().__init__(columns)
-        if masks is None:
-            raise ValueError(f"{self.name}: needs the masks of the whole sequence")
-        self._nearness = nearness(masks)
+        self._nearness = None if masks is None else nearness(masks)
 
     def use(self, mask: Mask, hits: Mask) -> None:
+        if self._nearness is None:
+            raise ValueError(f"{self.name}: needs the masks of the whole sequence")
         self.value = self._nearness[self.token]
         self.token += 1
+
+    def touch(self, units: Ints, near: Ints | None) -> None:
+        assert near is not None
+        self.value[units] = near

@@ -1,6 +1,6 @@
 """Least frequently used: the column with the fewest uses leaves first (docs/background.md, section 4)."""
 
-from dipsim.basics.arrays import Mask
+from dipsim.basics.arrays import Ints, Mask
 from dipsim.memory.eviction.rule import EvictionRule, ValueUpdate
 
 
@@ -13,3 +13,6 @@ class Lfu(EvictionRule):
     def use(self, mask: Mask, hits: Mask) -> None:
         self.count_token()
         self.value += mask
+
+    def touch(self, units: Ints, near: Ints | None) -> None:
+        self.value[units] += 1

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from dipsim.basics.arrays import Mask
+from dipsim.basics.arrays import Ints, Mask
 from dipsim.memory.eviction.rule import EvictionRule, ValueUpdate
 
 
@@ -17,3 +17,7 @@ class Lru(EvictionRule):
         self.count_token()
         # the latest token is the largest value: a maximum does what a masked write would, without its branches
         np.maximum(self.value, mask * self.value.dtype.type(self.token), out=self.value)
+
+    def touch(self, units: Ints, near: Ints | None) -> None:
+        self.token += 1
+        self.value[units] = self.token

@@ -13,7 +13,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from dipsim.basics.arrays import Ints, Mask, SmallInts
+from dipsim.basics.arrays import Floats, Ints, Mask, SmallInts
 from dipsim.sparsity.ranking import least
 
 RULES: dict[str, type[EvictionRule]] = {}  # by name, in the order in which they were defined
@@ -52,10 +52,19 @@ class EvictionRule:
     def __init__(self, columns: int, masks: Mask | None = None) -> None:
         self.value: SmallInts = np.zeros(columns, dtype=np.int16)
         self.token = 0  # tokens of the sequence so far
+        self.capacity = float(columns)  # in the unit of `sizes`
+        self.sizes: Floats = np.ones(columns)
         self._last_victim = self._last_newcomer = 0  # limits of the last searches, near which the next begin
 
     def use(self, mask: Mask, hits: Mask) -> None:
         """A token wants `mask` [columns] and finds `hits` of it. The contents have not changed yet."""
+        self.touch(np.flatnonzero(mask), None)
+
+    def touch(self, units: Ints, near: Ints | None) -> None:
+        """A batch wants these units [n] in this order. The contents have not changed yet.
+
+        `near` [n] says how near the next use of each is, as in `nearness`; only a rule that `needs_future` is given it.
+        """
 
     def admit(self, mask: Mask, hits: Mask, resident: Mask) -> None:
         """The contents are now `resident` [columns]. Of them, `mask ^ hits` have just entered."""
@@ -65,16 +74,28 @@ class EvictionRule:
         chosen, self._last_victim = least(self.value, among, count, self._last_victim + self.drift)
         return chosen
 
+    def leaving(self, among: Ints, excess: float, last_use: Ints) -> Ints:
+        """Which of the resident units `among` [n] leave, so that `excess` or more is freed (all, if they are less).
+
+        `last_use` [n] is the position of the last request of each.
+        """
+        order = among[np.lexsort((last_use, self.value[among]))]
+        return order[: int(np.searchsorted(np.cumsum(self.sizes[order]), excess)) + 1]
+
     def newcomers(self, among: Mask, count: int) -> Mask:
         """Which `count` of the new columns `among` [columns] enter; there are more of them than that."""
         chosen, self._last_newcomer = least(-self.value, among, count, self._last_newcomer - self.drift)
         return chosen
 
+    def widen(self) -> None:
+        """Make room for large values."""
+        self.value = self.value.astype(np.int64)
+
     def count_token(self) -> None:
         """Count a token, and widen the values before they could overflow."""
         self.token += 1
         if self.token > np.iinfo(self.value.dtype).max:
-            self.value = self.value.astype(np.int64)
+            self.widen()
 
 
 def nearness(masks: Mask) -> SmallInts:

@@ -1,0 +1,72 @@
+"""LRU caches of units of unequal size, of all budgets in one pass.
+
+A unit's depth is the bytes of all units whose last use is not older than its own, itself included. It only grows until
+the unit is used again. So an LRU cache holds exactly the units whose depth does not exceed its budget, and those of the
+batch before, which it may not evict (docs/background.md, section 11).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from dipsim.basics.arrays import Floats, Ints, Mask
+from dipsim.memory.unit_cache import Requests
+
+
+def lru_hits(requests: Requests, sizes: Floats, budgets: Sequence[float], cycle: int) -> list[Mask]:
+    """Hits [R] of each LRU cache, as `replay_requests` finds them.
+
+    Batches come in cycles of `cycle`, one for each layer. The units of each place of a cycle are of one size, and lie
+    together: as many units a place.
+    """
+    depth = depths(requests, sizes, cycle)
+    batch = requests.batch
+    last = np.full(len(sizes), -2)
+    before = np.zeros(len(batch), dtype=bool)  # whether a unit is in the batch just before
+    if cycle == 1:
+        begin = 0
+        for index, end in enumerate(requests.ends.tolist()):
+            units = requests.units[begin:end]
+            before[begin:end] = last[units] == index - 1
+            last[units] = index
+            begin = end
+    return [(depth <= budget) | (before & (budget > 0)) for budget in budgets]
+
+
+def depths(requests: Requests, sizes: Floats, cycle: int) -> Floats:
+    """The depth of each request's unit when it is asked for, in bytes [R]; infinite for the first request of a unit.
+
+    `held` are the bytes that were last used in each batch. What lies above a unit was last used in a later cycle, at a
+    later place of the same cycle, later in its own batch, or in this cycle so far.
+    """
+    cycles = len(requests.ends) // cycle
+    ends = requests.ends.reshape(cycles, cycle)
+    held = np.zeros((cycles + 1, cycle))  # the last row is that of units never used
+    whole = np.zeros(cycles + 1)
+    last = np.full((cycle, len(sizes) // cycle), -1)
+    position = last.copy()
+    found = np.empty(len(requests.units))
+    places = np.arange(cycle)
+    begin = 0
+    for now in range(cycles):
+        end = int(ends[now, -1])
+        units = requests.units[begin:end]
+        place = np.repeat(places, np.diff(ends[now], prepend=begin))
+        size, was = sizes[units], last.ravel()[units]
+        later = np.cumsum(whole[:now][::-1])[::-1]  # from each cycle on
+        above = np.append(later, 0.0)[was + 1] * (was >= 0)
+        above += (held[was] * (places > place[:, None])).sum(axis=1)
+        beside = (last[place] == was[:, None]) & (position[place] > position.ravel()[units][:, None])
+        above += np.count_nonzero(beside, axis=1) * size
+        above += ((was <= was[:, None]) & (place < place[:, None])) @ size
+        found[begin:end] = np.where(was >= 0, above + size, np.inf)
+        np.subtract.at(held, (was, place), size)
+        np.subtract.at(whole, was, size)
+        held[-1] = whole[-1] = 0
+        held[now] = np.bincount(place, size, cycle)
+        whole[now] = size.sum()
+        last.ravel()[units], position.ravel()[units] = now, np.arange(begin, end)
+        begin = end
+    return found

@@ -1,0 +1,279 @@
+"""Plans what the routing of a mixture of experts reads: requests, an expert cache, and the counts of a plan.
+
+A batch is one layer of one token, or one layer of a whole prompt, whose tokens see the cache as the prompt found it.
+Batches follow each other as an engine runs them: all layers of a token, then the next token. So the layers of one plan
+meet in its cache, and are planned once all of them are known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dipsim.basics.arrays import Ints, Mask, Numbers
+from dipsim.basics.errors import InputError
+from dipsim.memory.unit_cache import Requests, UnitCache, replay_requests
+from dipsim.memory.unit_distance import lru_hits
+from dipsim.planning.builder import Counts, LayerCaches, PlanBuilder, ScoresKey
+from dipsim.planning.expert_reads import expert_pieces, piece_read_bytes
+from dipsim.planning.fetch_plan import Encoded
+from dipsim.planning.masks import LayerScores
+from dipsim.sparsity.selection import aware_mask
+from dipsim.workload.trace import Trace, sequences
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The experts that T tokens chose in one layer: the first `count` [T] of `ranked` [T, K], the most wanted first."""
+
+    ranked: Ints
+    count: Ints
+
+    @classmethod
+    def of(cls, masks: Mask, scores: Numbers) -> Chosen:
+        """From masks and scores [T, E]; of equal scores the lowest index comes first."""
+        count = np.count_nonzero(masks, axis=1)
+        order = np.argsort(np.where(masks, -scores, np.inf), axis=1, kind="stable")
+        return cls(order[:, : max(1, int(count.max(initial=0)))], count)
+
+    def of_stretch(self, begin: int, end: int) -> Ints:
+        """The experts of adjacent tokens, each once, in the order of their last request."""
+        wanted = np.arange(self.ranked.shape[1]) < self.count[begin:end, None]
+        last_first = self.ranked[begin:end][wanted][::-1]
+        _, first = np.unique(last_first, return_index=True)
+        return last_first[np.sort(first)][::-1]
+
+
+class ExpertPlans:
+    """The plans of `builders` that choose experts of `trace`: `collect` every layer, then `fill` them in."""
+
+    def __init__(self, builders: Sequence[PlanBuilder], trace: Trace) -> None:
+        self.mine = [(builder, caches) for builder in builders for caches in builder.caches if _chooses(caches)]
+        self.trace = trace
+        self._scores: dict[ScoresKey, list[Numbers]] = {}  # of policies that see the cache, a layer each
+        self._routed: list[Mask] = []  # the tokens that each layer computed
+        self._chosen: dict[ScoresKey, list[Chosen]] = {}  # of those that do not
+
+    def collect(self, layer: LayerScores) -> None:
+        """Take what the policies need of the next layer."""
+        self._routed.append(layer.acts.routed)
+        for caches in {caches.key: caches for _, caches in self.mine}.values():
+            scores = layer.scores_of(caches)
+            if caches.policy.cache_aware:
+                self._scores.setdefault(caches.key, []).append(scores)
+            else:
+                self._chosen.setdefault(caches.key, []).append(Chosen.of(layer.masks_of(caches), scores))
+
+    def fill(self) -> None:
+        """Enter what was collected into the builders. Raises InputError if a plan cannot be made."""
+        together: dict[tuple[object, ...], list[tuple[PlanBuilder, LayerCaches]]] = {}
+        for builder, caches in self.mine:
+            setting = builder.setting
+            alike = (caches.key, setting.eviction, setting.scope, setting.start)
+            together.setdefault((*alike, builder) if caches.policy.cache_aware else alike, []).append((builder, caches))
+        for same in together.values():
+            if same[0][1].policy.cache_aware:
+                _Replay(same, self.trace).choose(self._scores[same[0][1].key], self._routed)
+            else:
+                _Replay(same, self.trace).follow(self._chosen[same[0][1].key])
+
+
+def _chooses(caches: LayerCaches) -> bool:
+    return caches.group.axis == "expert"
+
+
+class _Replay:
+    """Plans that differ in the bytes of their caches at most."""
+
+    def __init__(self, same: Sequence[tuple[PlanBuilder, LayerCaches]], trace: Trace) -> None:
+        self.builders = [builder for builder, _ in same]
+        self.caches = same[0][1]
+        self.first = first = self.builders[0]
+        self.layers = np.array(trace.layers)
+        self.experts = self.caches.columns
+        self.size = first.shape.expert_bytes[self.layers]
+        self.scopes = [slice(0, len(self.layers))]
+        if first.setting.scope == "layer":
+            self.scopes = [slice(place, place + 1) for place in range(len(self.layers))]
+        self.budgets = [builder.budget.cache_bytes / len(self.scopes) for builder in self.builders]
+        tokens, count = first.tokens, len(self.layers)
+        self.wanted = np.zeros((tokens, count), dtype=np.int64)  # of a prompt, in the row of its first token
+        self.found = np.zeros((len(same), tokens, count), dtype=np.int64)
+        self.held = np.zeros((len(same), count))
+
+    def stretches(self) -> Iterator[list[tuple[int, int]]]:
+        """The (begin, end) of the tokens that are computed together, for each sequence."""
+        cold = self.first.setting.start == "cold"
+        for begin, end in sequences(self.first.sequence_starts, self.first.tokens):
+            found, now = [], begin
+            for start, stop in [prompt for prompt in self.first.prompts if begin <= prompt[0] < end]:
+                found += [(token, token + 1) for token in range(now, start)]
+                found += [] if cold else [(start, stop)]
+                now = stop
+            yield found + [(token, token + 1) for token in range(now, end)]
+
+    def follow(self, chosen: Sequence[Chosen]) -> None:
+        """Plan what tokens choose whatever is resident: for each layer, [T] in all."""
+        rule = self.first.rule
+        pinned = self._pinned(chosen) if rule.fixed else None
+        for stretches in self.stretches():
+            for scope in self.scopes:
+                requests = self._requests(chosen[scope], stretches)
+                self._count(requests, stretches, scope, self.wanted)
+                sizes = np.repeat(self.size[scope], self.experts)
+                if rule.name == "lru":
+                    cycle = scope.stop - scope.start
+                    hits = lru_hits(requests, sizes, self.budgets, cycle)
+                    largest = np.bincount(requests.batch, sizes[requests.units], 1).max()  # a batch may exceed its budget
+                    asked = float(sizes[np.unique(requests.units)].sum())
+                for index, budget in enumerate(self.budgets):
+                    if pinned is not None:
+                        resident = pinned[index][scope].ravel()
+                        found, most = resident[requests.units], float(sizes[resident].sum())
+                    elif rule.name == "lru":
+                        found, most = hits[index], min(max(budget, largest), asked)
+                    else:
+                        found, most = replay_requests(requests, sizes, budget, rule.name)
+                    self._enter(index, scope, most)
+                    self._count(requests, stretches, scope, self.found[index], found)
+        self._record()
+
+    def choose(self, scores: Sequence[Numbers], routed: Sequence[Mask]) -> None:
+        """Plan what tokens choose as they see what is resident.
+
+        Each layer gives scores [T, E], and which tokens it computed [T].
+        """
+        if self.first.rule.fixed:
+            policy = self.caches.policy.label
+            raise InputError(f"eviction: {self.first.rule.name}: {policy} chooses by what is resident; use lru or lfu")
+        (budget,) = self.budgets
+        for stretches in self.stretches():
+            begin = stretches[0][0] if stretches else 0
+            caches = [
+                UnitCache(np.repeat(self.size[scope], self.experts), budget, self.first.rule.name)
+                for scope in self.scopes
+            ]
+            for start, stop in stretches:
+                for place, of_layer in enumerate(scores):
+                    cache, at = (caches[0], place) if len(caches) == 1 else (caches[place], 0)
+                    resident = cache.resident[at * self.experts : (at + 1) * self.experts]
+                    masks = np.zeros((stop - start, self.experts), dtype=bool)
+                    for token in range(start, stop):
+                        if routed[place][token]:
+                            masks[token - start] = aware_mask(
+                                self.caches.policy, self.caches.group, of_layer[token], resident, token - begin
+                            )
+                    units = Chosen.of(masks, of_layer[start:stop]).of_stretch(0, stop - start)
+                    hits = cache.step(units + at * self.experts)
+                    self.wanted[start, place], self.found[0, start, place] = len(units), np.count_nonzero(hits)
+            for scope, cache in zip(self.scopes, caches, strict=True):
+                self._enter(0, scope, cache.most)
+        self._record()
+
+    def _requests(self, chosen: Sequence[Chosen], stretches: Sequence[tuple[int, int]]) -> Requests:
+        """The requests of some layers for these stretches; the units of one layer follow those of the one before."""
+        parts: list[Ints] = []
+        counts: list[Ints] = []
+        for begin, end in _runs(stretches):
+            if end < 0:  # a prompt, of which -end is the end
+                units = [each.of_stretch(begin, -end) + place * self.experts for place, each in enumerate(chosen)]
+                parts += units
+                counts.append(np.array([len(each) for each in units]))
+                continue
+            width = max(each.ranked.shape[1] for each in chosen)
+            units = np.zeros((end - begin, len(chosen), width), dtype=np.int64)
+            count = np.stack([each.count[begin:end] for each in chosen], axis=1)
+            for place, each in enumerate(chosen):
+                units[:, place, : each.ranked.shape[1]] = each.ranked[begin:end] + place * self.experts
+            parts.append(units[np.arange(width) < count[..., None]])
+            counts.append(count.ravel())
+        nothing = np.zeros(0, dtype=np.int64)
+        return Requests(np.concatenate([nothing, *parts]), np.cumsum(np.concatenate([nothing, *counts])))
+
+    def _count(
+        self,
+        requests: Requests,
+        stretches: Sequence[tuple[int, int]],
+        scope: slice,
+        counts: Ints,
+        hits: Mask | None = None,
+    ) -> None:
+        """Enter the number of requests, or of hits [R] among them, of each batch into counts [T, layers]."""
+        ones = np.ones(len(requests.units), dtype=bool) if hits is None else hits
+        total = np.concatenate([[0], np.cumsum(ones)])[np.concatenate([[0], requests.ends])]
+        rows = np.array([begin for begin, _ in stretches], dtype=np.int64)
+        counts[rows, scope] = np.diff(total).reshape(len(rows), -1)
+
+    def _pinned(self, chosen: Sequence[Chosen]) -> list[Mask]:
+        """The pinned experts of each plan, [layers, E]: those most used by the tokens that are not counted.
+
+        Of equals the first come first. In each scope, they are pinned until one does not fit.
+        """
+        free = np.flatnonzero(~self.first.counted)
+        if not len(free):
+            raise InputError(
+                "eviction: pinned: experts are pinned by their use in tokens that are not counted, and there are none; "
+                "use start: warm, or a trace with a prompt"
+            )
+        uses = np.zeros((len(self.layers), self.experts), dtype=np.int64)
+        for place, each in enumerate(chosen):
+            wanted = np.arange(each.ranked.shape[1]) < each.count[free, None]
+            uses[place] = np.bincount(each.ranked[free][wanted], minlength=self.experts)
+        found = []
+        for budget in self.budgets:
+            pinned = np.zeros_like(uses, dtype=bool)
+            for scope in self.scopes:
+                order = np.argsort(-uses[scope].ravel(), kind="stable")
+                sizes = np.repeat(self.size[scope], self.experts)[order]
+                pinned[scope].ravel()[order[np.cumsum(sizes) <= budget]] = True
+            found.append(pinned)
+        return found
+
+    def _enter(self, index: int, scope: slice, most: float) -> None:
+        """Enter the most bytes that a cache held, shared by its layers."""
+        held = most / (scope.stop - scope.start) / self.size[scope]
+        self.held[index, scope] = np.maximum(self.held[index, scope], held)
+
+    def _record(self) -> None:
+        """Enter the counts into the plans."""
+        first, shape = self.first, self.first.shape
+        pieces, read = expert_pieces(shape, first.setting), piece_read_bytes(shape, first.setting)
+        kind = np.floor(np.log2(np.maximum(read / first.setting.page, 1))).astype(int)
+        if first.setting.page == 1:
+            kind[:] = 0
+        everywhere = range(shape.num_hidden_layers)
+        for builder, found, held in zip(self.builders, self.found, self.held, strict=True):
+            missed = np.zeros((builder.tokens, len(everywhere)))
+            wanted, hit = missed.copy(), missed.copy()
+            wanted[:, self.layers], hit[:, self.layers] = self.wanted, found
+            missed[:] = wanted - hit
+            reads = np.zeros((*missed.shape, builder.arrays["reads"].shape[2]))
+            reads[:, everywhere, kind] = missed * pieces
+            most = np.zeros(len(everywhere))
+            most[self.layers] = held
+            free = ~builder.counted
+            per_sequence = reads[free].sum(axis=0) / len(builder.sequence_starts)
+            if wanted[free].any():
+                builder.encoded = Encoded(
+                    int(wanted[free].sum()), int(hit[free].sum()), per_sequence, per_sequence * read[:, None]
+                )
+            builder.record(self.caches, everywhere, Counts(wanted, hit, reads, reads * read[:, None], most))
+
+
+def _runs(stretches: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Adjacent tokens that follow one by one as one (begin, end), and a prompt as (begin, -end)."""
+    first = last = None
+    for begin, end in stretches:
+        alone = end == begin + 1
+        if first is not None and (not alone or begin != last):
+            yield first, last
+            first = None
+        if not alone:
+            yield begin, -end
+        elif first is None:
+            first = begin
+        last = end
+    if first is not None:
+        yield first, last
