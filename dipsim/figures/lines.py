@@ -9,12 +9,13 @@ import math
 from itertools import cycle
 
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from dipsim.basics.units import show, significant
 from dipsim.figures.style import COLOURS, DASHES, MARKERS, blank_figure
-from dipsim.figures.sweep_table import AXES, DRAM, FLASH, heading, join_columns, price, varies
+from dipsim.figures.sweep_table import AXES, CLIFF, DRAM, FLASH, heading, join_columns, price, varies
 
 
 def draw_lines(table: pd.DataFrame, along: str, fixed: str) -> Figure:
@@ -27,7 +28,7 @@ def draw_lines(table: pd.DataFrame, along: str, fixed: str) -> Figure:
     looks = dict(zip(names, zip(cycle(COLOURS), cycle(MARKERS), cycle(DASHES), strict=False), strict=False))
     second, label = ("hit_rate", "hit rate (%)") if along == DRAM else ("speedup", "speed-up over dense")
     axis, scale, unit = along, 1e-9, AXES[along]
-    if along == DRAM and varies(table["trace"]):
+    if along == DRAM and varies(table["trace"]) and table[CLIFF].isna().all():
         axis, scale, unit = "mlp_fraction_in_dram", 100, "share of the MLP in DRAM (%)"
     wide, high = (3.3 * len(panels), 5.4) if len(panels) > 1 else (9, 3.4)
     columns = max(1, int(wide / 4.5))
@@ -47,6 +48,9 @@ def draw_lines(table: pd.DataFrame, along: str, fixed: str) -> Figure:
             speed.plot(mine[axis] * scale, mine["tokens_per_s"], **look)
             if second in mine:
                 other.plot(mine[axis] * scale, mine[second] * (100 if second == "hit_rate" else 1), **look)
+        if axis == DRAM and rows[CLIFF].notna().any():
+            for axes in (speed, other):
+                _mark_cliff(axes, rows[CLIFF].max() * scale)
         speed.set_title("\n".join([*lines, price(rows)] if key == "other" else lines), weight="bold")
         fastest = table.loc[table["trace"] == rows["trace"].iloc[0], "tokens_per_s"].max()  # models differ too much
         speed.set_ylim(0, 1.05 * fastest)
@@ -58,8 +62,17 @@ def draw_lines(table: pd.DataFrame, along: str, fixed: str) -> Figure:
     grid[0][0].set_ylabel("tokens/s")
     grid[1][0].set_ylabel(label)
     labels = names if key == "other" else [f"{name}, {price(table[table['policy'] == name])}" for name in names]
-    figure.legend(grid[0][0].lines, labels, loc="outside lower center", ncols=columns, handlelength=3.5)
+    figure.legend(grid[0][0].lines[: len(labels)], labels, loc="outside lower center", ncols=columns, handlelength=3.5)
     return figure
+
+
+def _mark_cliff(axes: Axes, at: float) -> None:
+    """Mark the DRAM below which a cache does not hold the experts of one token."""
+    axes.axvline(at, color="0.35", lw=1.2, ls=(0, (1, 1)), zorder=0)
+    axes.annotate(
+        "one token's experts", (at, 0.02), (-2, 0), ("data", "axes fraction"), "offset points",
+        rotation=90, ha="right", fontsize=7, color="0.35",
+    )  # fmt: skip
 
 
 def _title(table: pd.DataFrame, along: str, fixed: str) -> str:

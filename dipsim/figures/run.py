@@ -11,13 +11,14 @@ import numpy as np
 import pandas as pd
 from matplotlib import colormaps, style
 from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from dipsim.basics.units import significant
 from dipsim.figures.style import COLOURS, DASHES, LUMINANCE, MARKERS, STYLE, blank_figure, save_figure
-from dipsim.results.folder import Run, read_tables
+from dipsim.results.folder import Run, read_experts, read_tables
 
 LOOKS = {  # what a token waits for: its name, colour (Okabe and Ito's) and hatch
     "flash": ("Flash", "#0072B2", ""),
@@ -33,12 +34,14 @@ def draw_run(folder: Path) -> list[Path]:
     Raises InputError, before anything is written, if the folder's tables are missing or not those of one run.
     """
     runs, (tokens, layers, spans) = read_tables(folder)
+    experts = read_experts(folder, runs)
     with style.context(["default", STYLE]):
         figures = {
             "latency": _latency(runs, tokens),
             "policies": _policies(runs),
             "hit_rate_by_layer": _hit_rate(runs, layers),
             "token_gantt": _gantt(runs, spans),
+            **({} if experts is None else {"experts_by_layer": _experts(runs, experts)}),
         }
         return [path for name, figure in figures.items() for path in save_figure(figure, folder / name)]
 
@@ -125,12 +128,38 @@ def _hit_rate(runs: list[Run], table: pd.DataFrame) -> Figure:
         )
         ends.append(mine["hit_rate"].iloc[-1])
     axes.set_xlabel("layer")
-    axes.set_ylabel("hit rate (% of the MLP bytes read)")
+    of = "experts used" if runs[0].scope else "the MLP bytes read"
+    axes.set_ylabel(f"hit rate (% of {of})")
     axes.set_ylim(max(axes.get_ylim()[0], -0.5), min(axes.get_ylim()[1], 100.5))
     axes.set_xlim(table["layer"].min() - 0.5, table["layer"].max() + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     lines = [axes.lines[index] for index in np.argsort(ends, kind="stable")[::-1]]
     axes.legend(handles=lines, loc="upper left", bbox_to_anchor=(1, 1.02), labelspacing=0.9, handlelength=4)
+    return figure
+
+
+def _experts(runs: list[Run], table: pd.DataFrame) -> Figure:
+    """How many tokens use each expert, from the most to the least used of each layer; a panel a policy."""
+    columns = min(3, len(runs))
+    rows = math.ceil(len(runs) / columns)
+    figure = _figure("Experts used, layer by layer", runs, max(3.6 * columns + 1, 6.5), 3.3 * rows)
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    image = None
+    for index, (run, axes) in enumerate(zip(runs, grid, strict=False)):
+        uses = table[table["policy"] == run.policy].pivot_table(index="layer", columns="expert", values="tokens")
+        shares = np.sort(100 * uses.to_numpy() / run.tokens, axis=1)[:, ::-1]
+        image = axes.imshow(shares, cmap="viridis", aspect="auto", interpolation="nearest", norm=PowerNorm(0.5, 0, 100))
+        layers = np.linspace(0, len(uses) - 1, min(len(uses), 7)).astype(int)
+        axes.set_yticks(layers, uses.index[layers])
+        axes.grid(visible=False)
+        used = significant(float((uses.to_numpy() > 0).sum(axis=1).mean()))
+        axes.set_title(f"{run.label}\n{used} experts of a layer used\n{run.price}")
+        axes.set_xlabel("expert of the layer, from the most used" if index + columns >= len(runs) else "")
+        axes.set_ylabel("layer" if index % columns == 0 else "")
+    for axes in grid[len(runs) :]:
+        axes.remove()
+    assert image is not None
+    figure.colorbar(image, ax=list(grid[: len(runs)]), label="tokens that use it (%)", pad=0.01)
     return figure
 
 

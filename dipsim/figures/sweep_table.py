@@ -16,10 +16,12 @@ from dipsim.basics.errors import InputError
 from dipsim.basics.units import significant
 from dipsim.results.quality import NOT_MEASURED
 
-SETTINGS = ("layout", "start", "eviction", "timing", "prompt")
+SETTINGS = ("layout", "start", "eviction", "scope", "timing", "prompt")
 TEXTS = ("trace", "model", "device", *SETTINGS, "read_through", "stream_static", "policy", "perplexity", "key")
 NUMBERS = ("dram_bytes", "mlp_fraction_in_dram", "flash_bandwidth_bytes_per_s", "tokens", "tokens_per_s", "hit_rate")
+CLIFF = "cliff_dram_bytes"  # below it a cache does not hold the experts of one token; empty without experts
 DRAM, FLASH = "dram_bytes", "flash_bandwidth_bytes_per_s"
+ON_AXES = ("flash.read_bandwidth", "cache.size")  # what is swept and drawn along an axis
 AXES = {DRAM: "DRAM (GB)", FLASH: "Flash read bandwidth (GB/s)"}
 STREAMED = {"True": "static weights streamed", "False": "static weights in DRAM"}
 THROUGH = {"True": "gaps read through", "False": "gaps left out"}
@@ -31,24 +33,27 @@ def read_sweep(path: Path) -> pd.DataFrame:
     Raises InputError if it is missing or not a sweep's.
     """
     again = f"run `python -m dipsim sweep --out {path.parent}` again"
-    types: dict[str, Any] = {**dict.fromkeys(TEXTS, str), **dict.fromkeys(NUMBERS, float)}
+    types: dict[str, Any] = {**dict.fromkeys(TEXTS, str), **dict.fromkeys(NUMBERS, float), CLIFF: str}
     try:
         table = pd.read_csv(path, dtype=types, usecols=lambda name: name in types or "." in name, keep_default_na=False)
         table["perplexity"].where(table["perplexity"] != NOT_MEASURED, "nan").astype(float)
         table["stream_static"] = table["stream_static"].map(STREAMED)
         table["read_through"] = table["read_through"].map(THROUGH)
+        table["scope"] = table["scope"] if "scope" in table else "layer"
+        table[CLIFF] = pd.to_numeric(table[CLIFF]) if CLIFF in table else np.nan
         good = not table.empty and np.isfinite(table[list(NUMBERS)]).all(axis=None)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{path}: {' '.join(str(error).split())}; {again}") from None
     if not good or (table["tokens_per_s"] <= 0).any():
         raise InputError(f"{path}: is empty, or a number in it is not; {again}")
-    hardware = [name for name in table.columns if "." in name and name != "flash.read_bandwidth"]  # as swept
+    hardware = [name for name in table.columns if "." in name and name not in ON_AXES]  # as swept
     table["tokens"] = table["tokens"].map("{:,.0f} tokens".format)
     for name in (*hardware, *SETTINGS):
         table[name] = f"{name} " + table[name].astype(str)
     settings = ["trace", "device", *hardware, *SETTINGS, "read_through", "stream_static", "tokens"]
-    varying = [name for name in settings if varies(table[name])]
-    table["setting"] = join_columns(table, [name for name in [*settings[:-4], "tokens"] if name not in varying])
+    within = table.groupby("trace")[settings].nunique().max()  # what differs from trace to trace alone is the trace's
+    varying = [name for name in settings if varies(table[name]) and (name == "trace" or within[name] > 1)]
+    table["setting"] = join_columns(table, [name for name in [*settings[:-4], "tokens"] if not varies(table[name])])
     table["case"] = join_columns(table, varying)
     table["other"] = join_columns(table, [name for name in varying if name != "trace"])
     point = pd.MultiIndex.from_frame(table[["case", DRAM, FLASH]])

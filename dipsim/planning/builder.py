@@ -154,6 +154,7 @@ class PlanBuilder:
             shape, self.groups, setting.page, counted, len(self._steps) * shape.num_hidden_layers + 1
         )
         self.encoded: Encoded | None = None
+        self.uses: Ints | None = None
         self._placed: dict[int, list[Placement]] = {}
         self.watch: Callable[[LayerCaches, int, Fetch], object] = _unwatched  # sees what each layer's masks read
         self._enter_static(position[self.counted])
@@ -299,6 +300,7 @@ class PlanBuilder:
             admits=self.rule.caches and not self.rule.fixed,
             warm_up=self.warm_up,
             encoded=self.encoded,
+            uses=self.uses,
             **self._arrays,
         )
 

@@ -38,6 +38,11 @@ class Chosen:
         order = np.argsort(np.where(masks, -scores, np.inf), axis=1, kind="stable")
         return cls(order[:, : max(1, int(count.max(initial=0)))], count)
 
+    def uses(self, tokens: Ints, experts: int) -> Ints:
+        """How many of these tokens [n] use each expert, [E]."""
+        wanted = np.arange(self.ranked.shape[1]) < self.count[tokens, None]
+        return np.bincount(self.ranked[tokens][wanted], minlength=experts)
+
     def of_stretch(self, begin: int, end: int) -> Ints:
         """The experts of adjacent tokens, each once, in the order of their last request."""
         wanted = np.arange(self.ranked.shape[1]) < self.count[begin:end, None]
@@ -102,6 +107,7 @@ class _Replay:
         self.wanted = np.zeros((tokens, count), dtype=np.int64)  # of a prompt, in the row of its first token
         self.found = np.zeros((len(same), tokens, count), dtype=np.int64)
         self.held = np.zeros((len(same), count))
+        self.uses = np.zeros((first.shape.num_hidden_layers, self.experts), dtype=np.int64)
 
     def stretches(self) -> Iterator[list[tuple[int, int]]]:
         """The (begin, end) of the tokens that are computed together, for each sequence."""
@@ -118,6 +124,8 @@ class _Replay:
         """Plan what tokens choose whatever is resident: for each layer, [T] in all."""
         rule = self.first.rule
         pinned = self._pinned(chosen) if rule.fixed else None
+        counted = np.flatnonzero(self.first.counted)
+        self.uses[self.layers] = [each.uses(counted, self.experts) for each in chosen]
         for stretches in self.stretches():
             for scope in self.scopes:
                 requests = self._requests(chosen[scope], stretches)
@@ -168,6 +176,7 @@ class _Replay:
                     units = Chosen.of(masks, of_layer[start:stop]).of_stretch(0, stop - start)
                     hits = cache.step(units + at * self.experts)
                     self.wanted[start, place], self.found[0, start, place] = len(units), np.count_nonzero(hits)
+                    self.uses[self.layers[place], units] += self.first.counted[start]
             for scope, cache in zip(self.scopes, caches, strict=True):
                 self._enter(0, scope, cache.most)
         self._record()
@@ -217,10 +226,7 @@ class _Replay:
                 "eviction: pinned: experts are pinned by their use in tokens that are not counted, and there are none; "
                 "use start: warm, or a trace with a prompt"
             )
-        uses = np.zeros((len(self.layers), self.experts), dtype=np.int64)
-        for place, each in enumerate(chosen):
-            wanted = np.arange(each.ranked.shape[1]) < each.count[free, None]
-            uses[place] = np.bincount(each.ranked[free][wanted], minlength=self.experts)
+        uses = np.array([each.uses(free, self.experts) for each in chosen])
         found = []
         for budget in self.budgets:
             pinned = np.zeros_like(uses, dtype=bool)
@@ -259,6 +265,7 @@ class _Replay:
                 builder.encoded = Encoded(
                     int(wanted[free].sum()), int(hit[free].sum()), per_sequence, per_sequence * read[:, None]
                 )
+            builder.uses = self.uses
             builder.record(self.caches, everywhere, Counts(wanted, hit, reads, reads * read[:, None], most))
 
 

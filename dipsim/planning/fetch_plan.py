@@ -83,6 +83,7 @@ class FetchPlan:
     `ranked` [P] are the columns that a position selects among, `piece_bytes` [P] what a column takes in each piece of
     its group, `unit_bytes` [P] what it takes in all of them. What is missed enters a cache if it `admits`. `layer` [P] is num_hidden_layers for lm_head. `warm_up` is the number of tokens of a sequence, at most,
     that came before those counted, of which `encoded` tells what they did to experts.
+    `uses` [L, E] are the counted tokens that use each expert, None without experts.
     """
 
     setting: Setting
@@ -108,6 +109,7 @@ class FetchPlan:
     admits: bool = False
     warm_up: int = 0
     encoded: Encoded | None = None
+    uses: Ints | None = None
 
     @property
     def tokens(self) -> int:

@@ -22,19 +22,21 @@ from dipsim.results.quality import NOT_MEASURED
 from dipsim.results.result import Result, shown_token
 from dipsim.timing.timeline import BREAKDOWN
 
-FIGURES = ("latency", "policies", "hit_rate_by_layer", "token_gantt")
+FIGURES = ("latency", "policies", "hit_rate_by_layer", "token_gantt", "experts_by_layer")
+EXPERTS = "experts.csv"  # in the folder of a model that has experts
 TABLES: dict[str, dict[str, Any]] = {  # the columns that are read back
     "tokens.csv": {"policy": str, "token": int, "latency_s": float} | {f"{part}_s": float for part in BREAKDOWN},
     "layers.csv": {"policy": str, "layer": int, "hit_rate": float},
     "spans.csv": dict.fromkeys(("policy", "resource", "step"), str)
     | {"token": int, "layer": int, "start_s": float, "end_s": float},
 }
+USES = {"policy": str, "layer": int, "expert": int, "tokens": int}
 
 
 def clear_results(out: Path) -> None:
     """Remove what an earlier run left in a folder, and this one may not replace: all but the tables."""
     drawn = [f"{name}.{kind}" for name in FIGURES for kind in ("png", "svg")]
-    for name in ("summary.json", "timeline.json", "replay.csv", *drawn):
+    for name in ("summary.json", "timeline.json", "replay.csv", EXPERTS, *drawn):
         if (out / name).is_file():
             (out / name).unlink()
 
@@ -49,7 +51,8 @@ def write_tables(results: Sequence[Result], out: Path, timeline: bool = False) -
         "layers.csv": [result.layers() for result in results],
         "spans.csv": [result.spans(shown_token(result.plan)) for result in results],
     }
-    for name, parts in tables.items():
+    experts = [table for result in results if (table := result.experts()) is not None]
+    for name, parts in (tables | ({EXPERTS: experts} if experts else {})).items():
         write(out / name, pd.concat(parts, ignore_index=True).to_csv(index=False))
     if timeline:
         write(out / "timeline.json", partial(perfetto.write_events, results))
@@ -72,6 +75,8 @@ class Run(BaseModel, frozen=True, allow_inf_nan=False):
     timing: str
     dram_bytes: float
     tokens: int
+    scope: str | None = None  # of a cache of experts
+    working_set_bytes: float | None = None
     tokens_per_s: PositiveFloat
     mean_latency_s: float = Field(validation_alias=AliasPath("latency_s", "mean"))
     flash_s: float | None = Field(None, validation_alias=AliasPath("busy_s", "flash"))
@@ -99,7 +104,8 @@ class Run(BaseModel, frozen=True, allow_inf_nan=False):
     def setting(self) -> str:
         """What the runs of a folder have in common."""
         tokens = f"{self.tokens:,} token{'s' * (self.tokens > 1)}"
-        memory = (f"layout {self.layout}", f"eviction {self.eviction}", f"timing {self.timing}", f"start {self.start}")
+        served = f" over the {self.scope}" if self.scope else ""
+        memory = (f"layout {self.layout}", f"eviction {self.eviction}{served}", f"timing {self.timing}", f"start {self.start}")
         return " · ".join((self.device, f"DRAM {show(self.dram_bytes, 'size')}", *memory, tokens))
 
 
@@ -113,6 +119,11 @@ def read_tables(folder: Path) -> tuple[list[Run], list[pd.DataFrame]]:
     """
     runs = read_runs(folder)
     return runs, [_table(folder, name, runs) for name in TABLES]
+
+
+def read_experts(folder: Path, runs: list[Run]) -> pd.DataFrame | None:
+    """Read how often each expert was used; None where there are none. Raises InputError if it is not of these runs."""
+    return _table(folder, EXPERTS, runs) if (folder / EXPERTS).is_file() else None
 
 
 def read_runs(folder: Path) -> list[Run]:
@@ -130,7 +141,7 @@ def read_runs(folder: Path) -> list[Run]:
 
 
 def _table(folder: Path, name: str, runs: list[Run]) -> pd.DataFrame:
-    columns = TABLES[name]
+    columns = USES if name == EXPERTS else TABLES[name]
     try:
         table = pd.read_csv(folder / name, usecols=list(columns), dtype=columns, keep_default_na=False)
     except OSError:

@@ -131,6 +131,17 @@ class Result:
             columns["experts_per_token"] = found + missed
         return pd.DataFrame(columns)
 
+    def experts(self) -> pd.DataFrame | None:
+        """One row an expert of a layer: by how many tokens it is used. None for a model without experts."""
+        import pandas as pd
+
+        if self.plan.uses is None:
+            return None
+        layers = np.flatnonzero(self.plan.shape.is_mixture)
+        layer, expert = np.meshgrid(layers, np.arange(self.plan.uses.shape[1]), indexing="ij")
+        uses = self.plan.uses[layers].ravel()
+        return pd.DataFrame({"policy": self.policy, "layer": layer.ravel(), "expert": expert.ravel(), "tokens": uses})
+
     def spans(self, token: int) -> pd.DataFrame:
         """One row a request of one token, in seconds from the token's start."""
         import pandas as pd

@@ -25,7 +25,8 @@ class Flash(Strict):
     It is described by `read_bandwidth` and the cost of a command, or by `read_curve`, a measured table of (read size,
     throughput at that size). The table is interpolated in log-log. Beyond its last row throughput stays the same;
     before its first row the time of a read does. `read_curves` has one such table for each number of `lanes`, that is
-    of reads under way, of which `lanes` says the one that is used.
+    of reads under way; `lanes` says how many there are. A batch that cannot keep all of them busy is as fast as those
+    that are, by the tables of fewer lanes.
 
     `command_time` (seconds, 0 by default) is what a read costs besides its bytes. `overlap` says how far command and
     transfer overlap, from 1 (one after the other) to .inf (as far as they can). `latency` (seconds, 0 by default) is
@@ -93,10 +94,8 @@ class Flash(Strict):
         """
         size = np.asarray(size, dtype=np.float64)
         if self.curve is not None:
-            sizes, rates = np.array(self.curve).T
-            measured = np.maximum(size, sizes[0])  # a smaller read takes no less than the smallest measured
-            rate = np.exp(np.interp(np.log(measured), np.log(sizes), np.log(rates)))
-            return np.where(size > 0, measured / rate, 0.0)
+            measured = np.maximum(size, self.curve[0][0])  # a smaller read takes no less than the smallest measured
+            return np.where(size > 0, measured / _rate(self.curve, measured), 0.0)
         transfer = size / self.peak_bandwidth
         if self.command_time == 0:
             return transfer
@@ -122,9 +121,21 @@ class Flash(Strict):
         reads, size = count.sum(axis=-1), _ratio(total.sum(axis=-1), count.sum(axis=-1))
         busy, alone = self.transfer_time(size), self._alone(size)
         streaming = alone - busy + (count * self.transfer_time(_ratio(total, count))).sum(axis=-1)
+        streaming = streaming * self._idle(reads, size)
         rounds, rest = np.divmod(np.maximum(reads - 1, 0), self.queue_depth)
         together = np.maximum(streaming, (1 + rounds) * alone + rest * busy)
         return np.where(reads > 0, self.batch_overhead + together, 0.0)
+
+    def _idle(self, reads: Floats, size: Floats) -> Floats | float:
+        """How much longer batches of so many reads of this mean size take, because not all lanes are always busy."""
+        if self.read_curves is None or self.lanes is None:
+            return 1.0
+        known = sorted(lanes for lanes in self.read_curves if lanes <= self.lanes)
+        busy = np.maximum(reads, 1) / np.maximum(np.ceil(reads / self.lanes), 1)  # on average
+        place = np.interp(np.log(busy), np.log(known), np.arange(len(known)))
+        rates = [np.log(_rate(self.read_curves[lanes], size)) for lanes in known]
+        between = sum(np.maximum(0, 1 - np.abs(place - index)) * rate for index, rate in enumerate(rates))
+        return np.asarray(np.exp(rates[-1] - between))
 
     def read_time(self, size: float) -> float:
         """Seconds a read of `size` bytes in a long batch of such reads, the queue always full: max(busy, alone / Q)."""
@@ -170,6 +181,13 @@ class Flash(Strict):
                 **{name: times * getattr(self, name) for name in ("command_time", "latency", "batch_overhead")},
             }
         )
+
+
+def _rate(curve: Curve, size: Floats) -> Floats:
+    """Throughput [...] of reads of `size` bytes [...], by a measured table."""
+    sizes, rates = np.array(curve).T
+    within = np.maximum(size, sizes[0])
+    return np.asarray(np.exp(np.interp(np.log(within), np.log(sizes), np.log(rates))))
 
 
 def _ratio(total: Floats, count: Floats) -> Floats:

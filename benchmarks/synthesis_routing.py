@@ -1,0 +1,199 @@
+"""Is the routing of a synthetic mixture of experts that of the recorded trace it was fitted to, and what does it take?
+
+`python benchmarks/synthesis_routing.py` prints the tables of docs/synthesis.md and exits with 1 if a hit rate is off by
+more than the bound; `--write` also puts them there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+
+from dipsim.basics.arrays import Floats, Ints, Mask
+from dipsim.workload import Trace, routing_synthetic
+from dipsim.workload.routing import Routing
+from dipsim.workload.routing_fit import fit_routing
+from dipsim.workload.synthetic import SyntheticTrace
+
+PAGE = Path(__file__).resolve().parent.parent / "docs/synthesis.md"
+RECORDED = ("qwen3-30b-a3b", "gemma-4-26b-a4b")
+SEEDS = (0, 1, 2)
+BOUND = 3.0  # points of a hit rate, mean of the seeds
+CAPACITIES = (8, 16, 32, 64)  # experts of a layer's cache
+EVICTIONS = ("lru", "lfu", "belady")
+USES = (
+    "uses of the 16 most used experts, %",
+    "experts of the last token used again, %",
+    "different experts in 16 tokens",
+    "different experts in 64 tokens",
+    "weight of the most wanted expert, %",
+)
+HITS = {f"hits of {size} experts a layer, {rule}, %": (rule, size) for rule in EVICTIONS for size in CAPACITIES}
+LEFT_OUT: dict[str, dict[str, float]] = {  # what is set to zero, to see what it is good for
+    "popularity": {"skew": 0},
+    "memory of earlier tokens": {"correlation": 0},
+}
+LARGE = 128  # values of a state, in place of routing_synthetic.DIMENSIONS
+
+
+def measure(trace: Trace, begin: int) -> Floats:
+    """What USES and HITS name, of the tokens from `begin` on, as means of the layers.
+
+    The caches start empty, and see the tokens before `begin` too. A batch is one layer of one token, or of the prompt.
+    """
+    layers = (trace.layer(index, trace.tokens) for index in trace.layers)
+    return mean([*uses(layer, begin), *hits(layer, trace.prompts, begin)] for layer in layers)
+
+
+def mean(rows: Iterable[Any]) -> Floats:
+    return np.asarray(np.mean(list(rows), axis=0))
+
+
+def chosen(routing: Routing) -> Ints:
+    """The experts of each token [T, k]."""
+    return np.asarray(np.argsort(-routing.preference, axis=1, kind="stable")[:, : routing.k])
+
+
+def uses(routing: Routing, begin: int) -> list[Any]:
+    """What USES names, of the tokens from `begin` on."""
+    mask: Mask = np.zeros((len(routing.routed) - begin, routing.experts), dtype=bool)
+    np.put_along_axis(mask, chosen(routing)[begin:], True, axis=1)
+    total = np.sort(mask.sum(axis=0))
+    again = (mask[1:] & mask[:-1]).sum() / mask[1:].sum()
+    windows = [[mask[at : at + size].any(axis=0).sum() for at in range(len(mask) - size + 1)] for size in (16, 64)]
+    first = routing.weights[begin:].max(axis=1).mean()
+    return [100 * total[-16:].sum() / total.sum(), 100 * again, *(np.mean(window) for window in windows), 100 * first]
+
+
+def hits(routing: Routing, prompts: Sequence[tuple[int, int]], begin: int) -> list[float]:
+    """Hit rates, in percent, of the tokens from `begin` on."""
+    experts = chosen(routing).tolist()
+    ends = dict(prompts)
+    batches, counted, at = [], [], 0
+    while at < len(experts):
+        end = ends.get(at, at + 1)
+        tokens = (experts[token] for token in range(at, end) if routing.routed[token])
+        batches.append(list(dict.fromkeys(expert for token in tokens for expert in token)))
+        counted.append(at >= begin)
+        at = end
+    wanted = sum(len(batch) for batch, counts in zip(batches, counted, strict=True) if counts)
+    return [
+        100 * sum(n for n, counts in zip(replay(batches, *case), counted, strict=True) if counts) / wanted
+        for case in HITS.values()
+    ]
+
+
+def replay(batches: Sequence[Sequence[int]], eviction: str, capacity: int) -> list[int]:
+    """Hits of each batch in one layer's cache of so many experts. A batch does not evict its own experts."""
+    upcoming: dict[int, int] = {}
+    following = []  # of each batch, the next batch that uses each expert
+    for index in reversed(range(len(batches))):
+        following.append({expert: upcoming.get(expert, len(batches)) for expert in batches[index]})
+        upcoming |= dict.fromkeys(batches[index], index)
+    following.reverse()
+    last: dict[int, int] = {}
+    count: Counter[int] = Counter()
+    next_use: dict[int, int] = {}
+    resident: set[int] = set()
+    found = []
+    for index, batch in enumerate(batches):
+        found.append(sum(expert in resident for expert in batch))
+        last |= dict.fromkeys(batch, index)
+        count.update(batch)
+        next_use |= following[index]
+        resident |= set(batch)
+        value = {"lru": last, "lfu": count, "belady": {expert: -use for expert, use in next_use.items()}}[eviction]
+        others = sorted(resident - set(batch), key=lambda expert: (value[expert], last[expert]))
+        resident -= set(others[: max(0, len(resident) - capacity)])
+    return found
+
+
+def drawn(trace: SyntheticTrace, begin: int, changes: dict[str, float] | None = None) -> Floats:
+    """What `measure` says, mean of the seeds, with these statistics changed at every depth."""
+    rows = tuple(router.model_copy(update=changes) for router in trace.routing)
+    seeded = (trace.recipe.model_copy(update={"seed": seed}) for seed in SEEDS)
+    return mean(measure(replace(trace, recipe=recipe, routing=rows), begin) for recipe in seeded)
+
+
+def refitted(shipped: SyntheticTrace, recorded: Trace, begin: int, dimensions: int | None = None) -> Floats:
+    """What `measure` says of draws of another fit."""
+    with patch.object(routing_synthetic, "DIMENSIONS", dimensions) if dimensions else nullcontext():
+        return drawn(replace(shipped, routing=fit_routing(recorded)), begin)
+
+
+def worst(synthetic: Floats, recorded: Floats) -> float:
+    """Largest difference of a hit rate, in points."""
+    return float(np.abs(synthetic - recorded)[len(USES) :].max())
+
+
+def compare(name: str) -> tuple[list[str], dict[str, float]]:
+    """The rows of a trace, and the worst of each variant."""
+    recorded, shipped = Trace.open(name), Trace.open(f"{name}-synthetic")
+    assert isinstance(shipped, SyntheticTrace)
+    begin = recorded.prompts[0][1]
+    middle = (begin + recorded.tokens) // 2
+    truth, later = measure(recorded, begin), measure(recorded, middle)
+    whole = drawn(shipped, begin)
+    half = refitted(shipped, replace(recorded, tokens=middle), middle)
+    variants = {"as shipped": whole} | {
+        f"without {name}": drawn(shipped, begin, changes) for name, changes in LEFT_OUT.items()
+    }
+    variants[f"with {LARGE} values in a state, fitted anew"] = refitted(shipped, recorded, begin, LARGE)
+    apart = {name: worst(values, truth) for name, values in variants.items()}
+    apart["fitted to the first half, compared on the second"] = worst(half, later)
+    numbers = zip([*USES, *HITS], truth, whole, later, half, strict=True)
+    rows = [
+        f"| {name} | {label} | {a:.1f} | {b:.1f} | {b - a:+.1f} | {c:.1f} | {d:.1f} | {d - c:+.1f} |"
+        for label, a, b, c, d in numbers
+    ]
+    return rows, apart
+
+
+def tables(found: dict[str, tuple[list[str], dict[str, float]]]) -> str:
+    """All rows, and the worst of each variant, as markdown."""
+    lines = [
+        "| trace | of decoded tokens | recorded | synthetic | difference | second half | fit of the first | difference |",
+        "|---|---|---|---|---|---|---|---|",
+        *(row for rows, _ in found.values() for row in rows),
+        "",
+        f"| largest difference of a hit rate, points | {' | '.join(found)} |",
+        "|---" * (1 + len(found)) + "|",
+    ]
+    variants = next(iter(found.values()))[1]
+    lines += [
+        f"| {variant} | {' | '.join(f'{apart[variant]:.1f}' for _, apart in found.values())} |" for variant in variants
+    ]
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--write", action="store_true", help="put the tables into docs/synthesis.md")
+    arguments = parser.parse_args()
+    found = {name: compare(name) for name in RECORDED}
+    text = tables(found)
+    print(text)
+    if arguments.write:
+        page = PAGE.read_text(encoding="utf-8")
+        page = re.sub(
+            r"(<!-- routing -->\n).*?(\n<!-- end of routing -->)", lambda m: m[1] + text + m[2], page, flags=re.DOTALL
+        )
+        PAGE.write_text(page, encoding="utf-8")
+    missed = {name: apart["as shipped"] for name, (_, apart) in found.items() if not apart["as shipped"] <= BOUND}
+    for name, points in missed.items():
+        print(f"missed: {name}: {points:.2f} points > {BOUND}", file=sys.stderr)
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
