@@ -10,7 +10,7 @@ import argparse
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -39,6 +39,9 @@ USES = (
     "weight of the most wanted expert, %",
 )
 HITS = {f"hits of {size} experts a layer, {rule}, %": (rule, size) for rule in EVICTIONS for size in CAPACITIES}
+SPREAD_OF = ("lru", 32)
+SPREAD = "standard deviation of a token's misses, all layers, lru of 32"
+LABELS = (*USES, SPREAD, *HITS)
 LEFT_OUT: dict[str, dict[str, float]] = {  # what is set to zero, to see what it is good for
     "popularity": {"skew": 0},
     "memory of earlier tokens": {"correlation": 0},
@@ -47,12 +50,12 @@ LARGE = 128  # values of a state, in place of routing_synthetic.DIMENSIONS
 
 
 def measure(trace: Trace, begin: int) -> Floats:
-    """What USES and HITS name, of the tokens from `begin` on, as means of the layers.
-
-    The caches start empty, and see the tokens before `begin` too. A batch is one layer of one token, or of the prompt.
-    """
-    layers = (trace.layer(index, trace.tokens) for index in trace.layers)
-    return mean([*uses(layer, begin), *hits(layer, trace.prompts, begin)] for layer in layers)
+    """What LABELS name, of the tokens from `begin` on. All but the spread are means of the layers."""
+    layers = [trace.layer(index, trace.tokens) for index in trace.layers]
+    found = np.array([hits(layer, trace.prompts, begin) for layer in layers])
+    wanted = sum(layer.k for layer in layers) * (trace.tokens - begin)
+    spread = found[:, list(HITS.values()).index(SPREAD_OF)].sum(axis=0).std()
+    return np.array([*mean(uses(layer, begin) for layer in layers), spread, *100 * found.sum(axis=(0, 2)) / wanted])
 
 
 def mean(rows: Iterable[Any]) -> Floats:
@@ -75,51 +78,51 @@ def uses(routing: Routing, begin: int) -> list[Any]:
     return [100 * total[-16:].sum() / total.sum(), 100 * again, *(np.mean(window) for window in windows), 100 * first]
 
 
-def hits(routing: Routing, prompts: Sequence[tuple[int, int]], begin: int) -> list[float]:
-    """Hit rates, in percent, of the tokens from `begin` on."""
-    experts = chosen(routing).tolist()
-    ends = dict(prompts)
-    batches, counted, at = [], [], 0
+def hits(routing: Routing, prompts: Sequence[tuple[int, int]], begin: int) -> list[list[int]]:
+    """Hits of each token from `begin` on, for each of HITS.
+
+    The caches start empty, and see the tokens before `begin` too. A batch is one layer of one token, or of a prompt.
+    """
+    experts, ends = chosen(routing).tolist(), dict(prompts)
+    batches, starts, at = [], [], 0
     while at < len(experts):
         end = ends.get(at, at + 1)
         tokens = (experts[token] for token in range(at, end) if routing.routed[token])
         batches.append(list(dict.fromkeys(expert for token in tokens for expert in token)))
-        counted.append(at >= begin)
+        starts.append(at)
         at = end
-    wanted = sum(len(batch) for batch, counts in zip(batches, counted, strict=True) if counts)
-    return [
-        100 * sum(n for n, counts in zip(replay(batches, *case), counted, strict=True) if counts) / wanted
-        for case in HITS.values()
-    ]
+    return [replay(batches, *case)[starts.index(begin) :] for case in HITS.values()]
 
 
 def replay(batches: Sequence[Sequence[int]], eviction: str, capacity: int) -> list[int]:
     """Hits of each batch in one layer's cache of so many experts. A batch does not evict its own experts."""
     upcoming: dict[int, int] = {}
-    following = []  # of each batch, the next batch that uses each expert
+    following = []  # of each batch: minus the next batch that uses an expert
     for index in reversed(range(len(batches))):
-        following.append({expert: upcoming.get(expert, len(batches)) for expert in batches[index]})
+        following.append({expert: -upcoming.get(expert, len(batches)) for expert in batches[index]})
         upcoming |= dict.fromkeys(batches[index], index)
     following.reverse()
-    last: dict[int, int] = {}
+    last: dict[int, float] = {}
     count: Counter[int] = Counter()
-    next_use: dict[int, int] = {}
+    nearness: dict[int, int] = {}
+    values: dict[str, Mapping[int, float]] = {"lru": last, "lfu": count, "belady": nearness}
+    value = values[eviction]
     resident: set[int] = set()
     found = []
     for index, batch in enumerate(batches):
         found.append(sum(expert in resident for expert in batch))
-        last |= dict.fromkeys(batch, index)
+        last |= {expert: index + place / len(batch) for place, expert in enumerate(batch)}
         count.update(batch)
-        next_use |= following[index]
+        nearness |= following[index]
         resident |= set(batch)
-        value = {"lru": last, "lfu": count, "belady": {expert: -use for expert, use in next_use.items()}}[eviction]
-        others = sorted(resident - set(batch), key=lambda expert: (value[expert], last[expert]))
-        resident -= set(others[: max(0, len(resident) - capacity)])
+        if len(resident) > capacity:
+            others = sorted(resident.difference(batch), key=lambda expert: (value[expert], last[expert]))
+            resident.difference_update(others[: len(resident) - capacity])
     return found
 
 
 def drawn(trace: SyntheticTrace, begin: int, changes: dict[str, float] | None = None) -> Floats:
-    """What `measure` says, mean of the seeds, with these statistics changed at every depth."""
+    """What `measure` says of drawn traces, mean of the seeds, with these statistics changed at every depth."""
     rows = tuple(router.model_copy(update=changes) for router in trace.routing)
     seeded = (trace.recipe.model_copy(update={"seed": seed}) for seed in SEEDS)
     return mean(measure(replace(trace, recipe=recipe, routing=rows), begin) for recipe in seeded)
@@ -133,7 +136,7 @@ def refitted(shipped: SyntheticTrace, recorded: Trace, begin: int, dimensions: i
 
 def worst(synthetic: Floats, recorded: Floats) -> float:
     """Largest difference of a hit rate, in points."""
-    return float(np.abs(synthetic - recorded)[len(USES) :].max())
+    return float(np.abs(synthetic - recorded)[-len(HITS) :].max())
 
 
 def compare(name: str) -> tuple[list[str], dict[str, float]]:
@@ -151,7 +154,7 @@ def compare(name: str) -> tuple[list[str], dict[str, float]]:
     variants[f"with {LARGE} values in a state, fitted anew"] = refitted(shipped, recorded, begin, LARGE)
     apart = {name: worst(values, truth) for name, values in variants.items()}
     apart["fitted to the first half, compared on the second"] = worst(half, later)
-    numbers = zip([*USES, *HITS], truth, whole, later, half, strict=True)
+    numbers = zip(LABELS, truth, whole, later, half, strict=True)
     rows = [
         f"| {name} | {label} | {a:.1f} | {b:.1f} | {b - a:+.1f} | {c:.1f} | {d:.1f} | {d - c:+.1f} |"
         for label, a, b, c, d in numbers
@@ -162,7 +165,8 @@ def compare(name: str) -> tuple[list[str], dict[str, float]]:
 def tables(found: dict[str, tuple[list[str], dict[str, float]]]) -> str:
     """All rows, and the worst of each variant, as markdown."""
     lines = [
-        "| trace | of decoded tokens | recorded | synthetic | difference | second half | fit of the first | difference |",
+        "| trace | of decoded tokens | recorded | synthetic | difference "
+        "| second half | fit of the first | difference |",
         "|---|---|---|---|---|---|---|---|",
         *(row for rows, _ in found.values() for row in rows),
         "",

@@ -88,11 +88,11 @@ def _resolve(
     from dipsim.study.experiment import Experiment, policy_entries
 
     data = Experiment.load(path).resolved()
-    if cache is not None:
-        data = data | {"dram": None, "cache": {**(data["cache"] or {}), "size": cache}}
-    if "dram" in changes and data["cache"] is not None:
-        data = data | {"cache": data["cache"] | {"size": None}}
-    data = data | changes
+    if cache is not None:  # what the command line says takes the place of what the file says, either way
+        data |= {"dram": None, "cache": {**(data["cache"] or {}), "size": cache}}
+    elif "dram" in changes and data["cache"] is not None:
+        data["cache"]["size"] = None
+    data |= changes
     if policies:
         data["policies"] = policies
     chosen = policy_entries(data)

@@ -28,24 +28,24 @@ def front(rows: pd.DataFrame) -> pd.DataFrame:
     return ordered[(ordered["perplexity"] == best) & ~best.duplicated()]
 
 
-def speedups(table: pd.DataFrame) -> pd.DataFrame:
-    """Best speed-up over dense at the same DRAM within each perplexity budget, one row a DRAM share and policy.
+def speedups(table: pd.DataFrame, baseline: str = "dense") -> pd.DataFrame:
+    """Best speed-up over a policy at the same DRAM within each perplexity budget, one row a DRAM share and policy.
 
     The columns are `mlp_fraction`, `policy`, then for each budget the ratio and the setting that gives it. A setting
     counts only if it was measured. A cell is empty where no setting stays within the budget.
     """
     rows = []
     for (fraction, *_), at in table.groupby(["mlp_fraction", "eviction", "device", "timing"]):
-        if "dense" not in set(at["policy"]):
+        if baseline not in set(at["policy"]):
             continue  # nothing to compare with
-        dense = at[at["policy"] == "dense"].iloc[0]
-        for policy, mine in at[at["policy"] != "dense"].groupby("policy", sort=False):
+        base = at[at["policy"] == baseline].iloc[0]
+        for policy, mine in at[at["policy"] != baseline].groupby("policy", sort=False):
             row: dict[str, object] = {"mlp_fraction": fraction, "policy": policy}
             for budget in BUDGETS:
-                within = mine[mine["perplexity"] <= dense["perplexity"] + budget]
+                within = mine[mine["perplexity"] <= base["perplexity"] + budget]
                 if len(within):
                     best = within.loc[within["tokens_per_s"].idxmax()]
-                    row[f"+{budget}"] = f"{best['tokens_per_s'] / dense['tokens_per_s']:.2f}x"
+                    row[f"+{budget}"] = f"{best['tokens_per_s'] / base['tokens_per_s']:.2f}x"
                     row[f"+{budget} setting"] = label(best)
                 else:
                     row[f"+{budget}"] = row[f"+{budget} setting"] = ""
@@ -53,7 +53,7 @@ def speedups(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def draw_pareto(table: pd.DataFrame, folder: Path) -> list[Path]:
+def draw_pareto(table: pd.DataFrame, folder: Path, baseline: str = "dense") -> list[Path]:
     """Draw `pareto.png` and `.svg`: perplexity against tokens/s, a panel a DRAM share, a front a policy."""
     fractions = sorted(table["mlp_fraction"].unique())
     policies = list(dict.fromkeys(table["policy"]))
@@ -70,7 +70,7 @@ def draw_pareto(table: pd.DataFrame, folder: Path) -> list[Path]:
                 axes.scatter(mine["tokens_per_s"], mine["perplexity"], s=26, alpha=0.45, **look)
                 best = front(mine).sort_values("tokens_per_s")
                 axes.plot(best["tokens_per_s"], best["perplexity"], label=policy, lw=1.3, ms=6, **look)
-            for perplexity in at[at["policy"] == "dense"]["perplexity"].head(1):
+            for perplexity in at[at["policy"] == baseline]["perplexity"].head(1):
                 axes.axhline(perplexity, color="0.6", lw=0.8, ls=":")
             axes.set_title(f"DRAM for {fraction:.0%} of the MLP")
             axes.set_xlabel("tokens/s")
