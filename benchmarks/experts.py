@@ -12,7 +12,7 @@ import shutil
 import sys
 import time
 from collections import OrderedDict
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -223,11 +223,13 @@ def policies() -> Rows:
 def speed() -> Rows:
     """Planning a trace of 10,000 tokens at 16 budgets, beside a replay in plain Python at one of them."""
     trace = Trace.open(LONG)
-    long = type(trace)(trace.path, trace.header, 10_000, *[getattr(trace, f) for f in _own_fields(trace)])
+    long = replace(trace, tokens=10_000, header=trace.header.model_copy(update={"prompts": ()}))
     shape = trace.shape
     begin = time.perf_counter()
-    chosen = [long.layer(index).ids for index in range(shape.num_hidden_layers)]
+    layers = [long.layer(index).preference for index in range(shape.num_hidden_layers)]
     drawn = time.perf_counter() - begin
+    k = shape.experts.num_experts_per_tok
+    chosen = [np.argsort(-wanted, axis=1, kind="stable")[:, :k] for wanted in layers]
     drams = shape.static_bytes(10_000) + np.linspace(0.05, 0.8, BUDGETS) * shape.mlp_bytes
     settings = [Setting(load_policy("experts"), dram, "lru", page=4096, scope="model") for dram in drams]
     begin = time.perf_counter()
@@ -237,16 +239,13 @@ def speed() -> Rows:
     found = _plain(np.stack(chosen, axis=1).tolist(), shape.expert_bytes.tolist(), plans[7].budget.cache_bytes)
     plain = time.perf_counter() - begin
     assert found == plans[7].units[0].sum()
-    experts = f"10,000 tokens x {shape.num_hidden_layers} layers x {shape.experts.num_experts} experts, {BUDGETS} budgets"
+    sizes = f"{shape.num_hidden_layers} layers x {shape.experts.num_experts} experts, {k} a token"
+    experts = f"10,000 tokens x {sizes}, LRU at {BUDGETS} budgets"
     ratio = f"{BUDGETS * plain / seconds:.1f} x"
     return [
         ["work", "seconds", "plain Python, one budget", "ratio for all budgets"],
         [experts, f"{seconds:.1f}, and {drawn:.1f} to draw the trace", f"{plain:.1f}", ratio],
     ]
-
-
-def _own_fields(trace: Trace) -> list[str]:
-    return [name for name in vars(trace) if name not in ("path", "header", "tokens")]
 
 
 def _plain(tokens: list[list[list[int]]], sizes: list[float], budget: float) -> int:

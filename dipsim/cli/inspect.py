@@ -33,6 +33,7 @@ class Format(StrEnum):
 @commands.command("list")
 def list_(kind: Annotated[Kind, typer.Argument(help="What to list.")]) -> None:
     """List what is shipped."""
+    from rich.markup import escape
     from rich.table import Table
 
     import dipsim.storage.layouts  # noqa: F401  # which fills LAYOUTS
@@ -45,12 +46,12 @@ def list_(kind: Annotated[Kind, typer.Argument(help="What to list.")]) -> None:
             _describe_device,
         ),
         Kind.policies: (("name", "parameters", "description"), _describe_policy),
-        Kind.traces: (("name", "tokens", "model", "layers, hidden, intermediate"), _describe_trace),
+        Kind.traces: (("name", "tokens", "model", "layers, hidden, intermediate or experts"), _describe_trace),
         Kind.layouts: (("name", "description"), _describe_layout),
     }[kind]
     table = Table(*columns, box=None, pad_edge=False)
     for name in (*(sorted(LAYOUTS) if kind is Kind.layouts else ()), *assets.names(kind)):
-        table.add_row(name, *describe(name))
+        table.add_row(name, *map(escape, describe(name)))
     console().print(table)
 
 
@@ -80,8 +81,10 @@ def _describe_trace(name: str) -> tuple[str, ...]:
 
     trace = Trace.open(name)
     shape = trace.shape
-    sizes = f"{shape.num_hidden_layers}, {shape.hidden_size}, {shape.intermediate_size}"
-    return str(trace.tokens), shape.name, sizes
+    mlp = str(shape.intermediate_size)
+    if (mixture := shape.mixture) is not None:
+        mlp = f"{mixture.num_experts} x {mixture.moe_intermediate_size}"
+    return str(trace.tokens), shape.name, f"{shape.num_hidden_layers}, {shape.hidden_size}, {mlp}"
 
 
 def _describe_layout(name: str) -> tuple[str, ...]:
@@ -116,7 +119,7 @@ def check(file: Annotated[Path, typer.Argument(help="Device, experiment, trace o
         found = f"a layout: {origin.layout} for {origin.policy} on {origin.model.name}"
     elif file.suffix == ".safetensors":
         trace = Trace.open(file)
-        for index in range(trace.shape.num_hidden_layers):
+        for index in trace.layers:
             trace.layer(index)
         found = f"a trace of {trace.tokens} tokens, {trace.shape.num_hidden_layers} layers"
     elif file.suffix == ".py":
@@ -130,7 +133,7 @@ def check(file: Annotated[Path, typer.Argument(help="Device, experiment, trace o
             found = f"an experiment on {experiment.trace} and {experiment.device}"
     elif "model" in data:
         trace = Trace.open(file)
-        trace.layer(0, 1)
+        trace.layer(trace.layers[0], 1)
         found = f"a recipe: {trace.tokens} tokens of {trace.shape.name}"
     else:
         found = f"a device: {Device.load(file).name}"

@@ -14,7 +14,7 @@ import typer
 
 from dipsim.basics.errors import InputError
 from dipsim.basics.version import __version__
-from dipsim.cli import inspect, live, machine, simulate
+from dipsim.cli import imports, inspect, live, machine, simulate
 
 INTERRUPTED = 130  # exit status
 
@@ -23,7 +23,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for family in (live, simulate, machine, inspect):
+for family in (live, imports, simulate, machine, inspect):
     app.add_typer(family.commands)
 
 

@@ -49,18 +49,20 @@ def depths(requests: Requests, sizes: Floats, cycle: int) -> Floats:
     position = last.copy()
     found = np.empty(len(requests.units))
     places = np.arange(cycle)
-    begin = 0
+    begin, place, earlier, later_places = 0, places[:0], np.empty((0, 0), dtype=bool), np.empty((0, cycle), dtype=bool)
     for now in range(cycles):
         end = int(ends[now, -1])
-        units = requests.units[begin:end]
+        units, before = requests.units[begin:end], place
         place = np.repeat(places, np.diff(ends[now], prepend=begin))
+        if not np.array_equal(place, before):  # most cycles ask for as much in each batch as the one before
+            earlier, later_places = place < place[:, None], places > place[:, None]
         size, was = sizes[units], last.ravel()[units]
         later = np.cumsum(whole[:now][::-1])[::-1]  # from each cycle on
         above = np.append(later, 0.0)[was + 1] * (was >= 0)
-        above += (held[was] * (places > place[:, None])).sum(axis=1)
+        above += (held[was] * later_places).sum(axis=1)
         beside = (last[place] == was[:, None]) & (position[place] > position.ravel()[units][:, None])
         above += np.count_nonzero(beside, axis=1) * size
-        above += ((was <= was[:, None]) & (place < place[:, None])) @ size
+        above += ((was <= was[:, None]) & earlier) @ size
         found[begin:end] = np.where(was >= 0, above + size, np.inf)
         np.subtract.at(held, (was, place), size)
         np.subtract.at(whole, was, size)

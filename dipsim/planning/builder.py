@@ -67,7 +67,8 @@ class LayerCaches:
 class Counts:
     """What T tokens did to the caches of one group in L layers.
 
-    `wanted` and `found` are columns, [T, L]. `reads` and `read_bytes` are [T, L, R] by class of run, as in a FetchPlan.
+    `wanted` and `found` are columns, [T, L]. `reads` and `read_bytes` are [T, L, R] by class of run, as in a FetchPlan, or
+    of the `classes` [R] alone.
     `held` [L] are the most columns that each cache ever held (a share of them, where one cache serves all layers).
     """
 
@@ -76,6 +77,7 @@ class Counts:
     reads: Whole
     read_bytes: Floats
     held: Whole | Floats
+    classes: Ints | None = None
 
 
 class PlanBuilder:
@@ -234,9 +236,8 @@ class PlanBuilder:
         arrays, group = self._arrays, caches.group
         unit = self.unit_bytes(group)[layers.start : layers.stop]
         here = self._positions(group.name, layers)
-        wanted, found, reads, read_bytes = (
-            each[self.counted] for each in (counts.wanted, counts.found, counts.reads, counts.read_bytes)
-        )
+        every = (counts.wanted, counts.found, counts.reads, counts.read_bytes)
+        wanted, found, reads, read_bytes = every if self.counted.all() else (each[self.counted] for each in every)
         arrays["dram_hits"][:, here] = found * unit
         arrays["flash_misses"][:, here] = (wanted - found) * unit
         arrays["flash_gaps"][:, here] = np.maximum(read_bytes.sum(axis=2) - (wanted - found) * unit, 0)
@@ -247,8 +248,9 @@ class PlanBuilder:
         pieces = expert_pieces(self.shape, self.setting) if group.axis == "expert" else None
         arrays["piece_bytes"][here] = unit / pieces if pieces else self.placement(caches, layers.start).piece_bytes
         used = np.flatnonzero(reads.any(axis=(0, 1)))
-        arrays["reads"][:, here, used] = reads[..., used]
-        arrays["read_bytes"][:, here, used] = read_bytes[..., used]
+        classes = used if counts.classes is None else counts.classes[used]
+        arrays["reads"][:, here, classes] = reads[..., used]
+        arrays["read_bytes"][:, here, classes] = read_bytes[..., used]
 
     def unit_bytes(self, group: Group) -> Floats:
         """Bytes of one column, or expert, of all matrices of a group, in each layer [L]."""

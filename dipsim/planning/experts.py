@@ -21,7 +21,7 @@ from dipsim.planning.expert_reads import expert_pieces, piece_read_bytes
 from dipsim.planning.fetch_plan import Encoded
 from dipsim.planning.masks import LayerScores
 from dipsim.sparsity.selection import aware_mask
-from dipsim.workload.trace import Trace, sequences
+from dipsim.workload.trace import sequences
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,12 @@ class Chosen:
     def of(cls, masks: Mask, scores: Numbers) -> Chosen:
         """From masks and scores [T, E]; of equal scores the lowest index comes first."""
         count = np.count_nonzero(masks, axis=1)
-        order = np.argsort(np.where(masks, -scores, np.inf), axis=1, kind="stable")
-        return cls(order[:, : max(1, int(count.max(initial=0)))], count)
+        token, expert = masks.nonzero()
+        place = np.arange(len(token)) - np.repeat(np.cumsum(count) - count, count)
+        ranked = np.zeros((len(masks), max(1, int(count.max(initial=0)))), dtype=np.int64)
+        wanted = np.full(ranked.shape, -np.inf)
+        ranked[token, place], wanted[token, place] = expert, scores[token, expert]
+        return cls(np.take_along_axis(ranked, np.argsort(-wanted, axis=1, kind="stable"), axis=1), count)
 
     def uses(self, tokens: Ints, experts: int) -> Ints:
         """How many of these tokens [n] use each expert, [E]."""
@@ -52,11 +56,10 @@ class Chosen:
 
 
 class ExpertPlans:
-    """The plans of `builders` that choose experts of `trace`: `collect` every layer, then `fill` them in."""
+    """The plans of `builders` that choose experts: `collect` every layer with a mixture, then `fill` them in."""
 
-    def __init__(self, builders: Sequence[PlanBuilder], trace: Trace) -> None:
+    def __init__(self, builders: Sequence[PlanBuilder]) -> None:
         self.mine = [(builder, caches) for builder in builders for caches in builder.caches if _chooses(caches)]
-        self.trace = trace
         self._scores: dict[ScoresKey, list[Numbers]] = {}  # of policies that see the cache, a layer each
         self._routed: list[Mask] = []  # the tokens that each layer computed
         self._chosen: dict[ScoresKey, list[Chosen]] = {}  # of those that do not
@@ -80,23 +83,23 @@ class ExpertPlans:
             together.setdefault((*alike, builder) if caches.policy.cache_aware else alike, []).append((builder, caches))
         for same in together.values():
             if same[0][1].policy.cache_aware:
-                _Replay(same, self.trace).choose(self._scores[same[0][1].key], self._routed)
+                Replay(same).choose(self._scores[same[0][1].key], self._routed)
             else:
-                _Replay(same, self.trace).follow(self._chosen[same[0][1].key])
+                Replay(same).follow(self._chosen[same[0][1].key])
 
 
 def _chooses(caches: LayerCaches) -> bool:
     return caches.group.axis == "expert"
 
 
-class _Replay:
+class Replay:
     """Plans that differ in the bytes of their caches at most."""
 
-    def __init__(self, same: Sequence[tuple[PlanBuilder, LayerCaches]], trace: Trace) -> None:
+    def __init__(self, same: Sequence[tuple[PlanBuilder, LayerCaches]]) -> None:
         self.builders = [builder for builder, _ in same]
         self.caches = same[0][1]
         self.first = first = self.builders[0]
-        self.layers = np.array(trace.layers)
+        self.layers = np.flatnonzero(first.shape.is_mixture)
         self.experts = self.caches.columns
         self.size = first.shape.expert_bytes[self.layers]
         self.scopes = [slice(0, len(self.layers))]
@@ -146,40 +149,55 @@ class _Replay:
                         found, most = replay_requests(requests, sizes, budget, rule.name)
                     self._enter(index, scope, most)
                     self._count(requests, stretches, scope, self.found[index], found)
-        self._record()
+        self.record()
 
     def choose(self, scores: Sequence[Numbers], routed: Sequence[Mask]) -> None:
         """Plan what tokens choose as they see what is resident.
 
         Each layer gives scores [T, E], and which tokens it computed [T].
         """
+        for stretches in self.stretches():
+            begin = stretches[0][0] if stretches else 0
+            caches = self.begin()
+            for start, stop in stretches:
+                for place, of_layer in enumerate(scores):
+                    self.step(caches, place, of_layer[start:stop], routed[place][start:stop], start, start - begin)
+            self.end(caches)
+        self.record()
+
+    def begin(self) -> list[UnitCache]:
+        """The caches at the start of a sequence. Raises InputError if what they hold is fixed before."""
         if self.first.rule.fixed:
             policy = self.caches.policy.label
             raise InputError(f"eviction: {self.first.rule.name}: {policy} chooses by what is resident; use lru or lfu")
         (budget,) = self.budgets
-        for stretches in self.stretches():
-            begin = stretches[0][0] if stretches else 0
-            caches = [
-                UnitCache(np.repeat(self.size[scope], self.experts), budget, self.first.rule.name)
-                for scope in self.scopes
-            ]
-            for start, stop in stretches:
-                for place, of_layer in enumerate(scores):
-                    cache, at = (caches[0], place) if len(caches) == 1 else (caches[place], 0)
-                    resident = cache.resident[at * self.experts : (at + 1) * self.experts]
-                    masks = np.zeros((stop - start, self.experts), dtype=bool)
-                    for token in range(start, stop):
-                        if routed[place][token]:
-                            masks[token - start] = aware_mask(
-                                self.caches.policy, self.caches.group, of_layer[token], resident, token - begin
-                            )
-                    units = Chosen.of(masks, of_layer[start:stop]).of_stretch(0, stop - start)
-                    hits = cache.step(units + at * self.experts)
-                    self.wanted[start, place], self.found[0, start, place] = len(units), np.count_nonzero(hits)
-                    self.uses[self.layers[place], units] += self.first.counted[start]
-            for scope, cache in zip(self.scopes, caches, strict=True):
-                self._enter(0, scope, cache.most)
-        self._record()
+        sizes = [np.repeat(self.size[scope], self.experts) for scope in self.scopes]
+        return [UnitCache(size, budget, self.first.rule.name) for size in sizes]
+
+    def step(
+        self, caches: Sequence[UnitCache], place: int, scores: Numbers, routed: Mask, row: int, position: int
+    ) -> Mask:
+        """What a batch chooses in the layer at `place`, [n, E], by scores [n, E] and what is resident; enter it.
+
+        The layer computes the tokens `routed` [n]. The first is token `row` of the plan, at `position` of its sequence,
+        whose `caches` these are.
+        """
+        cache, at = (caches[0], place) if len(caches) == 1 else (caches[place], 0)
+        resident = cache.resident[at * self.experts : (at + 1) * self.experts]
+        masks = np.zeros(scores.shape, dtype=bool)
+        for token in np.flatnonzero(routed):
+            policy, group = self.caches.policy, self.caches.group
+            masks[token] = aware_mask(policy, group, scores[token], resident, position + int(token))
+        units = Chosen.of(masks, scores).of_stretch(0, len(masks))
+        hits = cache.step(units + at * self.experts)
+        self.wanted[row, place], self.found[0, row, place] = len(units), np.count_nonzero(hits)
+        self.uses[self.layers[place], units] += self.first.counted[row]
+        return masks
+
+    def end(self, caches: Sequence[UnitCache]) -> None:
+        """Enter what the caches of a sequence held."""
+        for scope, cache in zip(self.scopes, caches, strict=True):
+            self._enter(0, scope, cache.most)
 
     def _requests(self, chosen: Sequence[Chosen], stretches: Sequence[tuple[int, int]]) -> Requests:
         """The requests of some layers for these stretches; the units of one layer follow those of the one before."""
@@ -242,21 +260,20 @@ class _Replay:
         held = most / (scope.stop - scope.start) / self.size[scope]
         self.held[index, scope] = np.maximum(self.held[index, scope], held)
 
-    def _record(self) -> None:
+    def record(self) -> None:
         """Enter the counts into the plans."""
         first, shape = self.first, self.first.shape
         pieces, read = expert_pieces(shape, first.setting), piece_read_bytes(shape, first.setting)
         kind = np.floor(np.log2(np.maximum(read / first.setting.page, 1))).astype(int)
         if first.setting.page == 1:
             kind[:] = 0
-        everywhere = range(shape.num_hidden_layers)
+        everywhere, classes = range(shape.num_hidden_layers), np.unique(kind[self.layers])
         for builder, found, held in zip(self.builders, self.found, self.held, strict=True):
             missed = np.zeros((builder.tokens, len(everywhere)))
             wanted, hit = missed.copy(), missed.copy()
             wanted[:, self.layers], hit[:, self.layers] = self.wanted, found
             missed[:] = wanted - hit
-            reads = np.zeros((*missed.shape, builder.arrays["reads"].shape[2]))
-            reads[:, everywhere, kind] = missed * pieces
+            reads = np.where(kind[:, None] == classes, (pieces * missed)[..., None], 0.0)
             most = np.zeros(len(everywhere))
             most[self.layers] = held
             free = ~builder.counted
@@ -266,7 +283,7 @@ class _Replay:
                     int(wanted[free].sum()), int(hit[free].sum()), per_sequence, per_sequence * read[:, None]
                 )
             builder.uses = self.uses
-            builder.record(self.caches, everywhere, Counts(wanted, hit, reads, reads * read[:, None], most))
+            builder.record(self.caches, everywhere, Counts(wanted, hit, reads, reads * read[:, None], most, classes))
 
 
 def _runs(stretches: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:

@@ -71,7 +71,7 @@ class CpuPlanner:
 
     def fill(self, trace: Trace, builders: Sequence[PlanBuilder], layers: int, progress: Progress) -> None:
         """Enter what the masks of the first `layers` layers read. Raises InputError if a policy or a layout fails."""
-        placer, experts = Placer(builders, trace.shape, trace), ExpertPlans(builders, trace)
+        placer, experts = Placer(builders, trace.shape, trace), ExpertPlans(builders)
         for index in [index for index in trace.layers if index < layers]:
             layer = LayerScores(trace.layer(index, builders[0].tokens))
             if experts.mine:

@@ -69,8 +69,9 @@ def mlp_fraction(plan: FetchPlan) -> float:
 def memory_of(plan: FetchPlan) -> str:
     """What the masks depend on besides policy, DRAM and eviction, as text; empty where there is nothing.
 
-    A cache-aware policy sees who is resident, which with pinned columns depends on the layout, and with `auto` on the
-    device. A policy that uses what is read depends on how it is read. Files that a policy reads stand by their hashes.
+    A cache-aware policy sees who is resident, which depends on the scope of a cache of experts, with pinned columns on
+    the layout, and with `auto` on the device. A policy that uses what is read depends on how it is read. Files that a
+    policy reads stand by their hashes.
     """
     setting = plan.setting
     seen: dict[str, object] = {}
@@ -78,6 +79,8 @@ def memory_of(plan: FetchPlan) -> str:
     if uses_all or setting.policy.cache_aware:
         if setting.start == "filled":
             seen["start"] = setting.start
+        if setting.scope == "model":
+            seen["scope"] = setting.scope
         if uses_all or setting.eviction == "pinned":
             file = learned_file(setting.layout)
             trace = setting.calibration and assets.find("traces", setting.calibration)

@@ -26,6 +26,19 @@ def _top_k_of_array(scores: Numbers, k: int) -> Mask:
     size = scores.shape[-1]
     if k >= size or k <= 0:
         return np.full(scores.shape, k > 0)
+    if size <= _NARROW and scores.ndim > 1:  # many short rows: all of them at once
+        limits = np.partition(scores, size - k, axis=-1)[..., size - k, None]
+        mask = np.asarray(scores >= limits)
+        left = np.count_nonzero(mask, axis=-1) > k
+        if left.any():
+            mask[left] = _top_k_of_rows(scores[left], k)
+        return mask
+    return _top_k_of_rows(scores, k)
+
+
+def _top_k_of_rows(scores: Numbers, k: int) -> Mask:
+    """`top_k` a row at a time, which keeps a long row in the processor's cache."""
+    size = scores.shape[-1]
     mask = np.empty(scores.shape, dtype=bool)
     for row, best in zip(scores.reshape(-1, size), mask.reshape(-1, size), strict=True):
         limit = np.partition(row, size - k)[size - k]

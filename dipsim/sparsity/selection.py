@@ -39,7 +39,6 @@ def guarded(policy: Policy, method: str, call: Callable[[], Found]) -> Found:
 def checked_groups(policy: Policy, shape: ModelShape) -> tuple[Group, ...]:
     """The policy's groups for this model. Raises InputError if the matrices cannot be read that way."""
     groups = guarded(policy, "groups", lambda: tuple(policy.groups(shape)))
-    _check_mixture(policy, groups, shape)
     seen: list[str] = []
     for group in groups:
         if not isinstance(group, Group) or not isinstance(group.matrices, tuple) or not group.matrices:
@@ -61,12 +60,13 @@ def checked_groups(policy: Policy, shape: ModelShape) -> tuple[Group, ...]:
                 raise InputError(f"{where}: a price chooses by itself; leave out threshold, rerank and select")
     if len(set(seen)) < len(seen) or len({group.name for group in groups}) < len(groups):
         raise InputError(f"policy {policy.label}: groups: a matrix or a name appears twice; put each in one group")
+    _check_mixture(policy, groups, shape)
     return groups
 
 
 def _check_mixture(policy: Policy, groups: Sequence[Group], shape: ModelShape) -> None:
     """Raise InputError for a policy of dense MLPs on a mixture of experts."""
-    dense = [group for group in groups if getattr(group, "axis", None) != "expert"]
+    dense = [group for group in groups if group.axis != "expert"]
     if shape.mixture is not None and (dense or not groups):
         does = f"chooses columns in group {dense[0].name}" if dense else "reads every expert of every layer"
         raise InputError(

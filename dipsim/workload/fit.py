@@ -1,12 +1,12 @@
 """Fits a recipe to a recorded trace: the statistics of each layer, as `recipe.py` defines them.
 
 Tukey's h is fitted in closed form by two quantiles of the magnitudes. The median gives the spread. The tail follows
-from how much farther out the 99 % quantile lies than a normal's (docs/background.md, section 9).
+from how much farther out the 99 % quantile lies than a normal's (docs/background.md, section 9). The routers of a
+mixture of experts are fitted by `routing_fit.py`.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import NormalDist
@@ -16,13 +16,16 @@ import numpy as np
 from dipsim.basics.arrays import Float32s, Floats
 from dipsim.basics.errors import InputError
 from dipsim.basics.fields import parse
-from dipsim.basics.files import read_text, sha256
+from dipsim.basics.files import sha256
 from dipsim.basics.progress import Progress, silent
+from dipsim.workload.config import read_config
 from dipsim.workload.recipe import Depth, Recipe, Signal
+from dipsim.workload.routing_fit import fit_routing
 from dipsim.workload.shape import ModelShape
 from dipsim.workload.trace import TENSORS, Trace
 
 LIKE = "smollm2-135m-synthetic"  # the shipped recipe whose statistics were fitted
+ROUTING_LIKE = "qwen3-30b-a3b-synthetic"  # and the one for a mixture of experts
 TOKENS = 32  # fewer say nothing about a neuron
 MEDIAN, OUTER = 0.5, 0.99
 _Z_MEDIAN, _Z_OUTER = (NormalDist().inv_cdf((1 + share) / 2) for share in (MEDIAN, OUTER))
@@ -31,6 +34,24 @@ _STEEPEST = 0.49
 
 def fit(trace: Trace, progress: Progress = silent) -> Recipe:
     """Fit the recipe whose traces resemble `trace`, for a model of the same size.
+
+    Raises InputError if the trace is too short or a signal of it is constant.
+    """
+    mixture = trace.shape.mixture is not None
+    begin, end = trace.prompts[0] if trace.prompts else (0, 0)
+    return Recipe(
+        description=f"Synthetic, fitted to the recorded trace {trace.name}",
+        model=trace.shape,
+        tokens=trace.tokens,
+        prompt=end if begin == 0 and mixture else 0,
+        source={"fitted_to": trace.name, "fitted_to_sha256": sha256(trace.path)},
+        statistics=None if mixture else fit_signals(trace, progress),
+        routing=fit_routing(trace, progress) if mixture else None,
+    )
+
+
+def fit_signals(trace: Trace, progress: Progress = silent) -> tuple[Depth, ...]:
+    """The statistics of each layer of a trace of a dense model.
 
     Raises InputError if the trace is too short or a signal of it is constant.
     """
@@ -47,13 +68,7 @@ def fit(trace: Trace, progress: Progress = silent) -> Recipe:
                 raise InputError(f"{trace.path}: layers.{index}.{name}: {error}") from None
         rows.append(Depth(depth=_rounded(index / max(1, layers - 1)), **signals))
         progress("fitting layers", index + 1, layers)
-    return Recipe(
-        description=f"Synthetic, fitted to the recorded trace {trace.name}",
-        model=trace.shape,
-        tokens=trace.tokens,
-        source={"fitted_to": trace.name, "fitted_to_sha256": sha256(trace.path)},
-        statistics=tuple(rows),
-    )
+    return tuple(rows)
 
 
 def fit_signal(signal: Float32s, starts: Sequence[int] = (0,)) -> Signal:
@@ -105,17 +120,11 @@ def _rounded(value: float) -> float:
 
 
 def from_config(path: Path, tokens: int = 1000, seed: int = 0) -> Recipe:
-    """Make a recipe for the model of a Hugging Face `config.json`, with the shipped statistics.
+    """Make a recipe for the model of a Hugging Face `config.json`, with the shipped statistics or routing.
 
     Raises InputError if the file is not a Hugging Face `config.json`.
     """
-    text = read_text(path)
-    try:
-        config = json.loads(text)
-    except (ValueError, RecursionError):
-        raise InputError(f"{path}: is not JSON; a Hugging Face config.json is expected") from None
-    if not isinstance(config, dict):
-        raise InputError(f"{path}: is not a JSON object; a Hugging Face config.json is expected")
-    shape = ModelShape.from_config(config, path)
-    fields = {"description": f"Synthetic, {LIKE} at this size", "model": shape, "tokens": tokens, "seed": seed}
-    return parse(Recipe, fields | {"like": LIKE}, "recipe")
+    shape = ModelShape.from_config(read_config(path), path)
+    like = LIKE if shape.mixture is None else ROUTING_LIKE
+    fields = {"description": f"Synthetic, {like} at this size", "model": shape, "tokens": tokens, "seed": seed}
+    return parse(Recipe, fields | {"like": like}, "recipe")

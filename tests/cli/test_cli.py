@@ -137,7 +137,7 @@ BAD = [
     (["run", "exp.yaml", "--tokens", "99"], "tokens: 99 asked for"),
     (["run", "exp.yaml", "--tokens", "0"], "tokens"),
     (["run", "exp.yaml", "--tokens", "x"], "--tokens"),
-    (["run", "exp.yaml", "--policy", "dop"], "dop: no such policy; shipped: dense"),
+    (["run", "exp.yaml", "--policy", "dop"], "dop: no such policy; shipped: cache-prior, dense"),
     (["run", "exp.yaml", "--policy", "dip-ca", "--eviction", "belady"], "belady needs to know"),
     (["run", "exp.yaml", "--set", "dip.keep=2"], "policy dip: keep"),
     (["run", "exp.yaml", "--set", "dip.kep=0.5"], "policy dip: kep: unknown key"),

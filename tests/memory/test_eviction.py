@@ -156,13 +156,13 @@ def test_an_unknown_rule_raises_wherever_it_is_asked_for(tiny_trace, name):
         lambda: hits_at(np.ones((2, 4), bool), [2], name),
         lambda: plan(tiny_trace(), [Setting(load_policy("dip"), 1e6, name)]),
     ):
-        with pytest.raises(InputError, match=r"eviction: .* is not one of .*belady, lfu, lru, none, optimal"):
+        with pytest.raises(InputError, match=r"eviction: .* is not one of .*belady, lfru, lfu, lru, none, optimal, pinned, s3-fifo, slru"):
             ask()
 
 
 def test_a_rule_that_knows_the_future_asks_for_it():
     with pytest.raises(ValueError, match="belady: needs the masks of the whole sequence"):
-        Belady(4)
+        Belady(4).use(np.ones(4, dtype=bool), np.zeros(4, dtype=bool))
 
 
 @pytest.mark.parametrize(("among", "count"), [([1, 1, 0], 2), ([1, 1, 0], 3), ([0, 0, 0], 0)])

@@ -21,6 +21,7 @@ OTHER = {
     "calibration": "smollm2-135m",
     "page": 4096.0,
     "flash": Device.load("oneplus-12").flash,
+    "scope": "model",
 }
 
 
