@@ -13,6 +13,8 @@ import sys
 import time
 from collections import OrderedDict
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -162,7 +164,11 @@ def signs() -> Rows:
     trace, runs = Trace.open(QWEN), {each.name: each for each in RUNS}
 
     def traced(**options: str) -> float:
-        each = {"cache": {"size": "4000 MiB", "scope": "model"}, "eviction": "lru", "timing": "serial"} | options
+        each: dict[str, Any] = {
+            "cache": {"size": "4000 MiB", "scope": "model"},
+            "eviction": "lru",
+            "timing": "serial",
+        } | options
         return simulate(trace, load_policy("experts"), device_for(runs["qwen_traced"], device), **each).tokens_per_s
 
     pairs = [
@@ -186,7 +192,8 @@ def signs() -> Rows:
 def answers(table: pd.DataFrame) -> Rows:
     """How many tokens/s with so much DRAM, from examples/experts.yaml."""
     sizes = sorted(table["dram_bytes"].unique())
-    rows = [["model", "policy", "cache", *(f"{size / 1e9:g} GB" for size in sizes), "one token's experts", "perplexity"]]
+    drams = (f"{size / 1e9:g} GB" for size in sizes)
+    rows = [["model", "policy", "cache", *drams, "one token's experts", "perplexity"]]
     for (trace, policy, rule), mine in table.groupby(["trace", "policy", "eviction"], sort=False):
         cells = mine.sort_values("dram_bytes")
         texts = [f"{t:.2f} ({100 * h:.0f} %)" for t, h in zip(cells["tokens_per_s"], cells["hit_rate"], strict=True)]
@@ -251,6 +258,7 @@ def speed() -> Rows:
 def _plain(tokens: list[list[list[int]]], sizes: list[float], budget: float) -> int:
     """Hits of an LRU cache over all layers, as anybody would write it."""
     cache: OrderedDict[tuple[int, int], float] = OrderedDict()
+    oldest: tuple[int, int] | None
     used, found = 0.0, 0
     for token in tokens:
         for layer, batch in enumerate(token):
@@ -264,10 +272,10 @@ def _plain(tokens: list[list[list[int]]], sizes: list[float], budget: float) -> 
                     used += sizes[layer]
             wanted = {(layer, expert) for expert in batch} if used > budget else set()
             while used > budget:
-                unit = next((each for each in cache if each not in wanted), None)
-                if unit is None:
+                oldest = next((each for each in cache if each not in wanted), None)
+                if oldest is None:
                     break
-                used -= cache.pop(unit)
+                used -= cache.pop(oldest)
     return found
 
 
@@ -340,4 +348,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,16 +1,15 @@
 """A phone that streams experts: its device is fitted to three of its runs, and all others are predicted.
 
-The runs are in benchmarks/data/oneplus-15r (see its README). `python benchmarks/phone.py --fit` prints what the fit says
-of devices/oneplus-15r.yaml; `benchmarks/experts.py` has the tables of the predictions.
+The runs are in benchmarks/data/oneplus-15r (see its README). `python benchmarks/phone.py` prints what the fit says of
+devices/oneplus-15r.yaml; `benchmarks/experts.py` has the tables of the predictions.
 
 Fitted are two runs without overlap, of 2 and 4 lanes, both with 2,000 MiB, and the run with overlap and no cache. From
-the first two come the rates of Flash, what a batch of reads and a layer cost, and what filling the cache costs; from the
-last what a read costs the compute that it runs beside.
+the first two come the rates of Flash, and what a batch of reads, a layer, and filling the cache cost; from the last
+what a read costs the compute that it runs beside.
 """
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -39,7 +38,9 @@ PROMPT = 34  # positions before the first token of the untraced runs, as their f
 K = 8  # experts a token in the untraced runs, as the model has it
 BEST_WEIGHTS = 21e9  # bytes of weights a second: what the phone reaches at best, 19 to 23 GB/s (the runs' README)
 ONE_LANE = 1810 / 2460  # of the throughput of two lanes, with reads of 4 MiB; other sizes were not measured
-STORAGE = {  # MiB/s of random direct reads by lanes and KiB a read, the phone's own storage benchmark
+STORAGE: dict[
+    int, dict[int, float]
+] = {  # MiB/s of random direct reads by lanes and KiB a read, the phone's own storage benchmark
     2: {128: 954, 256: 1536, 512: 1882, 1024: 2085, 2048: 2044, 4096: 2172, 8192: 2529},
     4: {128: 1486, 256: 2099, 512: 2114, 1024: 2235, 2048: 2155, 4096: 2206, 8192: 2558},
     8: {128: 1859, 256: 2144, 512: 2108, 1024: 2251, 2048: 2064, 4096: 2263, 8192: 2474},
@@ -131,7 +132,7 @@ def device_for(run: PhoneRun, device: Device) -> Device:
 
 
 def predict(run: PhoneRun, device: Device, read_bytes: Floats | None = None) -> Timeline:
-    """What dipsim says of a run: from its routing where that was traced, else from its bytes, or from those given [T]."""
+    """What dipsim says of a run: from its routing where that was traced, else from its bytes or those given, [T]."""
     if run.traced:
         return simulate(
             Trace.open(run.trace), load_policy("experts"), device_for(run, device),
@@ -219,4 +220,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,4 +1,4 @@
-"""Cache-prior (arXiv 2412.00099, by the authors of DIP-CA): experts in DRAM get a head start in the router's ranking."""
+"""Cache-prior (arXiv 2412.00099, by authors of DIP-CA): experts in DRAM get a head start in the router's ranking."""
 
 from typing import Annotated, Any
 

@@ -39,7 +39,7 @@ def read_sweep(path: Path) -> pd.DataFrame:
         table["perplexity"].where(table["perplexity"] != NOT_MEASURED, "nan").astype(float)
         table["stream_static"] = table["stream_static"].map(STREAMED)
         table["read_through"] = table["read_through"].map(THROUGH)
-        table["scope"] = table["scope"] if "scope" in table else "layer"
+        table["scope"] = table.get("scope", "layer")
         table[CLIFF] = pd.to_numeric(table[CLIFF]) if CLIFF in table else np.nan
         good = not table.empty and np.isfinite(table[list(NUMBERS)]).all(axis=None)
     except (OSError, ValueError, KeyError) as error:

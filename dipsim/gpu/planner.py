@@ -72,7 +72,8 @@ class GpuPlanner:
         Raises InputError if a policy fails.
         """
         if trace.shape.mixture is not None:
-            return CpuPlanner().fill(trace, builders, layers, progress)
+            CpuPlanner().fill(trace, builders, layers, progress)
+            return
         members = [Member(builder, caches) for builder in builders for caches in builder.caches]
         acts = trace.layer(0, min(builders[0].tokens, TOKENS))
         with NumpyPromotion():
@@ -143,7 +144,7 @@ def _read_ahead(trace: Trace, tokens: int, layers: int, wanted: Sequence[str]) -
     """The layers one by one, while threads read the next ones and make what is `wanted` of them."""
 
     def read(index: int) -> Activations:
-        acts = trace.layer(index, tokens)
+        acts: Activations = trace.layer(index, tokens)
         for name in wanted:
             getattr(acts, name)  # kept in acts
         return acts

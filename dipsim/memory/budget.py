@@ -65,9 +65,9 @@ def allocate(
     """Divide `dram_bytes` for sequences of `length` positions.
 
     The dynamic part is split equally over the masked matrices of all layers; a capacity never exceeds the number of
-    columns. Experts get all of it together, in bytes. Without `caching` nothing is cached, but matrices read whole still stay in DRAM. Raises InputError if the
-    static bytes do not fit, unless `stream_static` lets lm_head and attention overflow to Flash, each in proportion.
-    The KV cache and the policy's own bytes must always fit.
+    columns. Experts get all of it together, in bytes. Without `caching` nothing is cached, but matrices read whole
+    still stay in DRAM. Raises InputError if the static bytes do not fit, unless `stream_static` lets lm_head and
+    attention overflow to Flash, each in proportion. The KV cache and the policy's own bytes must always fit.
     """
     kv_cache = shape.kv_cache_bytes(length)
     static = shape.static_bytes(length) + policy_bytes

@@ -78,7 +78,7 @@ def replay_requests(requests: Requests, sizes: Floats, budget: float, eviction: 
     """Hits [R] of requests in an empty cache of `budget` bytes of units of `sizes` bytes [U], and the most it held."""
     cache = UnitCache(sizes, budget, eviction)
     hits = np.zeros(len(requests.units), dtype=bool)
-    near = nearness(requests, len(sizes)) if eviction_rule(eviction).needs_future else None
+    near = nearness(requests) if eviction_rule(eviction).needs_future else None
     begin = 0
     for end in requests.ends.tolist():
         hits[begin:end] = cache.step(requests.units[begin:end], None if near is None else near[begin:end])
@@ -86,7 +86,7 @@ def replay_requests(requests: Requests, sizes: Floats, budget: float, eviction: 
     return hits, cache.most
 
 
-def nearness(requests: Requests, units: int) -> Ints:
+def nearness(requests: Requests) -> Ints:
     """How near the next use of each request's unit is, [R]: batches + 1 - (its batch), 0 if it has none."""
     batch = requests.batch
     order = np.lexsort((batch, requests.units))

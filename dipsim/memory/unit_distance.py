@@ -18,8 +18,8 @@ from dipsim.memory.unit_cache import Requests
 def lru_hits(requests: Requests, sizes: Floats, budgets: Sequence[float], cycle: int) -> list[Mask]:
     """Hits [R] of each LRU cache, as `replay_requests` finds them.
 
-    Batches come in cycles of `cycle`, one for each layer. The units of each place of a cycle are of one size, and lie
-    together: as many units a place.
+    Batches come in cycles of `cycle`, one for each layer. A unit is always asked for at the same place of a cycle, and
+    the units of a place are of one size.
     """
     depth = depths(requests, sizes, cycle)
     batch = requests.batch
@@ -45,7 +45,7 @@ def depths(requests: Requests, sizes: Floats, cycle: int) -> Floats:
     ends = requests.ends.reshape(cycles, cycle)
     held = np.zeros((cycles + 1, cycle))  # the last row is that of units never used
     whole = np.zeros(cycles + 1)
-    last = np.full((cycle, len(sizes) // cycle), -1)
+    last = np.full(len(sizes), -1)
     position = last.copy()
     found = np.empty(len(requests.units))
     places = np.arange(cycle)
@@ -56,12 +56,11 @@ def depths(requests: Requests, sizes: Floats, cycle: int) -> Floats:
         place = np.repeat(places, np.diff(ends[now], prepend=begin))
         if not np.array_equal(place, before):  # most cycles ask for as much in each batch as the one before
             earlier, later_places = place < place[:, None], places > place[:, None]
-        size, was = sizes[units], last.ravel()[units]
+        size, was = sizes[units], last[units]
         later = np.cumsum(whole[:now][::-1])[::-1]  # from each cycle on
         above = np.append(later, 0.0)[was + 1] * (was >= 0)
         above += (held[was] * later_places).sum(axis=1)
-        beside = (last[place] == was[:, None]) & (position[place] > position.ravel()[units][:, None])
-        above += np.count_nonzero(beside, axis=1) * size
+        above += _later_in_batch(requests, last, was, position[units], place + was * cycle) * size
         above += ((was <= was[:, None]) & earlier) @ size
         found[begin:end] = np.where(was >= 0, above + size, np.inf)
         np.subtract.at(held, (was, place), size)
@@ -69,6 +68,17 @@ def depths(requests: Requests, sizes: Floats, cycle: int) -> Floats:
         held[-1] = whole[-1] = 0
         held[now] = np.bincount(place, size, cycle)
         whole[now] = size.sum()
-        last.ravel()[units], position.ravel()[units] = now, np.arange(begin, end)
+        last[units], position[units] = now, np.arange(begin, end)
         begin = end
     return found
+
+
+def _later_in_batch(requests: Requests, last: Ints, was: Ints, position: Ints, batch: Ints) -> Ints:
+    """How many units stand after each of some units in the batch that used it last, and were not used since, [n].
+
+    A unit was last asked for in the cycle `was`, in `batch`, at `position`; `last` [U] is that cycle of every unit.
+    """
+    end = np.where(was >= 0, requests.ends[batch], position + 1)
+    place = position[:, None] + np.arange(1, int((end - position).max(initial=1)))
+    units = requests.units[np.minimum(place, len(requests.units) - 1)]
+    return np.asarray(np.count_nonzero((place < end[:, None]) & (last[units] == was[:, None]), axis=1))

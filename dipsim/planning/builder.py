@@ -39,7 +39,6 @@ from dipsim.workload.shape import ModelShape
 from dipsim.workload.trace import sequences
 
 PREDICTOR_BITS = 16  # per weight that a policy brings along
-Whole = NDArray[np.signedinteger[Any]]
 ScoresKey = tuple[type[Policy], str, Group]  # equal where scores and rankings are
 
 
@@ -67,16 +66,16 @@ class LayerCaches:
 class Counts:
     """What T tokens did to the caches of one group in L layers.
 
-    `wanted` and `found` are columns, [T, L]. `reads` and `read_bytes` are [T, L, R] by class of run, as in a FetchPlan, or
-    of the `classes` [R] alone.
-    `held` [L] are the most columns that each cache ever held (a share of them, where one cache serves all layers).
+    `wanted` and `found` are columns, [T, L]. `reads` and `read_bytes` are [T, L, R] by class of run, as in a FetchPlan,
+    or of the `classes` [R] alone. `held` [L] are the most columns that each cache ever held (a share of them, where one
+    cache serves all layers).
     """
 
-    wanted: Whole
-    found: Whole
-    reads: Whole
+    wanted: Numbers
+    found: Numbers
+    reads: Numbers
     read_bytes: Floats
-    held: Whole | Floats
+    held: Numbers
     classes: Ints | None = None
 
 
@@ -356,6 +355,7 @@ def _empty_arrays(
 ) -> dict[str, NDArray[Any]]:
     """All arrays of a plan, zero."""
     size = (tokens, positions)
+
     def largest(group: Group) -> int:
         """The most columns or pages that a read of a group can have."""
         if group.axis == "expert":

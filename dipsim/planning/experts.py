@@ -21,6 +21,7 @@ from dipsim.planning.expert_reads import expert_pieces, piece_read_bytes
 from dipsim.planning.fetch_plan import Encoded
 from dipsim.planning.masks import LayerScores
 from dipsim.sparsity.selection import aware_mask
+from dipsim.workload.routing import Routing
 from dipsim.workload.trace import sequences
 
 
@@ -66,6 +67,7 @@ class ExpertPlans:
 
     def collect(self, layer: LayerScores) -> None:
         """Take what the policies need of the next layer."""
+        assert isinstance(layer.acts, Routing)
         self._routed.append(layer.acts.routed)
         for caches in {caches.key: caches for _, caches in self.mine}.values():
             scores = layer.scores_of(caches)
@@ -137,7 +139,7 @@ class Replay:
                 if rule.name == "lru":
                     cycle = scope.stop - scope.start
                     hits = lru_hits(requests, sizes, self.budgets, cycle)
-                    largest = np.bincount(requests.batch, sizes[requests.units], 1).max()  # a batch may exceed its budget
+                    largest = np.bincount(requests.batch, sizes[requests.units], 1).max()  # may exceed its budget
                     asked = float(sizes[np.unique(requests.units)].sum())
                 for index, budget in enumerate(self.budgets):
                     if pinned is not None:
@@ -203,11 +205,11 @@ class Replay:
         """The requests of some layers for these stretches; the units of one layer follow those of the one before."""
         parts: list[Ints] = []
         counts: list[Ints] = []
-        for begin, end in _runs(stretches):
-            if end < 0:  # a prompt, of which -end is the end
-                units = [each.of_stretch(begin, -end) + place * self.experts for place, each in enumerate(chosen)]
-                parts += units
-                counts.append(np.array([len(each) for each in units]))
+        for begin, end, together in _runs(stretches):
+            if together:
+                prompt = [each.of_stretch(begin, end) + place * self.experts for place, each in enumerate(chosen)]
+                parts += prompt
+                counts.append(np.array([len(each) for each in prompt]))
                 continue
             width = max(each.ranked.shape[1] for each in chosen)
             units = np.zeros((end - begin, len(chosen), width), dtype=np.int64)
@@ -286,18 +288,17 @@ class Replay:
             builder.record(self.caches, everywhere, Counts(wanted, hit, reads, reads * read[:, None], most, classes))
 
 
-def _runs(stretches: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """Adjacent tokens that follow one by one as one (begin, end), and a prompt as (begin, -end)."""
-    first = last = None
-    for begin, end in stretches:
-        alone = end == begin + 1
-        if first is not None and (not alone or begin != last):
-            yield first, last
-            first = None
-        if not alone:
-            yield begin, -end
-        elif first is None:
-            first = begin
-        last = end
-    if first is not None:
-        yield first, last
+def _runs(stretches: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int, bool]]:
+    """The (begin, end, whether they are one batch) of prompts, and of adjacent tokens that follow one by one."""
+    begin = end = 0
+    for start, stop in stretches:
+        if stop > start + 1 or start != end:
+            if end > begin:
+                yield begin, end, False
+            begin = start
+        if stop > start + 1:
+            yield start, stop, True
+            begin = stop
+        end = stop
+    if end > begin:
+        yield begin, end, False

@@ -60,8 +60,8 @@ class Setting:
 class Encoded:
     """What tokens that are not counted did to the caches of experts: prompts, or those that warm caches up.
 
-    `wanted` and `found` are experts of all layers. `reads` and `read_bytes` [L, R] are those of one sequence, as a mean,
-    by class as in a FetchPlan.
+    `wanted` and `found` are experts of all layers. `reads` and `read_bytes` [L, R] are those of one sequence, as a
+    mean, by class of size.
     """
 
     wanted: int
@@ -81,9 +81,10 @@ class FetchPlan:
     2^(r+1) - 1 pages (columns, where Flash has no pages). `static_reads` [P] counts the reads of `flash_static`.
     `flops` [T, P] are floating-point operations. `peak_cache_bytes` [P] is the most that a position's caches ever held.
     `ranked` [P] are the columns that a position selects among, `piece_bytes` [P] what a column takes in each piece of
-    its group, `unit_bytes` [P] what it takes in all of them. What is missed enters a cache if it `admits`. `layer` [P] is num_hidden_layers for lm_head. `warm_up` is the number of tokens of a sequence, at most,
-    that came before those counted, of which `encoded` tells what they did to experts.
-    `uses` [L, E] are the counted tokens that use each expert, None without experts.
+    its group, `unit_bytes` [P] what it takes in all of them. What is missed enters a cache if it `admits`. `layer` [P]
+    is num_hidden_layers for lm_head. `warm_up` is the number of tokens of a sequence, at most, that came before those
+    counted, of which `encoded` tells what they did to experts. `uses` [L, E] are the counted tokens that use each
+    expert, None without experts.
     """
 
     setting: Setting

@@ -105,7 +105,8 @@ class Run(BaseModel, frozen=True, allow_inf_nan=False):
         """What the runs of a folder have in common."""
         tokens = f"{self.tokens:,} token{'s' * (self.tokens > 1)}"
         served = f" over the {self.scope}" if self.scope else ""
-        memory = (f"layout {self.layout}", f"eviction {self.eviction}{served}", f"timing {self.timing}", f"start {self.start}")
+        rule = f"eviction {self.eviction}{served}"
+        memory = (f"layout {self.layout}", rule, f"timing {self.timing}", f"start {self.start}")
         return " · ".join((self.device, f"DRAM {show(self.dram_bytes, 'size')}", *memory, tokens))
 
 

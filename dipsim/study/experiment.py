@@ -13,9 +13,8 @@ from dipsim.basics import assets
 from dipsim.basics.errors import InputError
 from dipsim.basics.fields import Count, Natural, Strict, parse
 from dipsim.basics.files import read_yaml
-from dipsim.basics.units import Size
+from dipsim.basics.units import Size, show
 from dipsim.basics.units import parse as parse_quantity
-from dipsim.basics.units import show
 from dipsim.basics.units import write as write_quantity
 from dipsim.memory.eviction import Eviction
 from dipsim.planning.fetch_plan import Scope, Setting, Start
@@ -113,15 +112,15 @@ Dram = Annotated[
 class Options(Strict):
     """How to simulate, whatever is simulated.
 
-    `dram` is for weights and KV cache; by default it is all that the device has free. `cache` says instead how large the
-    caches are, or what each serves. `tokens` is by default all that the trace has. `prompt` is the number of positions before the trace's. `start` says how caches begin: `warm` (the
-    default), the first tokens of each sequence pass through them before the clock starts and are not counted; `cold`,
-    they are empty; `filled`, they hold the columns of lowest index. `layout` says how columns lie in Flash; one that is
-    learned is learned from the trace `calibration`, by default from the tokens that are not counted. With
-    `read_through` (the default), gaps are read too where that is faster; without it, layouts and masks take a read to
-    cost its bytes only. `eviction` is the name of a rule, by default
-    lfu (lru for experts), or pinned where the layout lays pinned columns apart. `timing` is serial, concurrent or pipelined.
-    `stream_static` lets lm_head and attention overflow to Flash.
+    `dram` is for weights and KV cache; by default it is all that the device has free. `cache` says instead how large
+    the caches are, or what each serves. `tokens` is by default all that the trace has. `prompt` is the number of
+    positions before the trace's. `start` says how caches begin: `warm` (the default), the prompt of the trace, or else
+    the first tokens of each sequence, pass through them before the clock starts and are not counted; `cold`, they are
+    empty; `filled`, they hold the columns of lowest index. `layout` says how columns lie in Flash; one that is learned
+    is learned from the trace `calibration`, by default from the tokens that are not counted. With `read_through` (the
+    default), gaps are read too where that is faster; without it, layouts and masks take a read to cost its bytes only.
+    `eviction` is the name of a rule, by default lfu (lru for experts), or pinned where the layout lays pinned columns
+    apart. `timing` is serial, concurrent or pipelined. `stream_static` lets lm_head and attention overflow to Flash.
     """
 
     dram: Dram | None = None

@@ -19,8 +19,9 @@ CACHE = ("cache.size", "cache.scope")
 def grid(experiment: Experiment, where: object = "sweep") -> list[Experiment]:
     """The experiments of a sweep, without `sweep`, in the order of the file. The last key varies fastest.
 
-    A key is a field of the experiment (`dram`, `eviction`, `cache.size`), of the device (`flash.read_bandwidth`), or a parameter of
-    a policy (`dip.keep`). Raises InputError for any other key, and for values that the field does not take.
+    A key is a field of the experiment (`dram`, `eviction`, `cache.size`), of the device (`flash.read_bandwidth`), or a
+    parameter of a policy (`dip.keep`). Raises InputError for any other key, and for values that its field does not
+    take.
     """
     base = experiment.resolved() | {"sweep": {}}
     cells = []

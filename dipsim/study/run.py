@@ -72,7 +72,8 @@ def cliff(experiment: Experiment) -> str | None:
     most = max(plans, key=lambda each: each.cliff_dram_bytes or 0.0)
     text = (
         f"One token uses {show(trace.shape.working_set_bytes, 'size')} of experts. With less than "
-        f"{show(most.cliff_dram_bytes or 0.0, 'size')} of DRAM a recency cache over all layers (lru, slru) hits nothing."
+        f"{show(most.cliff_dram_bytes or 0.0, 'size')} of DRAM a recency cache over all layers (lru, slru) hits "
+        "nothing."
     )
     return f"{text}\nWarning: {show(below[0].dram_bytes, 'size')} of DRAM lie below that." if below else text
 

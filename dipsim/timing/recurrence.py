@@ -75,8 +75,8 @@ def _begins(transfer: Floats, compute: Floats) -> Floats:
 def _pipelined(service: ServiceTimes) -> Floats:
     """When step p - 1 is done, each resource is asked for the masked transfer of step p, then for the static of p + 1.
 
-    A step ends with the last of its requests, and with what they interrupted. The token waited for that one from its start or, where it had started
-    earlier, from the begin of the step.
+    A step ends with the last of its requests, and with what they interrupted. The token waited for the last one from
+    its start or, where it had started earlier, from the begin of the step.
     """
     flash_static, dram_static, flash, dram, compute, interrupts = (
         np.ascontiguousarray(np.moveaxis(seconds, -1, 0))  # [P, ...]

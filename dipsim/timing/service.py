@@ -21,9 +21,9 @@ from dipsim.timing.timeline import Timing
 class ServiceTimes:
     """Seconds of service, arrays [T, P].
 
-    `flash_static` and `dram_static` are known before the token starts; `flash` and `dram` need its mask. Where Flash and
-    compute run side by side, reads cost compute another `interrupts`. `prefill` [3] is the service of Flash, DRAM and
-    compute to encode the prompt.
+    `flash_static` and `dram_static` are known before the token starts; `flash` and `dram` need its mask. Where Flash
+    and compute run side by side, reads cost compute another `interrupts`. `prefill` [3] is the service of Flash, DRAM
+    and compute to encode the prompt.
     """
 
     flash_static: Floats

@@ -16,9 +16,9 @@ class Mixture(Strict):
 
     An expert has `moe_intermediate_size` neurons. `shared_intermediate_size` are those of the shared experts together,
     which every token uses (0). The MLPs of `dense_layers` are no mixtures (none). `expert_bytes` and `dense_bytes`, a
-    number a layer, are measured sizes: of one expert, and of all else that a token reads of a layer. Without them, sizes
-    follow from the bits of the model. An expert lies in `expert_tensors` tensors, 3 (the default), or 2 where gate and
-    up are one. `aligned` says whether they begin on pages of Flash (the default). Those of a GGUF file do not.
+    number a layer, are measured sizes: of one expert, and of all else that a token reads of a layer. Without them,
+    sizes follow from the bits of the model. An expert lies in `expert_tensors` tensors, 3 (the default), or 2 where
+    gate and up are one. `aligned` says whether they begin on pages of Flash (the default). Those of a GGUF file do not.
     """
 
     num_experts: Annotated[Count, Field(le=2**15)]
@@ -53,9 +53,7 @@ class Mixture(Strict):
             if sizes is not None and len(sizes) != layers:
                 raise ValueError(f"mixture.{name}: {len(sizes)} sizes for {layers} layers; give one a layer")
         missing = [
-            layer
-            for layer, size in enumerate(self.expert_bytes or ())
-            if size == 0 and layer not in self.dense_layers
+            layer for layer, size in enumerate(self.expert_bytes or ()) if size == 0 and layer not in self.dense_layers
         ]
         if missing:
             raise ValueError(f"mixture.expert_bytes: missing for layer {missing[0]}; give the bytes of one expert")

@@ -2,8 +2,8 @@
 
 For each layer i the file has `layers.{i}.mlp_input` [T, d], `layers.{i}.gate_proj` [T, m] and `layers.{i}.up_proj`
 [T, m]: the MLP's input, and its two projections before the activation function. A tensor is float16, float32, or int8
-beside `layers.{i}.NAME.scale` [T, B], the scales of B equal blocks of each row. The metadata is a `Header`. A trace of a
-mixture of experts has other tensors (`recorded_routing.py`).
+beside `layers.{i}.NAME.scale` [T, B], the scales of B equal blocks of each row. The metadata is a `Header`. A trace of
+a mixture of experts has other tensors (`recorded_routing.py`).
 """
 
 from __future__ import annotations

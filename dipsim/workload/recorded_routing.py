@@ -27,7 +27,8 @@ AGAIN = "import or record it again"
 
 def check_routing(file: Any, shape: ModelShape, path: Path) -> int:
     """Check that every tensor is there with its shape and dtype; return the number of tokens."""
-    mixture, present, tokens = shape.experts, set(file.keys()), None
+    mixture, present = shape.experts, set(file.keys())
+    tokens: int | None = None
     for index in np.flatnonzero(shape.is_mixture):
         names = {
             "router_logits": (mixture.num_experts, FLOATS),
@@ -100,7 +101,8 @@ def checked_routing(
         rising = np.sort(ids, axis=1)
         if (bad := (rising[:, 1:] == rising[:, :-1]).any(axis=1) & routed).any():
             token = bad.argmax()
-            raise InputError(f"{wrong}.experts: token {token}: {ids[token].tolist()}: an expert is there twice; {AGAIN}")
+            twice = f"token {token}: {ids[token].tolist()}: an expert is there twice"
+            raise InputError(f"{wrong}.experts: {twice}; {AGAIN}")
     if weights is not None:
         weights = weights.astype(np.float32, copy=False)
         sums = weights.sum(axis=1)
@@ -116,9 +118,7 @@ def checked_routing(
                 f"{wrong}: token {bad.argmax()}: experts {ids[bad.argmax()].tolist()} are not those of the largest "
                 f"router_logits; {AGAIN}"
             )
-    return Routing(
-        mixture.num_experts, mixture.num_experts_per_tok, logits, ids, weights, layer=index, where=where
-    )
+    return Routing(mixture.num_experts, mixture.num_experts_per_tok, logits, ids, weights, layer=index, where=where)
 
 
 def routing_tensors(layers: Iterable[Routing], shape: ModelShape, path: Path) -> dict[str, NDArray[Any]]:

@@ -54,7 +54,7 @@ class Routing:
     def logits(self) -> Any:
         """The router's logits, [T, E]. Raises InputError if they were not recorded."""
         if self.recorded_logits is None:
-            raise InputError(f"{self.where}: has no logits of the router, which this policy needs; record it with logits")
+            raise InputError(f"{self.where}: has no logits of the router, which this policy needs; record it with them")
         return self.recorded_logits
 
     @cached_property
@@ -71,8 +71,8 @@ class Routing:
             chosen, shares = self.ids, self.recorded_weights
         else:
             raise InputError(
-                f"{self.where}: has neither weights nor logits of the router, one of which this policy needs; record it "
-                "with them"
+                f"{self.where}: has neither weights nor logits of the router, one of which this policy needs; record "
+                "it with them"
             )
         return self._spread(chosen, (shares / np.maximum(shares.sum(axis=-1, keepdims=True), TINY)))
 

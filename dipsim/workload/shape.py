@@ -105,8 +105,8 @@ class ModelShape(Strict):
         """One expert of each layer, [L]; 0 where there is none. Raises InputError if the model has no experts."""
         mixture = self.experts
         if mixture.expert_bytes is not None:
-            return np.where(self.is_mixture, np.array(mixture.expert_bytes, dtype=np.float64), 0.0)
-        return 3 * self.hidden_size * mixture.moe_intermediate_size * self.bits.mlp / 8 * self.is_mixture
+            return np.asarray(np.where(self.is_mixture, np.array(mixture.expert_bytes, dtype=np.float64), 0.0))
+        return np.asarray(3 * self.hidden_size * mixture.moe_intermediate_size * self.bits.mlp / 8 * self.is_mixture)
 
     @property
     def whole_mlp_bytes(self) -> Floats:
@@ -182,7 +182,8 @@ class ModelShape(Strict):
             return self.intermediate_size if axis == "input" else self.hidden_size
         if matrix == "down_proj" and axis == "neuron":
             return self.hidden_size
-        raise InputError(f"{matrix!r} cannot be read by {axis!r}; matrices: {', '.join(MATRICES)}; axes: input, neuron, expert")
+        known = f"matrices: {', '.join(MATRICES)}; axes: input, neuron, expert"
+        raise InputError(f"{matrix!r} cannot be read by {axis!r}; {known}")
 
     def axis_size(self, axis: str) -> int:
         """Number of columns along an axis: hidden_size inputs, intermediate_size neurons or num_experts experts."""

@@ -32,7 +32,7 @@ def plain(found, sizes, budget, rule):
     """The engine's cache as its authors describe it, one dictionary and a sort."""
     begin, clock, used = 0, 0, 0.0
     resident, uses, value, hits = set(), {}, {}, []
-    near = nearness(found, len(sizes))
+    near = nearness(found)
     for end in found.ends.tolist():
         batch = found.units[begin:end].tolist()
         for unit, next_use in zip(batch, near[begin:end].tolist(), strict=True):
@@ -157,7 +157,7 @@ def test_depths_are_the_bytes_used_since():
 def test_no_rule_exceeds_its_budget_or_loses_a_unit(rule):
     found, sizes = random_requests(3, tokens=80), np.repeat([4.0, 3.0, 2.5], 6)
     cache = UnitCache(sizes, 31, rule)
-    near, begin = nearness(found, 18), 0
+    near, begin = nearness(found), 0
     for end in found.ends.tolist():
         units = found.units[begin:end]
         before = cache.resident.copy()

@@ -72,7 +72,8 @@ def test_the_last_layer_of_a_prompt_computes_its_last_token_alone(tmp_path):
     """As engines do: the rows of the others are marked, and want nothing."""
     last = Routing(8, 2, ids=np.array([[-1, -1], [2, 3], [2, 4]]), recorded_weights=np.array([[0, 0], [2, 1], [1, 1]]))
     even = np.array([[0.6, 0.4]] * 3)
-    layers = [Routing(8, 2, ids=np.array(ids), recorded_weights=even) for ids in ([[0, 1], [1, 2], [0, 1]], [[0, 1]] * 3)]
+    others = ([[0, 1], [1, 2], [0, 1]], [[0, 1]] * 3)
+    layers = [Routing(8, 2, ids=np.array(ids), recorded_weights=even) for ids in others]
     layers.append(last)
     trace = tiny_mixture.write(tmp_path / "t.safetensors", layers=layers, prompts=((0, 2),))
     made = make(trace, 8, start="warm")
@@ -188,7 +189,8 @@ def test_policies_that_see_the_cache(tmp_path):
 @pytest.mark.parametrize("rule", ["lru", "lfu", "lfru", "slru", "s3-fifo"])
 def test_cache_prior_without_strength_is_the_router_itself(tmp_path, scope, rule):
     """One path steps token by token, the other replays requests: they must agree, prompts included."""
-    trace = tiny_mixture.write(tmp_path / "t.safetensors", tokens=30, kind="logits", prompts=((0, 6),))
+    prompts = ((0, 6), (10, 13), (13, 14), (20, 22))  # later turns begin with prompts of their own
+    trace = tiny_mixture.write(tmp_path / "t.safetensors", tokens=30, kind="logits", prompts=prompts, starts=(0, 20))
     prior = make(trace, 9, rule=rule, scope=scope, start="warm", policy="cache-prior", parameters={"strength": 0.0})
     router = make(trace, 9, rule=rule, scope=scope, start="warm")
     assert found_and_missed(prior) == found_and_missed(router)
@@ -213,7 +215,8 @@ def test_cache_prior_by_hand(tmp_path):
 
 def test_fewer_experts_are_those_of_largest_weight(tmp_path):
     ids, weights = np.array([[0, 1], [2, 3]]), np.array([[0.4, 0.6], [0.7, 0.3]])
-    trace = tiny_mixture.write(tmp_path / "t.safetensors", layers=[Routing(8, 2, ids=ids, recorded_weights=weights)] * 3)
+    layers = [Routing(8, 2, ids=ids, recorded_weights=weights)] * 3
+    trace = tiny_mixture.write(tmp_path / "t.safetensors", layers=layers)
     made = make(trace, 24, policy="fewer-experts", parameters={"experts": 1})
     assert np.flatnonzero(made.uses[1]).tolist() == [1, 2]
     assert made.working_set_bytes == 3 * EXPERT

@@ -59,7 +59,8 @@ def test_the_summary_tells_both_hit_rates_in_experts(experiment):
 def test_the_default_rule_is_lru_over_the_model_and_lfu_for_columns(experiment, tiny_trace):
     (result,) = run(experiment(cache={"size": "1344 B"}))
     assert (result.plan.setting.eviction, result.plan.setting.scope) == ("lru", "model")
-    dense = Experiment.model_validate({"trace": str(tiny_trace().path), "policies": ["dip"], "cache": {"size": "800 B"}})
+    given = {"trace": str(tiny_trace().path), "policies": ["dip"], "cache": {"size": "800 B"}}
+    dense = Experiment.model_validate(given)
     (result,) = run(dense)
     assert (result.plan.setting.eviction, result.plan.setting.scope) == ("lfu", "layer")
     assert result.plan.setting.dram_bytes == result.plan.shape.static_bytes(12) + 800
