@@ -19,12 +19,32 @@ SIZES = {
     "eos_token_id": 1,
 }
 FAMILIES = ("Llama", "Mistral", "Qwen2", "Qwen3", "Phi3")
+MIXTURES = {  # both ways to weigh experts, with and without shared experts and dense layers
+    "Mixtral": {"num_local_experts": 6, "num_experts_per_tok": 2},
+    "Qwen2Moe": {
+        "num_experts": 8,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 24,
+        "shared_expert_intermediate_size": 40,
+        "mlp_only_layers": [1],
+    },
+    "Qwen3Moe": {
+        "num_experts": 8,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 20,
+        "decoder_sparse_step": 2,
+        "num_hidden_layers": 5,
+        "norm_topk_prob": True,
+        "head_dim": 8,
+    },
+    "Olmoe": {"num_experts": 10, "num_experts_per_tok": 4},
+}
 
 
 def make(family, **changes):
     """A small random model; biases, where it has any, are not left at zero."""
     torch.manual_seed(0)
-    config = getattr(transformers, f"{family}Config")(**SIZES | changes)
+    config = getattr(transformers, f"{family}Config")(**SIZES | MIXTURES.get(family, {}) | changes)
     model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():

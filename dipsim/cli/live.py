@@ -55,6 +55,8 @@ def learn_layout(
     chosen: list[dict[str, dict[str, Any]]] = [{policy: {}}]
     apply_settings(chosen, settings or [])
     shown = Trace.open(trace)
+    if shown.shape.mixture is not None:
+        raise InputError(f"{trace}: is of a mixture of experts, which are read whole; learn-layout orders columns")
     flash = None if device is None else load_device(device, shown.shape, scale_to=scale_to).flash
     with progress_bar() as progress:
         told = learn(
@@ -91,11 +93,13 @@ def record(
     out: Annotated[Path, typer.Option(help="The trace to write, ending in .safetensors.")],
     tokens: Annotated[int, typer.Option(help="Tokens to record.")] = 256,
     sequence_length: Annotated[int | None, typer.Option(help="Cut into sequences of so many; by default one.")] = None,
-    dtype: Annotated[str, typer.Option(help="Of the trace: int8 (with scales), float16 or float32.")] = "int8",
+    dtype: Annotated[
+        str | None, typer.Option(help="Of the trace: int8 (with scales, the default), float16 or float32.")
+    ] = None,
     torch_dtype: Annotated[str, typer.Option(help="Of the model: float32, bfloat16 or float16.")] = "float32",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
-    """Record a real model's activations as a trace (extra `live`)."""
+    """Record a real model's activations, or the routing of its experts, as a trace (extra `live`)."""
     must_end(out, ".safetensors", "a trace file")
     with torch_needed():
         from dipsim.live.record import record as record_trace
@@ -159,11 +163,13 @@ def evaluate(
     write_summary(results, folder)
     console().print(run_table(results))
     measured = pd.DataFrame([asdict(row) for row in rows])
-    if len(measured) > 1 and "dense" in set(measured["policy"]):
-        print("Best speed-up over dense at the same DRAM, by perplexity budget:")
-        console().print(plain_table(speedups(measured)))
-        draw_pareto(measured, folder)
-    print(f"{folder}: quality.csv, summary.json, pareto.png and .svg")
+    baseline = "experts" if loaded.routers else "dense"
+    written = ["quality.csv", "summary.json"]
+    if len(measured) > 1 and baseline in set(measured["policy"]):
+        print(f"Best speed-up over {baseline} at the same DRAM, by perplexity budget:")
+        console().print(plain_table(speedups(measured, baseline)))
+        written += [path.name for path in draw_pareto(measured, folder, baseline)]
+    print(f"{folder}: {', '.join(written)}")
 
 
 @commands.command("learn-sensitivity")

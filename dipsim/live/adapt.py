@@ -22,6 +22,7 @@ from dipsim.basics.progress import Progress, silent
 from dipsim.gpu.tensors import tensor_masks
 from dipsim.live.closed_loop import forward, replaced
 from dipsim.live.models import LoadedModel, quiet
+from dipsim.live.swiglu import check_dense
 from dipsim.sparsity.policy import Policy
 from dipsim.sparsity.selection import checked_groups
 
@@ -41,8 +42,9 @@ def adapt(
     """Train adapters on token sequences [S, T]; return the peft model and the loss of every step, in nats.
 
     Each step takes `batch` stretches of T tokens at random; the learning rate warms up over 5 % of the steps and
-    falls as a cosine. Raises InputError for settings that make no sense.
+    falls as a cosine. Raises InputError for settings that make no sense, and for a mixture of experts.
     """
+    check_dense(loaded.shape, "adapt")
     for name, value in (("rank", rank), ("steps", steps), ("batch", batch), ("learning rate", learning_rate)):
         if not 0 < value < math.inf:
             raise InputError(f"{name}: must be more than 0 (got {value})")

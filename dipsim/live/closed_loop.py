@@ -186,18 +186,22 @@ def replaced(mlps: Sequence[Mlp], forwards: Sequence[Callable[[Tensor], Tensor]]
             del mlp.module.forward  # the class's own forward shows again
 
 
+def check_alone(builders: Sequence[PlanBuilder]) -> None:
+    """Raise InputError for several plans of a policy whose masks depend on what is in memory."""
+    if builders[0].sees_memory and len(builders) > 1:
+        policy = builders[0].setting.policy
+        raise InputError(f"policy {policy.label}: its masks depend on the memory; evaluate one setting at a time")
+
+
 @contextmanager
 def sparsified(
     mlps: Sequence[Mlp], builders: Sequence[PlanBuilder], limits: Sequence[dict[str, float]] = ()
 ) -> Iterator[None]:
     """Inside, the model computes as the plans' policy lets it. On leaving, the plans are filled in.
 
-    `limits` are the thresholds of each layer's groups, where the policy has any. Raises InputError for several plans
-    of a policy whose masks depend on what is in memory.
+    `limits` are the thresholds of each layer's groups, where the policy has any. Of a policy whose masks depend on what
+    is in memory there can be only one plan.
     """
-    policy = builders[0].setting.policy
-    if builders[0].sees_memory and len(builders) > 1:
-        raise InputError(f"policy {policy.label}: its masks depend on the memory; evaluate one setting at a time")
     sparse = [SparseMlp(mlp, i, builders, limits[i] if limits else {}) for i, mlp in enumerate(mlps)]
     with replaced(mlps, sparse):
         yield

@@ -7,20 +7,23 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+import numpy as np
 import torch
 import transformers
 from safetensors import SafetensorError, safe_open
+from torch import nn
 
 from dipsim.basics.errors import InputError
 from dipsim.basics.files import sha256
 from dipsim.gpu.tensors import check_device
 from dipsim.live import smollm2
+from dipsim.live.routers import Router, find_routers
 from dipsim.live.swiglu import Mlp, find_mlps
 from dipsim.workload.shape import ModelShape
 
@@ -30,20 +33,25 @@ DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model in evaluation mode, with its tokenizer, shape and MLPs. `source` says where it came from."""
+    """A model in evaluation mode, with its tokenizer, shape and MLPs. `source` says where it came from.
+
+    A mixture of experts has `routers` instead of MLPs.
+    """
 
     model: Any
     tokenizer: Any
     shape: ModelShape
     mlps: list[Mlp]
     source: dict[str, Any]
+    routers: list[Router] = field(default_factory=list)
 
 
 def load(name: str, dtype: str = "float32", device: str = "cpu", adapter: Path | None = None) -> LoadedModel:
     """Load a known name, a `.gguf` file, a local folder or else a model of the Hugging Face hub.
 
     `dtype` is one of DTYPES; `adapter` is a LoRA folder to merge. Only hub ids touch the network. Raises InputError
-    if there is no such dtype or device, the model cannot be loaded, or it is not a SwiGLU decoder.
+    if there is no such dtype or device, the model cannot be loaded, or it is neither a SwiGLU decoder nor a mixture of
+    experts.
     """
     if dtype not in DTYPES:
         raise InputError(f"torch dtype {dtype!r}: is not known; use one of {', '.join(DTYPES)}")
@@ -61,7 +69,8 @@ def load(name: str, dtype: str = "float32", device: str = "cpu", adapter: Path |
         raise InputError(f"{name}: cannot be loaded ({_first_line(error)}); check the model's files") from None
     if adapter is not None:
         model = _merged(model, adapter)
-    mlps = find_mlps(model)
+    routers = find_routers(model)
+    mlps = [] if routers else find_mlps(model)
     hub = name not in KNOWN and not Path(name).exists()
     source = {"model": name if hub else (path if path.is_file() else path.resolve()).name}
     if hub:
@@ -73,7 +82,11 @@ def load(name: str, dtype: str = "float32", device: str = "cpu", adapter: Path |
     title = name if name in KNOWN else Path(source["model"].removesuffix(".gguf")).name
     changes = {"name": re.sub(r"[^a-z0-9.]+", "-", title.lower()).strip("-")}
     shape = ModelShape.from_config(model.config.to_dict(), name, **changes)
-    return LoadedModel(model.to(device).eval(), tokenizer, shape, mlps, source)
+    if [router.layer for router in routers] != np.flatnonzero(shape.is_mixture).tolist():
+        raise InputError(f"{name}: its routers are not in the layers where config.json has mixtures; check the file")
+    if routers and dtype == "float64":
+        model.set_experts_implementation("eager")  # the default has no float64
+    return LoadedModel(model.to(device).eval(), tokenizer, shape, mlps, source, routers)
 
 
 def _locate(name: str) -> Path:
@@ -123,6 +136,17 @@ def _merged(model: Any, adapter: Path) -> Any:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".: ")
+
+
+@contextlib.contextmanager
+def hooked(hooks: Iterable[tuple[nn.Module, Callable[..., Any]]]) -> Iterator[None]:
+    """Inside, each hook is called with its module, the module's inputs and its output, which it may replace."""
+    handles = [module.register_forward_hook(hook) for module, hook in hooks]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextlib.contextmanager

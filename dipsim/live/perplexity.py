@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
+from inspect import signature
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dipsim.basics.arrays import Floats
-from dipsim.live.closed_loop import LiveActivations, as_numpy, sparsified
-from dipsim.live.models import LoadedModel
+from dipsim.basics.errors import InputError
+from dipsim.live.closed_loop import LiveActivations, as_numpy, check_alone, sparsified
+from dipsim.live.experts import meets_layers_in_turn, rerouted
+from dipsim.live.models import LoadedModel, hooked
 from dipsim.planning.builder import PlanBuilder
 from dipsim.planning.fetch_plan import FetchPlan, Setting
 from dipsim.planning.placer import Placer
@@ -33,22 +39,37 @@ def measure(
 ) -> tuple[Floats, list[FetchPlan]]:
     """Negative log-likelihoods [S, T - 1] of tokens [S, T], and the plan of each setting.
 
-    All settings must be of one policy; they share one pass. Raises InputError if a setting cannot work.
+    All settings must be of one policy; they share one pass. Raises InputError if a setting cannot work, and for several
+    settings of a policy whose masks depend on what is in memory.
     """
     sequences, length = ids.shape
     starts = tuple(range(0, sequences * length, length))
     builders = [PlanBuilder(loaded.shape, setting, sequences * length, starts) for setting in settings]
-    placer = Placer(builders, loaded.shape)
-    for layer in range(loaded.shape.num_hidden_layers):
-        placer.place(layer)
-    with torch.inference_mode(), sparsified(loaded.mlps, builders, limits):
-        losses = nll(loaded, ids)
+    check_alone(builders)
+    step = 1 if meets_layers_in_turn(builders[0]) else length
+    with torch.inference_mode(), _decided(loaded, builders, limits):
+        losses = nll(loaded, ids, step)
     return losses, [builder.finish() for builder in builders]
 
 
-def nll(loaded: LoadedModel, ids: Tensor) -> Floats:
-    """Negative log-likelihood [S, T - 1] of every token but a sequence's first, in nats."""
-    hidden = loaded.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+def _decided(
+    loaded: LoadedModel, builders: Sequence[PlanBuilder], limits: Sequence[dict[str, float]]
+) -> AbstractContextManager[None]:
+    """Inside, the plans' policy decides what each layer computes with: its experts, or the columns of its MLP."""
+    if loaded.routers:
+        return rerouted(loaded.routers, builders)
+    placer = Placer(builders, loaded.shape)
+    for layer in range(loaded.shape.num_hidden_layers):
+        placer.place(layer)
+    return sparsified(loaded.mlps, builders, limits)
+
+
+def nll(loaded: LoadedModel, ids: Tensor, step: int | None = None) -> Floats:
+    """Negative log-likelihood [S, T - 1] of every token but a sequence's first, in nats.
+
+    The model sees `step` tokens of each sequence at a time, with a KV cache of those before; by default all at once.
+    """
+    hidden = torch.cat(list(_hidden_states(loaded.model.base_model, ids, step or ids.shape[1])), dim=1)
     head = loaded.model.get_output_embeddings()
     losses = []
     for states, targets in zip(hidden, ids, strict=True):  # one sequence's logits at a time
@@ -56,6 +77,16 @@ def nll(loaded: LoadedModel, ids: Tensor) -> Floats:
         logits = logits if logits.dtype == torch.float64 else logits.float()
         losses.append(torch.nn.functional.cross_entropy(logits, targets[1:], reduction="none"))
     return torch.stack(losses).double().cpu().numpy()
+
+
+def _hidden_states(model: Any, ids: Tensor, step: int) -> Iterator[Tensor]:
+    """The last hidden states of tokens [S, T], `step` of each sequence at a time."""
+    name = "cache" if "cache" in signature(model.forward).parameters else "past_key_values"  # in older transformers
+    past = None
+    for part in torch.split(ids, step, dim=1):
+        out = model(input_ids=part, use_cache=step < ids.shape[1], **{name: past})
+        past = out.get(name)
+        yield out.last_hidden_state
 
 
 def quality(losses: Floats, dense: Floats) -> Quality:
@@ -66,25 +97,25 @@ def quality(losses: Floats, dense: Floats) -> Quality:
 
 
 def calibrate(loaded: LoadedModel, ids: Tensor, policy: Policy) -> list[dict[str, float]]:
-    """Per layer, the limits of the policy's threshold groups, from the dense model's activations on tokens [S, T]."""
+    """Per layer, the limits of the policy's threshold groups, from the dense model's activations on tokens [S, T].
+
+    Raises InputError for a threshold of experts.
+    """
     groups = [group for group in checked_groups(policy, loaded.shape) if group.threshold]
     if not groups:
         return []
+    if loaded.routers:
+        raise InputError(
+            f"policy {policy.label}: group {groups[0].name}: experts are chosen without a threshold; give a k"
+        )
     limits: list[dict[str, float]] = [{} for _ in loaded.mlps]
 
-    def watch(layer: int) -> Callable[[torch.nn.Module, tuple[Tensor]], None]:
-        def hook(_: torch.nn.Module, inputs: tuple[Tensor]) -> None:
-            acts = LiveActivations(loaded.mlps[layer], inputs[0], layer)
-            for group in groups:
-                limits[layer][group.name] = score_threshold(as_numpy(policy.scores(group, acts)), group.k)
+    def watch(layer: int, _: torch.nn.Module, inputs: tuple[Tensor], _output: Tensor) -> None:
+        acts = LiveActivations(loaded.mlps[layer], inputs[0], layer)
+        for group in groups:
+            limits[layer][group.name] = score_threshold(as_numpy(policy.scores(group, acts)), group.k)
 
-        return hook
-
-    handles = [mlp.module.register_forward_pre_hook(watch(layer)) for layer, mlp in enumerate(loaded.mlps)]
-    try:
-        with torch.inference_mode():
-            loaded.model.base_model(input_ids=ids, use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
+    watches = ((mlp.module, partial(watch, layer)) for layer, mlp in enumerate(loaded.mlps))
+    with torch.inference_mode(), hooked(watches):
+        loaded.model.base_model(input_ids=ids, use_cache=False)
     return limits

@@ -1,4 +1,4 @@
-"""Records a trace: runs a real model over a text and writes what its MLPs saw and computed.
+"""Records a trace: runs a real model over a text and writes what its MLPs saw and computed, or what its routers said.
 
 The model runs unpruned (teacher forcing), so a policy replayed on the trace is open loop: its pruning changes neither
 later layers nor later tokens.
@@ -6,8 +6,10 @@ later layers nor later tokens.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,10 +19,14 @@ from dipsim.basics.arrays import Float32s
 from dipsim.basics.errors import InputError
 from dipsim.basics.files import read_text, sha256
 from dipsim.basics.progress import Progress, silent
-from dipsim.live.models import LoadedModel, load
+from dipsim.live.experts import as_routing
+from dipsim.live.models import LoadedModel, hooked, load
 from dipsim.live.text import check_length, tokenise
-from dipsim.workload.recorded import write_trace
+from dipsim.workload.recorded import write_routing, write_trace
+from dipsim.workload.routing import Routing
 from dipsim.workload.trace import Activations, Header
+
+Hook = Callable[..., Any]
 
 
 def record(
@@ -30,7 +36,7 @@ def record(
     *,
     tokens: int = 256,
     sequence_length: int | None = None,
-    dtype: str = "int8",
+    dtype: str | None = None,
     torch_dtype: str = "float32",
     device: str = "cpu",
     progress: Progress = silent,
@@ -38,8 +44,9 @@ def record(
     """Record the first `tokens` tokens of a UTF-8 text into the trace `out`, and return its header.
 
     The text is tokenised as one stream without special tokens and cut into sequences of `sequence_length` tokens
-    (default: a single one; the last may be shorter). `dtype` is the trace's (int8, float16 or float32), `torch_dtype`
-    the model's. Raises InputError for anything the user can mend.
+    (default: a single one; the last may be shorter). `dtype` is the trace's (int8, the default, float16 or float32),
+    `torch_dtype` the model's. Of a mixture of experts the trace has the routers' logits, always in float32. Raises
+    InputError for anything the user can mend.
     """
     if not read_text(text_file).strip():
         raise InputError(f"{text_file}: is empty; give a file with some text")
@@ -47,9 +54,12 @@ def record(
     for what, value in (("tokens", tokens), ("sequence length", length)):
         if value <= 0:
             raise InputError(f"{what} {value}: must be more than 0")
-    if dtype not in ("int8", "float16", "float32"):
+    if dtype not in (None, "int8", "float16", "float32"):
         raise InputError(f"trace dtype {dtype!r}: is not known; use int8, float16 or float32")
     loaded = load(model_name, torch_dtype, device)
+    if loaded.routers and dtype not in (None, "float32"):
+        raise InputError(f"trace dtype {dtype!r}: the routing of a mixture of experts is float32; leave --dtype out")
+    dtype = dtype or ("float32" if loaded.routers else "int8")
     ids = tokenise(loaded, text_file)
     if len(ids) < tokens:
         raise InputError(
@@ -65,7 +75,10 @@ def record(
     }
     header = Header(model=loaded.shape, sequence_starts=tuple(starts), source=source)
     sequences = [ids[i : i + length][: tokens - i] for i in starts]
-    write_trace(out, header, collect(loaded, sequences, progress), dtype)
+    if loaded.routers:
+        write_routing(out, header, collect_routing(loaded, sequences, progress))
+    else:
+        write_trace(out, header, collect(loaded, sequences, progress), dtype)
     return header
 
 
@@ -93,17 +106,36 @@ def collect(loaded: LoadedModel, sequences: list[list[int]], progress: Progress 
         done += 1
         progress("recording layers", done, total)
 
-    handles = []
+    hooks: list[tuple[nn.Module, Hook]] = []
     for mlp, acts in zip(loaded.mlps, layers, strict=True):
-        handles += [linear.register_forward_hook(partial(hook, acts, names)) for linear, names in mlp.linears[:-1]]
-        handles.append(mlp.module.register_forward_hook(count))
-    try:
-        with torch.inference_mode():
-            for sequence in sequences:
-                ids = torch.tensor([sequence], device=loaded.model.device)
-                loaded.model.base_model(input_ids=ids, use_cache=False)  # without lm_head: the logits are not needed
-                start += len(sequence)
-    finally:
-        for handle in handles:
-            handle.remove()
+        hooks += [(linear, partial(hook, acts, names)) for linear, names in mlp.linears[:-1]]
+        hooks.append((mlp.module, count))
+    with hooked(hooks):
+        for sequence in sequences:
+            _run(loaded, sequence)
+            start += len(sequence)
     return layers
+
+
+def collect_routing(loaded: LoadedModel, sequences: list[list[int]], progress: Progress = silent) -> list[Routing]:
+    """The routing of every layer with a mixture, for token sequences run one after the other as above."""
+    logits: list[list[Float32s]] = [[] for _ in loaded.routers]
+    total = len(sequences) * len(logits)
+
+    def hook(of_layer: list[Float32s], _: nn.Module, _inputs: Any, output: tuple[Tensor, ...]) -> None:
+        of_layer.append(output[0].float().cpu().numpy())
+        progress("recording layers", sum(map(len, logits)), total)
+
+    with hooked((router.module, partial(hook, mine)) for router, mine in zip(loaded.routers, logits, strict=True)):
+        for sequence in sequences:
+            _run(loaded, sequence)
+    return [
+        as_routing(loaded.shape, np.concatenate(mine), router.layer)
+        for router, mine in zip(loaded.routers, logits, strict=True)
+    ]
+
+
+@torch.inference_mode()
+def _run(loaded: LoadedModel, sequence: list[int]) -> None:
+    """Run one sequence, without lm_head: the logits of tokens are not needed."""
+    loaded.model.base_model(input_ids=torch.tensor([sequence], device=loaded.model.device), use_cache=False)

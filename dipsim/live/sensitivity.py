@@ -18,7 +18,7 @@ from dipsim.basics.files import write
 from dipsim.basics.progress import Progress, silent
 from dipsim.live.closed_loop import LiveActivations, replaced
 from dipsim.live.models import LoadedModel
-from dipsim.live.swiglu import Mlp
+from dipsim.live.swiglu import Mlp, check_dense
 
 BATCH = 4  # sequences whose graph is held at a time
 
@@ -27,8 +27,9 @@ def learn_sensitivity(loaded: LoadedModel, ids: Tensor, out: Path, progress: Pro
     """Write E[(d loss / d value)^2] of each layer's MLP inputs [d] and neurons [m] over tokens [S, T] of text.
 
     The loss is the sum over a sequence of the negative log-likelihoods of its tokens. The tensors are
-    `layers.{i}.input` and `layers.{i}.neuron`, float32.
+    `layers.{i}.input` and `layers.{i}.neuron`, float32. Raises InputError for a mixture of experts.
     """
+    check_dense(loaded.shape, "learn-sensitivity")
     sums: dict[str, Tensor] = {}
     frozen = [parameter for parameter in loaded.model.parameters() if parameter.requires_grad]
     for parameter in frozen:

@@ -1,7 +1,8 @@
 """One view of the MLPs of all model families, whatever they call or fuse them.
 
 It knows Llama, Mistral, Qwen2, Qwen3, SmolLM2 (`gate_proj`, `up_proj`) and Phi-3 (`gate_up_proj`, the gate in the first
-half). Mixtures of experts and MLPs with another activation than silu are refused.
+half). MLPs with another activation than silu are refused. Mixtures of experts are known by their routers
+(`routers.py`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dipsim.basics.errors import InputError
+from dipsim.workload.shape import ModelShape
 
 # Linear layers in the order they run, and the matrices whose rows each one's weight stacks.
 _LAYOUTS: tuple[dict[str, tuple[str, ...]], ...] = (
@@ -73,6 +75,12 @@ def find_mlps(model: Any) -> list[Mlp]:
             "with silu, in every layer); use a model of the Llama, Mistral, Qwen or Phi-3 family"
         )
     return found
+
+
+def check_dense(shape: ModelShape, task: str) -> None:
+    """Raise InputError if the model is a mixture of experts, for a task on the columns of MLPs."""
+    if shape.mixture is not None:
+        raise InputError(f"{shape.name or 'the model'}: is a mixture of experts; {task} needs a model with dense MLPs")
 
 
 def _adapt(module: Any) -> Mlp | None:

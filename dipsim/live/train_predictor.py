@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 from dipsim.basics.errors import InputError
 from dipsim.basics.files import write
 from dipsim.basics.progress import Progress, silent
+from dipsim.live.swiglu import check_dense
 from dipsim.sparsity.ranking import top_k
 from dipsim.workload.trace import Trace
 
@@ -29,8 +30,10 @@ def train_predictor(
 
     The loss is logistic, the optimizer Adam on all tokens at once. It writes float16 tensors `layers.{i}.A` and `.B`,
     and returns the share of those neurons that the networks find among as many guesses, on the tokens that they were
-    trained on. Raises InputError for settings that make no sense and if `out` cannot be written.
+    trained on. Raises InputError for settings that make no sense, for a mixture of experts and if `out` cannot be
+    written.
     """
+    check_dense(trace.shape, "train-predictor")
     if not 0 < fraction < 1 or rank < 1 or steps < 1:
         raise InputError("train-predictor: fraction must be between 0 and 1, rank and steps at least 1")
     generator = torch.Generator().manual_seed(seed)
