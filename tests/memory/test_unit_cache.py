@@ -114,6 +114,27 @@ def test_lfru_weighs_uses_against_age():
     assert np.flatnonzero(young.resident).tolist() == [0, 2]  # 3 / 3 > 1 / 2
 
 
+def test_slru_puts_the_oldest_protected_on_probation():
+    """Of 10 places 8 are protected. The ninth that is used again sends the oldest, 0, back behind 9: both leave first."""
+    cache = UnitCache(np.ones(12), 10, "slru")
+    for unit in (*range(9), *range(9), 9):
+        cache.step(np.array([unit]))
+    gone = []
+    for unit in (10, 11):
+        before = cache.resident.copy()
+        cache.step(np.array([unit]))
+        gone += np.flatnonzero(before & ~cache.resident).tolist()
+    assert gone == [0, 9]
+
+
+def test_s3_fifo_moves_what_was_used_twice_more_and_not_what_was_used_once_more():
+    cache = UnitCache(np.ones(30), 10, "s3-fifo")
+    for unit in (0, 0, 1, 1, 1, *range(2, 10), 20):
+        cache.step(np.array([unit]))
+    assert not cache.resident[0]
+    assert cache.resident[1]
+
+
 def test_s3_fifo_lets_what_was_used_once_leave_first_and_takes_back_what_returns():
     cache = UnitCache(np.ones(30), 10, "s3-fifo")
     for unit in (0, 0, 0, *range(1, 10)):

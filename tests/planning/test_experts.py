@@ -181,6 +181,8 @@ def test_policies_that_see_the_cache(tmp_path):
     trace = tiny_mixture.write(tmp_path / "t.safetensors", layers=[one] * 3)
     made = make(trace, 24, policy="drop-cold", parameters={"share": 0.3})
     assert found_and_missed(made) == ([[0, 0, 0]] * 3, [[1, 1, 1], [1, 1, 1], [2, 2, 2]])
+    high = make(trace, 24, policy="drop-cold", parameters={"share": 0.95})
+    assert found_and_missed(high)[1] == [[1, 1, 1]] * 3  # the most wanted alone
     same = make(trace, 24, policy="drop-cold", parameters={"share": 0.05})
     assert found_and_missed(same) == found_and_missed(make(trace, 24))
 
@@ -202,15 +204,18 @@ def test_cache_prior_without_strength_is_the_router_itself(tmp_path, scope, rule
 
 
 def test_cache_prior_by_hand(tmp_path):
-    """z' = z + strength D [resident or among the top 1]; D is 3 at the first token, (3 + 1) / 2 = 2 at the second."""
-    logits = np.array([[3, 2, 0, 0], [0, 0.2, 1, 0.9]], dtype=np.float32)
+    """z' = z + strength D [resident or among the top 1]; D is 3 at the first token, (3 + 1) / 2 = 2 at the second.
+
+    The third would make it 5; it wants experts 2 and 3 by far.
+    """
+    logits = np.array([[3, 2, 0, 0], [0, 0.2, 1, 0.9], [0, 0, 11, 11]], dtype=np.float32)
     of = shape(num_experts=4)
     trace = tiny_mixture.write(tmp_path / "t.safetensors", of=of, layers=[Routing(4, 2, recorded_logits=logits)] * 3)
     used = {
         strength: make(trace, 12, policy="cache-prior", parameters={"strength": strength}).uses[0].tolist()
         for strength in (0.3, 0.4)
     }
-    assert used == {0.3: [1, 1, 1, 1], 0.4: [1, 2, 1, 0]}  # 0.2 + 2 * strength against 0.9
+    assert used == {0.3: [1, 1, 2, 2], 0.4: [1, 2, 2, 1]}  # of the second token, 0.2 + 2 * strength against 0.9
 
 
 def test_fewer_experts_are_those_of_largest_weight(tmp_path):

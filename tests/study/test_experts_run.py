@@ -78,6 +78,21 @@ def test_the_cliff_is_told_before_and_warned_of(experiment):
     assert below == f"{above}\nWarning: 4.45 kB of DRAM lie below that."
 
 
+def test_shared_experts_come_before_the_cache_and_the_cliff(tmp_path):
+    """A shared expert of 4 neurons has 96 bytes in each of two layers; the third has a dense MLP of 576."""
+    of = tiny_mixture.shape(shared_intermediate_size=4, dense_layers=(2,))
+    path = tmp_path / "shared.safetensors"
+    tiny_mixture.write(path, of=of, tokens=10)
+    given = {"trace": str(path), "device": "paper", "policies": ["experts"], "cache": {"size": "768 B"}}
+    experiment = Experiment.model_validate(given)
+    (result,) = run(experiment)
+    assert result.plan.setting.dram_bytes == of.static_bytes(10) + 2 * 96 + 576 + 768
+    assert result.plan.budget.cache_bytes == 768
+    assert result.plan.budget.whole_resident_bytes == 768
+    assert result.plan.cliff_dram_bytes == of.static_bytes(10) + 768 + 4 * EXPERT
+    assert "Warning" not in (cliff(experiment) or "")
+
+
 def test_a_sweep_of_the_cache_in_bytes(experiment, tmp_path):
     sizes = ["576 B", "1152 B", "1920 B"]
     grid = experiment(sweep={"cache.size": sizes, "eviction": ["lru", "belady"]})

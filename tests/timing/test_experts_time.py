@@ -77,6 +77,17 @@ def test_reads_interrupt_compute_where_they_run_beside_it(trace):
 
 
 @pytest.mark.parametrize("timing", TIMINGS)
+def test_what_is_interrupted_gives_static_transfers_time(trace, timing):
+    """With compute by operations, attention comes from a slow DRAM, ahead of its layer: engine and recurrence agree."""
+    made = make(trace, room=7)
+    rates = {"dram.bandwidth": "1 MB/s", "compute.throughput": "40 MFLOP/s", "compute.interrupt": "90 us"}
+    dev = device(**{"flash.read_bandwidth": "4 MB/s"}, **rates)
+    simulated, closed = engine.run(made, dev, timing), timeline(made, dev, timing)
+    assert closed.latency_s == pytest.approx(simulated.latency_s, rel=1e-12)
+    assert closed.parts_s == pytest.approx(simulated.parts_s, rel=1e-9, abs=1e-15)
+
+
+@pytest.mark.parametrize("timing", TIMINGS)
 def test_engine_and_recurrence_agree_with_everything_on(trace, timing):
     made = make(trace, room=7, page=50.0)
     dev = device(**{

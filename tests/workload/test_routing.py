@@ -9,6 +9,7 @@ from tiny_mixture import SHAPE, chosen, routing, shape
 
 from dipsim.basics.errors import InputError
 from dipsim.workload import Trace
+from dipsim.workload.recorded_routing import checked_routing
 from dipsim.workload.routing import NOT_ROUTED, Routing
 
 
@@ -93,6 +94,12 @@ def test_values_that_no_router_gives_are_one_line(tmp_path, change, complaint):
     with pytest.raises(InputError, match=complaint) as error:
         [trace.layer(index) for index in trace.layers]
     assert "\n" not in str(error.value)
+
+
+def test_one_repeated_expert_of_three_is_one_line():
+    ids = np.array([[0, 1, 2], [5, 3, 5]])
+    with pytest.raises(InputError, match=r"token 1: \[5, 3, 5\]: an expert is there twice"):
+        checked_routing(None, ids, None, 0, shape(num_experts_per_tok=3), "t")
 
 
 def test_logits_and_experts_that_disagree_are_one_line(tmp_path):
