@@ -21,7 +21,8 @@ from dipsim.timing.device import Device
 SIZES = np.geomspace(2048, 8 << 20, 37)
 SHOWN = (4096, 65536, 1 << 20)
 DIMENSIONS = {"capacity": "size", "free": "size", "bandwidth": "bandwidth", "read_bandwidth": "bandwidth",
-              "command_time": "time", "page": "size"}  # fmt: skip
+              "command_time": "time", "page": "size", "batch_overhead": "time", "fill": "bandwidth",
+              "weights": "bandwidth", "layer": "time", "interrupt": "time"}  # fmt: skip
 
 
 def devices() -> list[Device]:
@@ -46,7 +47,8 @@ def figures() -> Rows:
     """Every figure of every device with its source."""
     rows = [["device", "figure", "value", "source"]]
     for each in devices():
-        for part in ("flash", "dram"):
+        parts = [part for part in ("flash", "dram", "compute") if getattr(each, part) is not None]
+        for part in parts:
             for field in sorted(getattr(each, part).model_fields_set):
                 name = f"{part}.{field}"
                 value = getattr(getattr(each, part), field)
@@ -60,6 +62,10 @@ def _value(field: str, value: object) -> str:
     if field == "read_curve":
         assert isinstance(value, tuple)
         return ", ".join(f"{quantity(size, 'size')}: {quantity(rate, 'bandwidth')}" for size, rate in value)
+    if field == "read_curves":
+        assert isinstance(value, dict)
+        rates = (f"{lanes}: {quantity(dict(curve)[1 << 20], 'bandwidth')}" for lanes, curve in value.items())
+        return f"of 1 MiB by lanes: {', '.join(rates)}"
     if field in DIMENSIONS:
         assert isinstance(value, float)
         return quantity(value, DIMENSIONS[field])

@@ -12,6 +12,7 @@ import shutil
 import sys
 import time
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from dipsim.basics.units import show as quantity
 from dipsim.figures.run import draw_run
 from dipsim.figures.style import COLOURS, STYLE, blank_figure
 from dipsim.figures.sweep import draw_sweep
-from dipsim.planning.fetch_plan import FetchPlan, Setting
+from dipsim.planning.fetch_plan import FetchPlan, Scope, Setting
 from dipsim.planning.planner import plan
 from dipsim.results.result import Result
 from dipsim.sparsity.plugins import load_policy
@@ -41,7 +42,7 @@ from dipsim.workload import Trace
 PAGE = ROOT / "docs/experts.md"
 MODELS = {QWEN: "qwen", GEMMA: "gemma"}
 RECORDED_HITS = {QWEN: 74.88, GEMMA: 76.78}  # per cent, prompt included, as the engine wrote them
-CURVES = {  # of the engine's own offline replay: its name, rule and scope
+CURVES: dict[str, tuple[str, Scope]] = {  # of the engine's own offline replay: its name, rule and scope
     "lru": ("lru", "model"),
     "lfu": ("lfu", "model"),
     "belady": ("belady", "model"),
@@ -59,11 +60,11 @@ LONG = ROOT / "traces/qwen3-30b-a3b-synthetic.yaml"
 BUDGETS = 16
 
 
-def planned(trace: Trace, mib: float, rule: str, scope: str = "model", policy: str = "experts") -> FetchPlan:
-    """The plan of a traced run with a cache of so many MiB, on pages of 4 KiB."""
-    dram = trace.shape.static_bytes(trace.longest_sequence()) + mib * MIB
-    start = Setting(load_policy(policy), dram, rule, start="warm", page=4096, scope=scope)  # type: ignore[arg-type]
-    return plan(trace, [start])[0]
+def planned(trace: Trace, budgets: Sequence[float], rule: str, scope: Scope = "model") -> list[FetchPlan]:
+    """The plans of a traced run with caches of so many MiB, on pages of 4 KiB."""
+    static, policy = trace.shape.static_bytes(trace.longest_sequence()), load_policy("experts")
+    drams = [static + mib * MIB for mib in budgets]
+    return plan(trace, [Setting(policy, dram, rule, start="warm", page=4096, scope=scope) for dram in drams])
 
 
 def hits(of: FetchPlan) -> tuple[float, float]:
@@ -78,7 +79,7 @@ def recorded() -> Rows:
     """Hits and bytes of the two traced runs."""
     rows = [["run", "hits recorded", "dipsim", "decoded tokens", "tokens to the byte", "bytes read against recorded"]]
     for name, short in MODELS.items():
-        of = planned(Trace.open(name), 4000, "lru")
+        (of,) = planned(Trace.open(name), [4000], "lru")
         read = np.rint(of.flash_read_bytes.sum(axis=1)).astype(int)
         measured = next(each for each in RUNS if each.name == f"{short}_traced").tokens["read_bytes"].to_numpy()
         every, decoded = hits(of)
@@ -96,7 +97,7 @@ def curves() -> Rows:
         table, trace = pd.read_csv(DATA / f"{short}.curve.csv"), Trace.open(name)
         for theirs, (rule, scope) in CURVES.items():
             mine = table[table["policy"] == theirs]
-            found = np.array([hits(planned(trace, mib, rule, scope)) for mib in mine["budget_mib"]])
+            found = np.array([hits(of) for of in planned(trace, list(mine["budget_mib"]), rule, scope)])
             off = np.abs(found - mine[["hit_pct_cum", "hit_pct_decode"]].to_numpy()).max()
             at = dict(zip(mine["budget_mib"], found[:, 0], strict=True))
             scoped = "over the model" if scope == "model" else "a layer"

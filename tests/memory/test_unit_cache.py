@@ -115,7 +115,7 @@ def test_lfru_weighs_uses_against_age():
 
 
 def test_slru_puts_the_oldest_protected_on_probation():
-    """Of 10 places 8 are protected. The ninth that is used again sends the oldest, 0, back behind 9: both leave first."""
+    """Of 10 places 8 are protected. The ninth that is used again sends the oldest, 0, back; it then leaves first."""
     cache = UnitCache(np.ones(12), 10, "slru")
     for unit in (*range(9), *range(9), 9):
         cache.step(np.array([unit]))

@@ -277,7 +277,7 @@ def test_weights_of_logits_are_shares_of_the_chosen():
 @pytest.mark.parametrize(("short", "recorded", "to_the_byte"), [("qwen", 74.88, 127), ("gemma", 76.78, 6)])
 def test_the_hits_and_bytes_that_the_phone_recorded(short, recorded, to_the_byte):
     trace = Trace.open(PHONE[short])
-    made = phone_plan(trace, 4000, "lru", "model")
+    (made,) = phone_plans(trace, [4000], "lru", "model")
     found, missed = (part.sum() for part in made.units)
     assert round(100 * (found + made.encoded.found) / (found + missed + made.encoded.wanted), 2) == recorded
     measured = pd.read_csv(DATA / f"{short}_traced.csv", comment="#")["read_bytes"].to_numpy()
@@ -296,14 +296,16 @@ def test_the_hits_and_bytes_that_the_phone_recorded(short, recorded, to_the_byte
 def test_every_row_of_the_hit_curves_of_the_engines_authors(short, name, rule, scope):
     """Hits with the prompt, of decoded tokens, and MiB read without padding, to the digits published."""
     trace, table = Trace.open(PHONE[short]), pd.read_csv(DATA / f"{short}.curve.csv")
-    for row in table[table["policy"] == name].itertuples():
-        made = phone_plan(trace, row.budget_mib, rule, scope)
+    rows = list(table[table["policy"] == name].itertuples())
+    for row, made in zip(rows, phone_plans(trace, [row.budget_mib for row in rows], rule, scope), strict=True):
         found, missed = (part.sum() for part in made.units)
         every = found + missed + made.encoded.wanted
         assert 100 * (found + made.encoded.found) / every == pytest.approx(row.hit_pct_cum, abs=6e-4)
         assert 100 * found / (found + missed) == pytest.approx(row.hit_pct_decode, abs=6e-4)
 
 
-def phone_plan(trace, mib, rule, scope):
-    dram = trace.shape.static_bytes(trace.tokens) + mib * 2**20
-    return plan(trace, [Setting(load_policy("experts"), dram, rule, start="warm", page=4096, scope=scope)])[0]
+def phone_plans(trace, budgets, rule, scope):
+    """Plans with caches of so many MiB, one each."""
+    drams = [trace.shape.static_bytes(trace.tokens) + mib * 2**20 for mib in budgets]
+    policy = load_policy("experts")
+    return plan(trace, [Setting(policy, dram, rule, start="warm", page=4096, scope=scope) for dram in drams])
