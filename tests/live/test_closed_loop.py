@@ -321,6 +321,7 @@ def test_scores_of_the_live_model_are_checked_and_tokens_refused(tmp_path):
         evaluate(tiny, ids, parse(Experiment, given, "exp"))
 
 
+@pytest.mark.slow
 def test_adapters_learn_and_serve(tmp_path, cli_run):
     folder = save(tmp_path / "model", make("Llama"))
     text = tmp_path / "text.txt"

@@ -308,6 +308,7 @@ def test_a_policy_that_sees_the_cache_and_does_not_mind_is_the_routers_own_choic
         equal_plans(found, open_loop)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scope", ["layer", "model"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_policy_that_minds_reads_less_at_another_perplexity(family, scope):
@@ -325,9 +326,9 @@ def test_a_policy_that_minds_reads_less_at_another_perplexity(family, scope):
             assert found.uses.sum() < own.uses.sum()
 
 
-@pytest.mark.parametrize("eviction", ["lru", "lfu"])
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "parameters"), [("drop-cold", {"share": 0.35}), ("cache-prior", {"strength": 0.4})])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "eviction"), [*zip(FAMILIES, ("lru", "lfu", "lru", "lfu"), strict=True)])
 def test_at_once_equals_token_by_token_with_a_kv_cache(family, name, parameters, eviction):
     """Caches that serve a layer each do not care in which order tokens and layers come."""
     tiny, ids = loaded(family), tokens(3)
@@ -429,6 +430,7 @@ def test_a_policy_sees_the_tokens_of_its_own_sequence():
         assert np.array_equal(together.dram_hits, np.concatenate([each.dram_hits for _, (each,) in alone]))
 
 
+@pytest.mark.slow
 def test_evaluate_measures_a_grid_and_its_rows_are_found_again(tmp_path):
     tiny, ids = loaded("Qwen2Moe"), tokens()
     data = {
@@ -458,6 +460,7 @@ def test_evaluate_measures_a_grid_and_its_rows_are_found_again(tmp_path):
         assert result.perplexity == pytest.approx(np.exp(unchanged(tiny, ids).mean()), rel=1e-12) or policy != "experts"
 
 
+@pytest.mark.slow
 def test_the_command_line_records_evaluates_and_runs(tmp_path, monkeypatch, cli_run):
     monkeypatch.chdir(tmp_path)
     model = save(tmp_path / "model", make("Qwen3Moe"))

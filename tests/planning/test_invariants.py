@@ -46,6 +46,7 @@ def test_permuting_the_layers_permutes_the_plan(tmp_path, name):
         assert (array[:, order] == getattr(swapped, field)).all()
 
 
+@pytest.mark.slow
 def test_two_processes_with_different_hash_seeds_write_the_same_bytes(tiny_trace, tmp_path, checkout):
     experiment = {"trace": str(tiny_trace().path), "dram": {"mlp_fraction": 0.5}, "timing": "pipelined"}
     experiment["policies"] = ["dense", "dip", {"dip-ca": {"gamma": 0.3}}]

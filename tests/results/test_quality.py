@@ -79,6 +79,7 @@ def test_run_takes_it_from_the_table_beside_the_trace(tiny_trace):
         run(chosen)
 
 
+@pytest.mark.slow
 def test_the_shipped_table_covers_the_quickstart_and_its_own_experiment():
     rows = quality.read_quality(Trace.open("smollm2-135m"))
     results = run(Experiment.load(assets.find("examples", "quickstart")))

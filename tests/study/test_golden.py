@@ -48,6 +48,7 @@ def test_golden(quickstart, name):
     assert quickstart[name].hit_rate == pytest.approx(hit_rate, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_cold_start_counts_every_token_and_gives_the_figures_of_version_0_1():
     cold = Experiment.load(assets.find("examples", "quickstart")).model_copy(update={"start": "cold"})
     for result in run(cold):

@@ -89,6 +89,7 @@ def test_layouts_and_starts_can_be_swept(tiny_trace, tmp_path):
         assert row["tokens_per_s"] == pytest.approx(alone[row["policy"]], rel=1e-12)
 
 
+@pytest.mark.slow
 def test_a_perplexity_is_shown_only_for_masks_of_the_same_memory():
     trace = Trace.open("smollm2-135m")
     rows = read_quality(trace)

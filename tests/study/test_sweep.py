@@ -313,6 +313,7 @@ def test_a_failing_plugin_is_one_line_and_the_rest_is_kept(files, tmp_path, cli_
     assert errors == "error: policy mine: scores failed: ZeroDivisionError: division by zero\n"
 
 
+@pytest.mark.slow
 def test_sweep_and_plot_from_the_command_line(files, tmp_path, cli_run):
     out = tmp_path / "out"
     status, printed, errors = cli_run("sweep", files(), "--out", out, "--workers", 1)
