@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tiny import SHAPE, activations
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # the workers share the cores; said before anything imports numpy or torch
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # workers share the cores; before numpy or torch is imported
 if not Path("/dev/nvidiactl").exists():  # kernels run in Triton's interpreter; said before anything imports Triton
     os.environ["TRITON_INTERPRET"] = "1"
 

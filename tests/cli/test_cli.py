@@ -52,6 +52,7 @@ def test_flags_change_the_experiment(here, cli_run):
         assert (summary["eviction"], summary["timing"]) == ("lru", "pipelined")
 
 
+@pytest.mark.slow
 def test_plot_draws_again(here, cli_run):
     cli_run("run", "exp.yaml")
     figure = here / "results/exp/latency.png"

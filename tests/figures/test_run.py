@@ -88,6 +88,7 @@ def test_only_whole_figures_are_left_in_the_folder(drawn: Path) -> None:
     assert len(list(drawn.iterdir())) == 4 + 2 * len(NAMES)
 
 
+@pytest.mark.slow
 def test_many_policies_with_long_names_fit(tmp_path: Path) -> None:
     folder = write_tables(tmp_path / "out", {f"{LONG}#{index}": None for index in range(9)}, tokens=40, layers=10)
     draw_run(folder)

@@ -60,6 +60,7 @@ def test_choose_is_top_k(scores, dtype, data):
     assert nan.tolist() == [0] * (len(values) - 1) + [1]
 
 
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None)
 @given(arrays(bool, st.tuples(st.integers(1, 2), st.integers(1, 6), st.integers(1, 12))), st.sampled_from(EVICTIONS))
 def test_caches_are_the_slow_ones_column_by_column(masks, eviction):

@@ -13,6 +13,7 @@ def quickstart():
     return {result.plan.setting.policy.name: result for result in results}
 
 
+@pytest.mark.slow
 def test_cache_awareness_pays(quickstart):
     speed = {name: result.tokens_per_s for name, result in quickstart.items()}
     assert speed["dip-ca"] > speed["dip"] > speed["dense"]

@@ -331,6 +331,7 @@ def test_sweep_and_plot_from_the_command_line(files, tmp_path, cli_run):
     assert figures == {name: (out / name).read_bytes() for name in figures}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("swept", "names"),
     [
