@@ -134,6 +134,8 @@ def sweep(
         progress("drawing figures", 0, 1)
         draw_sweep(folder)
     console().print(sweep_table(table))
+    if below := int((table["dram_bytes"] < table["cliff_dram_bytes"].astype(float)).sum()):
+        print(f"Warning: in {below} of {len(table)} points the DRAM does not hold the experts of one token.")
     print(f"{folder}: sweep.csv, a row for each of {len(table)} points, figures as .png and .svg")
 
 

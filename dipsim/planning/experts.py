@@ -233,7 +233,7 @@ class Replay:
         ones = np.ones(len(requests.units), dtype=bool) if hits is None else hits
         total = np.concatenate([[0], np.cumsum(ones)])[np.concatenate([[0], requests.ends])]
         rows = np.array([begin for begin, _ in stretches], dtype=np.int64)
-        counts[rows, scope] = np.diff(total).reshape(len(rows), -1)
+        counts[rows, scope] = np.diff(total).reshape(len(rows), scope.stop - scope.start)
 
     def _pinned(self, chosen: Sequence[Chosen]) -> list[Mask]:
         """The pinned experts of each plan, [layers, E]: those most used by the tokens that are not counted.
@@ -279,7 +279,8 @@ class Replay:
             most = np.zeros(len(everywhere))
             most[self.layers] = held
             free = ~builder.counted
-            per_sequence = reads[free].sum(axis=0) / len(builder.sequence_starts)
+            first_prompts = [begin for begin, _ in builder.prompts if begin in builder.sequence_starts]
+            per_sequence = reads[first_prompts].sum(axis=0) / max(1, len(first_prompts))
             if wanted[free].any():
                 builder.encoded = Encoded(
                     int(wanted[free].sum()), int(hit[free].sum()), per_sequence, per_sequence * read[:, None]

@@ -60,8 +60,8 @@ class Setting:
 class Encoded:
     """What tokens that are not counted did to the caches of experts: prompts, or those that warm caches up.
 
-    `wanted` and `found` are experts of all layers. `reads` and `read_bytes` [L, R] are those of one sequence, as a
-    mean, by class of size.
+    `wanted` and `found` are experts of all layers. `reads` and `read_bytes` [L, R] are those of a prompt that begins a
+    sequence, as a mean, by class of size; 0 where there is none.
     """
 
     wanted: int

@@ -68,12 +68,13 @@ def cliff(experiment: Experiment) -> str | None:
     device = experiment.load_hardware(trace.shape)
     settings = experiment.settings(policies, trace.shape, trace.longest_sequence(experiment.tokens), device)
     plans = plan(trace, settings, experiment.tokens, layers=0)
-    below = [each.setting for each in plans if each.setting.dram_bytes < (each.cliff_dram_bytes or 0.0)]
+    over_all = [each for each in plans if each.setting.scope == "model"]
+    below = [each.setting for each in over_all if each.setting.dram_bytes < (each.cliff_dram_bytes or 0.0)]
     most = max(plans, key=lambda each: each.cliff_dram_bytes or 0.0)
     text = (
         f"One token uses {show(trace.shape.working_set_bytes, 'size')} of experts. With less than "
-        f"{show(most.cliff_dram_bytes or 0.0, 'size')} of DRAM a recency cache over all layers (lru, slru) hits "
-        "nothing."
+        f"{show(most.cliff_dram_bytes or 0.0, 'size')} of DRAM a recency cache over all layers (lru, slru) does "
+        "not hold them, and hits next to nothing."
     )
     return f"{text}\nWarning: {show(below[0].dram_bytes, 'size')} of DRAM lie below that." if below else text
 

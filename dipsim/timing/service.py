@@ -146,7 +146,7 @@ def _prefill(plan: FetchPlan, device: Device) -> Floats:
 
 def _experts_of_prompt(plan: FetchPlan, positions: int) -> tuple[Floats, Floats]:
     """Reads and their bytes [L, R] of a prompt's experts."""
-    if plan.encoded is not None and not plan.setting.prompt:
+    if plan.encoded is not None and plan.encoded.reads.any() and not plan.setting.prompt:
         return plan.encoded.reads, plan.encoded.read_bytes
     mixture = plan.shape.experts
     most = min(mixture.num_experts, positions * mixture.num_experts_per_tok)

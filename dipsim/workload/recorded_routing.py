@@ -91,7 +91,7 @@ def checked_routing(
     if ids is not None:
         ids = ids.astype(np.int64)
         ids[(ids == mixture.num_experts).all(axis=1)] = NOT_ROUTED
-        routed = ids[:, 0] != NOT_ROUTED
+        routed = ~(ids == NOT_ROUTED).all(axis=1)
         if (bad := ((ids < 0) | (ids >= mixture.num_experts)).any(axis=1) & routed).any():
             token = bad.argmax()
             raise InputError(

@@ -247,6 +247,11 @@ def test_what_makes_no_sense_with_experts_is_one_line(tmp_path, change, complain
         make(trace, 5, **change)
 
 
+def test_a_sequence_that_is_cut_within_its_prompt_counts_nothing(tmp_path):
+    trace = tiny_mixture.write(tmp_path / "t.safetensors", tokens=30, starts=(0, 20), prompts=((20, 30),))
+    assert make(trace, 9, tokens=25).tokens == 20
+
+
 def test_what_policies_need_and_a_trace_lacks_is_one_line(tmp_path):
     bare = tiny_mixture.write(tmp_path / "bare.safetensors", kind="bare")
     for policy, parameters in (("drop-cold", {}), ("fewer-experts", {"experts": 1})):

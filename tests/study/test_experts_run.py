@@ -72,7 +72,7 @@ def test_the_cliff_is_told_before_and_warned_of(experiment):
     assert SHAPE.static_bytes(30) + 6 * EXPERT == 512 + 3 * 448 + 30 * 48 + 1152
     assert above == (
         "One token uses 1.15 kB of experts. With less than 4.45 kB of DRAM a recency cache over all layers (lru, slru) "
-        "hits nothing."
+        "does not hold them, and hits next to nothing."
     )
     below = cliff(experiment(cache={"size": "1151 B"}))
     assert below == f"{above}\nWarning: 4.45 kB of DRAM lie below that."

@@ -110,6 +110,13 @@ def test_time_to_first_token_reads_what_the_prompt_misses(tmp_path):
     dev = device(**{"flash": {"read_bandwidth": "1 MB/s", "batch_overhead": "1 ms"}})
     warm = service_times(make(trace, start="warm"), dev)
     assert warm.prefill[Resource.FLASH] == pytest.approx(3e-3 + (3 + 2 + 3) * EXPERT / 1e6)
+    later = tiny_mixture.write(tmp_path / "l.safetensors", of=of, layers=LAYERS, prompts=((0, 1), (1, 3))[:1])
+    assert service_times(make(later, start="warm"), dev).prefill[Resource.FLASH] == pytest.approx(
+        3e-3 + 6 * EXPERT / 1e6
+    )
+    one_by_one = make(tiny_mixture.write(tmp_path / "w.safetensors", tokens=12), room=3, start="warm")
+    assert one_by_one.warm_up == 6  # no prompt: so many positions can use all 8 experts of each layer, once
+    assert service_times(one_by_one, dev).prefill[Resource.FLASH] == pytest.approx(3e-3 + 3 * 8 * EXPERT / 1e6)
     cold = service_times(make(tiny_mixture.write(tmp_path / "c.safetensors", layers=LAYERS)), dev)
     assert cold.prefill[Resource.FLASH] == pytest.approx(3e-3 + 6 * EXPERT / 1e6)
 

@@ -79,6 +79,7 @@ def _set(name, row, values):
     ("change", "complaint"),
     [
         (_set("layers.1.experts", 3, [2, 9]), r"layers.1.experts: token 3: \[2, 9\]: experts are 0 to 7"),
+        (_set("layers.1.experts", 3, [2, 255]), r"layers.1.experts: token 3: \[2, 255\]: experts are 0 to 7"),
         (_set("layers.1.experts", 3, [8, 2]), r"layers.1.experts: token 3: \[8, 2\]: experts are 0 to 7"),
         (_set("layers.2.experts", 0, [5, 5]), r"layers.2.experts: token 0: \[5, 5\]: an expert is there twice"),
         (_set("layers.0.expert_weights", 2, [0.5, -0.5]), "layers.0.expert_weights: token 2: must be 0 or more"),
@@ -94,6 +95,11 @@ def test_values_that_no_router_gives_are_one_line(tmp_path, change, complaint):
     with pytest.raises(InputError, match=complaint) as error:
         [trace.layer(index) for index in trace.layers]
     assert "\n" not in str(error.value)
+
+
+def test_a_negative_expert_beside_a_good_one_is_one_line():
+    with pytest.raises(InputError, match=r"token 1: \[-1, 3\]: experts are 0 to 7"):
+        checked_routing(None, np.array([[0, 1], [-1, 3]]), None, 0, SHAPE, "t")
 
 
 def test_one_repeated_expert_of_three_is_one_line():
