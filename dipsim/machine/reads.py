@@ -38,13 +38,11 @@ class Reads:
 def reads_of(trace: Trace, setting: Setting, tokens: int, shown: int, page: int, progress: Progress = silent) -> Reads:
     """Plan a setting over the first `tokens` tokens, and place the reads of the last `shown` that are counted.
 
-    What is streamed is read in whole pages of `page` bytes as well. Raises InputError if fewer tokens are counted, and for a
-    mixture of experts.
+    What is streamed is read in whole pages of `page` bytes as well. Raises InputError if fewer tokens are counted, and
+    for a mixture of experts.
     """
     if trace.shape.mixture is not None:
-        raise InputError(
-            f"{trace.name}: a replay reads columns, and this is a mixture of experts; use a dense model's run"
-        )
+        raise InputError(f"{trace.name}: is a mixture of experts, and a replay reads columns; replay a dense model")
     starts = tuple(start for start in trace.sequence_starts if start < tokens)
     builder = PlanBuilder(trace.shape, setting, tokens, starts)
     counted = np.flatnonzero(builder.counted)

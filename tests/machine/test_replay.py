@@ -19,6 +19,7 @@ from dipsim.sparsity.plugins import load_policy
 from dipsim.study.experiment import Experiment
 from dipsim.study.run import run, write_run
 from dipsim.timing.device import Device
+from dipsim.workload import Trace
 
 DRAM = SHAPE.static_bytes(20) + 0.4 * SHAPE.mlp_bytes
 RATE, COMMAND = 1e9, 7e-6
@@ -207,3 +208,9 @@ def test_what_cannot_be_replayed_is_refused_in_a_line(tiny_trace, tmp_path):
     out, _ = result(tiny_trace, tmp_path, sweep={"timing": ["serial", "concurrent"]})
     with pytest.raises(InputError, match="is a sweep, which does not keep what one setting reads"):
         planned(out, (), 3)
+
+
+def test_a_replay_of_experts_is_refused_in_one_line():
+    trace = Trace.open("qwen3-30b-a3b")
+    with pytest.raises(InputError, match="qwen3-30b-a3b: is a mixture of experts, and a replay reads columns"):
+        reads_of(trace, Setting(load_policy("experts"), 5e9, scope="model"), 40, 2, 4096)
