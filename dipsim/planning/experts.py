@@ -43,15 +43,18 @@ class Chosen:
         ranked[token, place], wanted[token, place] = expert, scores[token, expert]
         return cls(np.take_along_axis(ranked, np.argsort(-wanted, axis=1, kind="stable"), axis=1), count)
 
+    def of_tokens(self, tokens: Ints | slice) -> Ints:
+        """The experts of these tokens [n], token by token, the most wanted first."""
+        ranked = self.ranked[tokens]
+        return ranked[np.arange(ranked.shape[1]) < self.count[tokens, None]]
+
     def uses(self, tokens: Ints, experts: int) -> Ints:
         """How many of these tokens [n] use each expert, [E]."""
-        wanted = np.arange(self.ranked.shape[1]) < self.count[tokens, None]
-        return np.bincount(self.ranked[tokens][wanted], minlength=experts)
+        return np.bincount(self.of_tokens(tokens), minlength=experts)
 
     def of_stretch(self, begin: int, end: int) -> Ints:
         """The experts of adjacent tokens, each once, in the order of their last request."""
-        wanted = np.arange(self.ranked.shape[1]) < self.count[begin:end, None]
-        last_first = self.ranked[begin:end][wanted][::-1]
+        last_first = self.of_tokens(slice(begin, end))[::-1]
         _, first = np.unique(last_first, return_index=True)
         return last_first[np.sort(first)][::-1]
 
@@ -60,7 +63,9 @@ class ExpertPlans:
     """The plans of `builders` that choose experts: `collect` every layer with a mixture, then `fill` them in."""
 
     def __init__(self, builders: Sequence[PlanBuilder]) -> None:
-        self.mine = [(builder, caches) for builder in builders for caches in builder.caches if _chooses(caches)]
+        self.mine = [
+            (builder, caches) for builder in builders for caches in builder.caches if caches.group.axis == "expert"
+        ]
         self._scores: dict[ScoresKey, list[Numbers]] = {}  # of policies that see the cache, a layer each
         self._routed: list[Mask] = []  # the tokens that each layer computed
         self._chosen: dict[ScoresKey, list[Chosen]] = {}  # of those that do not
@@ -88,10 +93,6 @@ class ExpertPlans:
                 Replay(same).choose(self._scores[same[0][1].key], self._routed)
             else:
                 Replay(same).follow(self._chosen[same[0][1].key])
-
-
-def _chooses(caches: LayerCaches) -> bool:
-    return caches.group.axis == "expert"
 
 
 class Replay:

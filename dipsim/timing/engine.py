@@ -164,10 +164,11 @@ def _requests(
     masked_s = np.stack([service.flash, service.dram, service.compute], axis=-1)
     static_b = np.stack([plan.flash_static, static_bytes, none], axis=-1)
     masked_b = np.stack([plan.flash_read_bytes, masked_bytes, none], axis=-1)
+    nothing: list[list[Request]] = [[] for _ in range(plan.tokens)]
     if prefetch:
         after = np.stack([none, none, service.interrupts], axis=-1)
-        return _listed(masked_s, masked_b), _listed(static_s, static_b), _listed(after, 0 * after)
-    nothing: list[list[Request]] = [[] for _ in range(plan.tokens)]
+        interrupted = _listed(after, 0 * after) if service.interrupts.any() else nothing
+        return _listed(masked_s, masked_b), _listed(static_s, static_b), interrupted
     return _listed(masked_s + static_s, masked_b + static_b), nothing, nothing
 
 
