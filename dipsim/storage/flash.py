@@ -130,12 +130,30 @@ class Flash(Strict):
         """How much longer batches of so many reads of this mean size take, because not all lanes are always busy."""
         if self.read_curves is None or self.lanes is None:
             return 1.0
-        known = sorted(lanes for lanes in self.read_curves if lanes <= self.lanes)
         busy = np.maximum(reads, 1) / np.maximum(np.ceil(reads / self.lanes), 1)  # on average
-        place = np.interp(np.log(busy), np.log(known), np.arange(len(known)))
-        rates = [np.log(_rate(self.read_curves[lanes], size)) for lanes in known]
-        between = sum(np.maximum(0, 1 - np.abs(place - index)) * rate for index, rate in enumerate(rates))
-        return np.asarray(np.exp(rates[-1] - between))
+        return np.exp(self._log_rate(self.lanes, size) - self._log_rate(busy, size))
+
+    def _log_rate(self, lanes: ArrayLike, size: Floats) -> Floats:
+        """The logarithm of the throughput [...] with so many lanes busy, between those measured."""
+        assert self.read_curves is not None
+        known = sorted(count for count in self.read_curves if count <= self.most_under_way)
+        place = np.interp(np.log(lanes), np.log(known), np.arange(len(known)))
+        rates = [np.log(_rate(self.read_curves[count], size)) for count in known]
+        return np.asarray(sum(np.maximum(0, 1 - np.abs(place - index)) * rate for index, rate in enumerate(rates)))
+
+    @property
+    def most_under_way(self) -> int:
+        """The number of reads under way at a time, at most."""
+        return self.queue_depth if self.lanes is None else self.lanes
+
+    def throughput(self, under_way: float, size: float) -> float:
+        """Bytes per second of reads of `size` bytes, so many of which are under way (docs/background.md, section 11).
+
+        Each takes the time that it takes alone, until they saturate the bus.
+        """
+        if self.read_curves is not None:
+            return float(np.exp(self._log_rate(under_way, np.asarray(size))))
+        return size * min(1 / float(self.transfer_time(size)), under_way / float(self._alone(size)))
 
     def read_time(self, size: float) -> float:
         """Seconds a read of `size` bytes in a long batch of such reads, the queue always full: max(busy, alone / Q)."""

@@ -1,14 +1,15 @@
-"""The discrete-event engine: Flash, DRAM and compute as SimPy resources that serve one request at a time.
+"""The discrete-event engine: tokens, cache fills, guesses and their reads meet on Flash, DRAM and compute.
 
-A step's fetch, DRAM read and computation are one request each, whose service time is in closed form (`service.py`). So
-events stay few, and demand and prefetch still meet in the queues where they would in hardware. `recurrence.py` says
-what the three timing modes mean, and finds the same times without events.
+One clock serves the whole run. A token is a process that takes one step after the other; each step asks for a fetch, a
+DRAM read and a computation. What they take alone is in closed form (`service.py`); what they take together is up to the
+servers (`server.py`). `recurrence.py` says what the three timing modes mean, and finds the same times without events
+where nothing overlaps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container, Generator, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Container, Generator, Iterable, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import simpy
@@ -16,8 +17,9 @@ import simpy
 from dipsim.basics.arrays import Floats
 from dipsim.planning.fetch_plan import FetchPlan
 from dipsim.timing.device import Device
-from dipsim.timing.service import ServiceTimes, dram_traffic, service_times
-from dipsim.timing.timeline import BREAKDOWN, PREFILL, RESOURCES, WAIT, Resource, Span, Timeline, Timing
+from dipsim.timing.server import TICKS, Job, Server
+from dipsim.timing.service import dram_traffic, service_times
+from dipsim.timing.timeline import BREAKDOWN, PREFILL, RESOURCES, WAIT, Kind, Resource, Span, Timeline, Timing
 
 STAGES: dict[Timing, tuple[tuple[Resource, ...], ...]] = {  # which resources serve a step side by side, in which order
     "serial": ((Resource.FLASH,), (Resource.DRAM,), (Resource.COMPUTE,)),
@@ -28,93 +30,182 @@ Process = Generator[simpy.Event, Any, None]
 
 
 class Request(NamedTuple):
-    """What a step asks of each resource, in the order of `Resource`."""
+    """What a step asks of each resource, in the order of `Resource`.
+
+    `reads` of `read_bytes` each make up its fetch.
+    """
 
     seconds: Sequence[float]
     bytes: Sequence[float]
+    reads: float = 1
+    read_bytes: float = 0
 
 
 NOTHING = Request((0.0,) * len(Resource), (0.0,) * len(Resource))
 
 
-class Server:
-    """A resource that serves requests in order of arrival, one at a time, and records them."""
+class Demand(NamedTuple):
+    """What a step needs once its mask is known.
 
-    def __init__(self, env: simpy.Environment, name: str, token: int, log: list[Span]) -> None:
-        self.env, self.name, self.token, self.log = env, name, token, log
-        self.turns = simpy.Resource(env, capacity=1)
-        self.busy_s = 0.0
-
-    def serve(self, step: int, seconds: float, size: float) -> Generator[simpy.Event, Any, Span]:
-        """Wait for a turn, then take `seconds` for `size` bytes; return the span."""
-        requested = self.env.now
-        with self.turns.request() as turn:
-            yield turn
-            start = self.env.now
-            yield self.env.timeout(seconds)
-        self.busy_s += seconds
-        self.log.append(Span(self.name, self.token, step, requested, start, self.env.now, size))
-        return self.log[-1]
-
-
-class _Stretch:
-    """A prompt or a token, which nothing overlaps, on a clock of its own that starts at 0.
-
-    Stretches laid end to end make the run. So the sum of thousands of tokens does not blur the steps of one.
+    It waits for Flash reads that others began (`under_way`), too. What its reads interrupt is `after` it.
     """
 
-    def __init__(self, token: int, timing: Timing) -> None:
-        self.stages = STAGES[timing]
-        self.env = simpy.Environment()
-        self.log: list[Span] = []
-        self.servers = [Server(self.env, name, token, self.log) for name in RESOURCES]
-        self.parts = [0.0] * len(BREAKDOWN)
+    request: Request
+    after: float = 0.0
+    under_way: Sequence[Asked] = ()
 
-    def run(
+
+class Asked(NamedTuple):
+    """A job, for which step of which token it is, and what it moves."""
+
+    job: Job
+    resource: Resource
+    token: int
+    step: int
+    bytes: float
+    kind: Kind = "demand"
+
+
+class Steps(Protocol):
+    """What the steps of tokens ask for. A step's demand is asked for when it begins, so it may depend on the clock."""
+
+    prefill: Request
+
+    def ahead(self, token: int, step: int) -> Request:
+        """What a step asks for that is known before its token starts."""
+
+    def demand(self, token: int, step: int) -> Demand:
+        """What a step asks for besides."""
+
+
+class Engine:
+    """A clock, the servers, and the processes of a run; it writes down when everything happened.
+
+    `steps` are the steps of `tokens` tokens, `positions` each. Spans are kept of the tokens in `traced`, by default of
+    all.
+    """
+
+    def __init__(
         self,
-        steps: Iterable[int],
-        demand: Iterable[Request],
-        ahead: Iterable[Request] = (),
-        after: Iterable[Request] = (),
-    ) -> float:
-        """Simulate these steps; return the seconds that they take."""
-        self.env.process(self._steps(steps, demand, iter(ahead), iter(after)))
-        self.env.run()
-        return float(self.env.now)
+        device: Device,
+        timing: Timing,
+        tokens: int,
+        positions: int,
+        traced: Container[int] | None = None,
+        *,
+        fair: bool = False,
+        limit: int = 1,
+    ) -> None:
+        self.timing, self.tokens, self.positions, self.traced = timing, tokens, positions, traced
+        self.env = simpy.Environment()
+        flash = device.flash
+        self.servers = (
+            Server(self.env, flash.most_under_way, fair=fair, rate=flash.throughput, limit=limit),
+            Server(self.env, fair=True),
+            Server(self.env, fair=fair),
+        )
+        self.spans: list[Span] = []
+        self.start, self.latency, self.ttft = [0] * tokens, [0] * tokens, 0
+        self.parts = [[0] * len(BREAKDOWN) for _ in range(tokens)]
+        self.busy = np.zeros((tokens, len(Resource)))
+        self.waited = np.zeros((tokens, len(Resource)))
 
-    def _steps(
-        self, steps: Iterable[int], demand: Iterable[Request], ahead: Iterator[Request], after: Iterator[Request]
-    ) -> Process:
-        """One step after the other. What is known ahead of a step is requested when the step before it begins.
+    def run(self, steps: Steps, streams: Sequence[Sequence[int]], starts: Container[int] = ()) -> Timeline:
+        """Run the tokens of each stream one after the other, the streams side by side.
 
-        What a step interrupted comes after it.
+        A prompt is encoded before each of the tokens `starts`.
         """
-        early = self._ask(0, next(ahead, NOTHING))
-        for step, request in zip(steps, demand, strict=True):
-            for stage in self.stages:
-                asked = early + self._ask(step, request, stage)
-                early = self._ask(step + 1, next(ahead, NOTHING))
-                if asked:
-                    yield from self._join(asked)
-            if interrupted := self._ask(step, next(after, NOTHING)):
-                yield from self._join(interrupted)
+        self.steps = steps
+        streaming = [self.env.process(self._stream(index, tokens, starts)) for index, tokens in enumerate(streams)]
+        self.env.run(self.env.all_of(streaming))
+        return Timeline(
+            timing=self.timing,
+            spans=sorted(self.spans, key=lambda span: span.end_s),
+            start_s=_seconds(self.start),
+            latency_s=_seconds(self.latency),
+            ttft_s=self.ttft / TICKS,
+            parts_s=np.array([_seconds(parts) for parts in self.parts]),
+            busy_s=self.busy / TICKS,
+            waited_s=self.waited / TICKS,
+        )
 
-    def _ask(self, step: int, request: Request, stage: Iterable[Resource] = tuple(Resource)) -> list[simpy.Process]:
-        return [
-            self.env.process(self.servers[resource].serve(step, request.seconds[resource], request.bytes[resource]))
-            for resource in stage
-            if request.seconds[resource] > 0
-        ]
+    def _stream(self, stream: int, tokens: Sequence[int], starts: Container[int]) -> Process:
+        """Encode prompts and decode tokens, one after the other."""
+        early: list[Asked] = []
+        for token, after in zip(tokens, (*tokens[1:], None), strict=True):
+            if token in starts:
+                begin = self.env.now
+                for stage in STAGES[self.timing]:
+                    yield from self._join(self._ask(stream, token, PREFILL, self.steps.prefill, stage))
+                self.ttft = self.env.now - begin
+            following = None if after is None or after in starts else after
+            self.start[token] = begin = self.env.now
+            yield from self._decode(stream, token, following, early)
+            self.latency[token] = self.env.now - begin
 
-    def _join(self, asked: list[simpy.Process]) -> Process:
-        """Wait for all requests, and book the time to the one that ended last."""
+    def _decode(self, stream: int, token: int, following: int | None, early: list[Asked]) -> Process:
+        """One step after the other. What is known ahead of a step is requested when the step before it begins."""
+        ahead = self.timing == "pipelined"
+        if ahead and not early:
+            early += self._ask(stream, token, 0, self.steps.ahead(token, 0))
+        for step in range(self.positions):
+            demand = self.steps.demand(token, step)
+            known = NOTHING if ahead else self.steps.ahead(token, step)
+            for stage in STAGES[self.timing]:
+                asked = early + self._ask(stream, token, step, demand.request, stage, known)
+                early.clear()
+                others = demand.under_way if Resource.FLASH in stage else ()
+                if ahead:
+                    next_token, next_step = (token, step + 1) if step + 1 < self.positions else (following, 0)
+                    if next_token is not None:
+                        early += self._ask(stream, next_token, next_step, self.steps.ahead(next_token, next_step))
+                if asked or others:
+                    yield from self._join(asked, token, others)
+            if demand.after:
+                seconds = (0.0, 0.0, demand.after)
+                yield from self._join(self._ask(stream, token, step, Request(seconds, NOTHING.bytes)), token)
+
+    def _ask(
+        self,
+        stream: int,
+        token: int,
+        step: int,
+        request: Request,
+        stage: Iterable[Resource] = tuple(Resource),
+        known: Request = NOTHING,
+    ) -> list[Asked]:
+        """Ask the resources of a stage for a request and what was known before."""
+        asked = []
+        for resource in stage:
+            if seconds := request.seconds[resource] + known.seconds[resource]:
+                width, size = (request.reads, request.read_bytes) if resource is Resource.FLASH else (1, 0)
+                job = self.servers[resource].ask(seconds, width=width, size=size, flow=stream)
+                asked.append(Asked(job, resource, token, step, request.bytes[resource] + known.bytes[resource]))
+        return asked
+
+    def _join(self, asked: Sequence[Asked], token: int | None = None, others: Sequence[Asked] = ()) -> Process:
+        """Wait for all of what was asked for, here or by `others`; book the time of a token to what ended last."""
         begin = self.env.now
-        yield self.env.all_of(asked) if len(asked) > 1 else asked[0]
-        spans: list[Any] = [process.value for process in asked]
-        last: Span = max(spans, key=lambda span: span.end_s)
-        start = max(last.start_s, begin)
-        self.parts[RESOURCES.index(last.resource)] += self.env.now - start
-        self.parts[WAIT] += start - begin
+        for each in (*asked, *others):
+            if each.job.end is None:
+                yield each.job.done
+        for each in asked:
+            self._note(each)
+        if token is not None and (asked or others):
+            last = max((*asked, *others), key=_end)
+            start = max(_end(last) - last.job.alone, begin)
+            self.parts[token][last.resource] += self.env.now - start
+            self.parts[token][WAIT] += start - begin
+
+    def _note(self, asked: Asked) -> None:
+        """Write down what has ended."""
+        job, token = asked.job, asked.token
+        if asked.step != PREFILL:
+            self.busy[token, asked.resource] += job.held
+            self.waited[token, asked.resource] += job.waited
+        if self.traced is None or token in self.traced:
+            times = (job.asked / TICKS, job.begin / TICKS, job.end / TICKS)
+            self.spans.append(Span(RESOURCES[asked.resource], token, asked.step, *times, asked.bytes, asked.kind))
 
 
 def run(plan: FetchPlan, device: Device, timing: Timing, traced: Container[int] | None = None) -> Timeline:
@@ -122,57 +213,46 @@ def run(plan: FetchPlan, device: Device, timing: Timing, traced: Container[int] 
 
     Spans are kept of the tokens in `traced`, by default of all.
     """
-    service = service_times(plan, device)
-    demand, ahead, after = _requests(service, plan, device, prefetch=timing == "pipelined")
-    prompt = [Request(service.prefill.tolist(), NOTHING.bytes)]
-    spans: list[Span] = []
-    starts, latency, parts, busy = [], [], [], []
-    now = ttft = 0.0
-    for token in range(plan.tokens):
-        kept = traced is None or token in traced
-        if token in plan.sequence_starts:
-            encoding = _Stretch(token, timing)
-            ttft = encoding.run([PREFILL], prompt)
-            spans += _shifted(encoding.log, now) if kept else ()
-            now += ttft
-        decoding = _Stretch(token, timing)
-        starts.append(now)
-        latency.append(decoding.run(range(len(plan.step)), demand[token], ahead[token], after[token]))
-        spans += _shifted(decoding.log, now) if kept else ()
-        parts.append(decoding.parts)
-        busy.append([server.busy_s for server in decoding.servers])
-        now += latency[-1]
-    return Timeline(timing, spans, np.array(starts), np.array(latency), ttft, np.array(parts), np.array(busy))
+    engine = Engine(device, timing, plan.tokens, len(plan.step), traced)
+    return engine.run(Planned(plan, device, timing), [range(plan.tokens)], plan.sequence_starts)
 
 
-def _shifted(log: Iterable[Span], by: float) -> Iterator[Span]:
-    for name, token, step, request, start, end, size in log:
-        yield Span(name, token, step, request + by, start + by, end + by, size)
+class Planned:
+    """The steps of a plan, whatever the clock says."""
+
+    def __init__(self, plan: FetchPlan, device: Device, timing: Timing) -> None:
+        service = service_times(plan, device)
+        static_bytes, masked_bytes = dram_traffic(plan, device)
+        none = np.zeros_like(service.compute)
+        self.prefill = Request(service.prefill.tolist(), NOTHING.bytes)
+        self._ahead = _requests(
+            (service.flash_static, service.dram_static, none), (plan.flash_static, static_bytes, none)
+        )
+        self._demand = _requests(
+            (service.flash, service.dram, service.compute), (plan.flash_read_bytes, masked_bytes, none)
+        )
+        self._after = (service.interrupts if timing == "pipelined" else none).tolist()
+
+    def ahead(self, token: int, step: int) -> Request:
+        """What the plan says."""
+        return self._ahead[token][step]
+
+    def demand(self, token: int, step: int) -> Demand:
+        """What the plan says."""
+        return Demand(self._demand[token][step], self._after[token][step])
 
 
-def _requests(
-    service: ServiceTimes, plan: FetchPlan, device: Device, prefetch: bool
-) -> tuple[list[list[Request]], list[list[Request]], list[list[Request]]]:
-    """The requests of each step of each token, [T][P]: those that need the mask, and with `prefetch` those ahead of it,
-    and those after it, of compute that reads interrupted.
-
-    Without `prefetch` the first hold everything, and nothing is interrupted.
-    """
-    static_bytes, masked_bytes = dram_traffic(plan, device)
-    none = np.zeros_like(service.compute)
-    static_s = np.stack([service.flash_static, service.dram_static, none], axis=-1)  # [T, P, 3], as below
-    masked_s = np.stack([service.flash, service.dram, service.compute], axis=-1)
-    static_b = np.stack([plan.flash_static, static_bytes, none], axis=-1)
-    masked_b = np.stack([plan.flash_read_bytes, masked_bytes, none], axis=-1)
-    nothing: list[list[Request]] = [[] for _ in range(plan.tokens)]
-    if prefetch:
-        after = np.stack([none, none, service.interrupts], axis=-1)
-        interrupted = _listed(after, 0 * after) if service.interrupts.any() else nothing
-        return _listed(masked_s, masked_b), _listed(static_s, static_b), interrupted
-    return _listed(masked_s + static_s, masked_b + static_b), nothing, nothing
-
-
-def _listed(seconds: Floats, sizes: Floats) -> list[list[Request]]:
-    """Requests [T][P] of arrays [T, P, 3]."""
-    pairs = zip(seconds.tolist(), sizes.tolist(), strict=True)
+def _requests(seconds: Sequence[Floats], sizes: Sequence[Floats]) -> list[list[Request]]:
+    """Requests [T][P] of three arrays [T, P] each, in the order of `Resource`."""
+    pairs = zip(np.stack(seconds, axis=-1).tolist(), np.stack(sizes, axis=-1).tolist(), strict=True)
     return [[Request(*request) for request in zip(*token, strict=True)] for token in pairs]
+
+
+def _end(asked: Asked) -> int:
+    assert asked.job.end is not None
+    return asked.job.end
+
+
+def _seconds(times: Iterable[int]) -> Floats:
+    """Seconds of ticks."""
+    return np.array([time / TICKS for time in times])

@@ -31,10 +31,14 @@ BREAKDOWN = (*RESOURCES, "wait")
 PREFILL = -1  # stands for the step that encodes the prompt
 
 
+Kind = Literal["demand", "fill", "guess"]
+
+
 class Span(NamedTuple):
     """One request: made at `request_s`, served from `start_s` to `end_s` (seconds), for so many bytes.
 
-    `step` is the position in the plan, or PREFILL.
+    `step` is the position in the plan, or PREFILL. A token waits for what is of the kind `demand`; a `fill` takes what
+    was read into a cache, and a `guess` is read ahead of a mask.
     """
 
     resource: str
@@ -44,6 +48,7 @@ class Span(NamedTuple):
     start_s: float
     end_s: float
     bytes: float
+    kind: Kind = "demand"
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,7 @@ class Timeline:
     `start_s` and `latency_s` are [T]. `ttft_s` is the time to encode the prompt. `parts_s` [T, 4] breaks each latency
     down by what the token waited for, in the order of BREAKDOWN: of the requests that a step waits for, the last to
     end counts, its service for its resource and its time in the queue as wait. `busy_s` [T, 3] is the service of each
-    resource.
+    resource, and `waited_s` [T, 3] how much longer than alone the requests to each of them took together.
     """
 
     timing: str
@@ -63,3 +68,4 @@ class Timeline:
     ttft_s: float
     parts_s: Floats
     busy_s: Floats
+    waited_s: Floats

@@ -123,7 +123,8 @@ def test_engine_equals_the_recurrence_and_stays_within_the_bounds(fetch_plan, de
     assert closed.start_s == pytest.approx(simulated.start_s, rel=1e-12)
     assert closed.busy_s == pytest.approx(simulated.busy_s, rel=1e-12)
     low, high = bounds(service)
-    assert (simulated.latency_s >= low * (1 - 1e-12)).all()
+    assert closed.waited_s == pytest.approx(simulated.waited_s, rel=1e-9, abs=1e-15)
+    assert simulated.latency_s.sum() >= low.sum() * (1 - 1e-12)  # a token may begin with what came before it
     assert (simulated.latency_s <= high * (1 + 1e-12)).all()
 
 
@@ -135,7 +136,7 @@ def test_books_balance(fetch_plan, dev, timing):
     assert timeline.parts_s.sum(axis=1) == pytest.approx(timeline.latency_s, rel=1e-9)
     assert (timeline.parts_s >= 0).all()
     assert pytest.approx(service_times(fetch_plan, dev).by_resource().sum(axis=2), rel=1e-9) == timeline.busy_s.T
-    assert (timeline.busy_s <= timeline.latency_s[:, None] * (1 + 1e-9)).all()
+    assert (timeline.busy_s.sum(axis=0) <= timeline.latency_s.sum() * (1 + 1e-9)).all()
     ends = timeline.start_s + timeline.latency_s
     assert timeline.start_s[1:] == pytest.approx(ends[:-1])
     copied = fetch_plan.dram_bytes + dev.dram.flash_copies * fetch_plan.flash_bytes
@@ -153,7 +154,7 @@ def test_faster_hardware_is_never_slower(fetch_plan, dev, field, timing):
     unit = "GFLOP/s" if field.startswith("compute") else "GB/s"
     faster = dev.replace(**{field: f"1000 {unit}"})
     before, after = (latency(service_times(fetch_plan, d), timing) for d in (dev, faster))
-    assert (after <= before * (1 + 1e-12)).all()
+    assert (np.cumsum(after) <= np.cumsum(before) * (1 + 1e-12)).all()
 
 
 def test_pipelining_helps_and_concurrency_too(tiny_trace):

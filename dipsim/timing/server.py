@@ -1,0 +1,207 @@
+"""What serves requests on the clock: Flash, DRAM and compute, whose lanes the requests share.
+
+A request that is alone takes the time that `service.py` gives it. Where requests meet, each is as fast as the lanes
+that it holds. Time is counted in whole ticks, so the millionth token is as sharp as the first.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Callable, Hashable, Sequence
+
+import simpy
+
+TICKS = 2**80  # of a second: exact for the times that occur; integers do not overflow
+DEMAND, SPARE, IDLE = range(3)  # who goes first
+
+Rate = Callable[[float, float], float]  # bytes per second of a server, from its lanes in use and the bytes of a read
+
+
+def ticks(seconds: float) -> int:
+    """Seconds as ticks."""
+    return round(seconds * TICKS)  # a power of two, so only what is below a tick is lost
+
+
+class Job:
+    """A request to a server. Who waits for `done` waits for its end.
+
+    It takes `alone` ticks with `width` lanes, which it uses if it gets them; `size` are the bytes of each of its reads.
+    Of lower `priority` values come first, then earlier requests. IDLE ones begin only while there is no DEMAND. One
+    that `keeps` its lanes is not interrupted once it has begun; it begins when `enter`, if given, returns True. Jobs of
+    one `flow` never overtake each other where a server is fair. `asked`, `begin` and `end` are in ticks; `begin` and
+    `end` are None before.
+    """
+
+    __slots__ = (
+        *("alone", "asked", "begin", "done", "end", "enter", "flow", "held", "keeps", "lanes", "left", "number"),
+        *("priority", "size", "speed", "width"),
+    )
+
+    def __init__(
+        self,
+        done: simpy.Event,
+        alone: int,
+        width: float,
+        size: float,
+        priority: int,
+        flow: Hashable,
+        keeps: bool,
+        enter: Callable[[], bool] | None,
+        asked: int,
+        number: int,
+    ) -> None:
+        self.done, self.alone, self.left, self.width, self.size = done, alone, alone, width, size
+        self.priority, self.flow, self.keeps, self.enter, self.asked, self.number = (
+            *(priority, flow, keeps, enter, asked, number),
+        )
+        self.begin: int | None = None
+        self.end: int | None = None
+        self.lanes = self.speed = 0.0
+        self.held: float = 0  # ticks of the server's time that were its
+
+    def __lt__(self, other: Job) -> bool:
+        return (self.priority, self.number) < (other.priority, other.number)
+
+    @property
+    def waited(self) -> int:
+        """Ticks that it took beyond those that it takes alone."""
+        assert self.end is not None
+        return self.end - self.asked - self.alone
+
+
+class Server:
+    """A resource with `lanes`, 1 by default, that is a number of requests, or parts of one, under way at a time.
+
+    Requests get lanes by priority, then in order of arrival, each as many as it can use; those behind them wait. Where
+    a server is `fair`, flows share its lanes evenly instead. Jobs that keep their lanes get `limit` of them at most, all
+    together. `rate` says how its throughput depends on the lanes in use; by default each lane is as fast as it is alone.
+    """
+
+    def __init__(
+        self,
+        env: simpy.Environment,
+        lanes: float = 1,
+        *,
+        fair: bool = False,
+        rate: Rate | None = None,
+        limit: float = 1,
+    ) -> None:
+        self.env, self.lanes, self.fair, self.rate, self.limit = env, lanes, fair, rate, limit
+        self.jobs: list[Job] = []  # in the order of who goes first
+        self._then = 0  # when their progress was last written down
+        self._timer = 0  # only the last one counts
+        self._asked = 0
+
+    def ask(
+        self,
+        seconds: float,
+        *,
+        width: float = 1,
+        size: float = 0,
+        priority: int = DEMAND,
+        flow: Hashable = None,
+        keeps: bool = False,
+        enter: Callable[[], bool] | None = None,
+    ) -> Job:
+        """Ask for so many seconds of service (see `Job`)."""
+        self._asked += 1
+        job = Job(
+            self.env.event(), ticks(seconds), min(width, self.lanes), size,
+            priority, flow, keeps, enter, self.env.now, self._asked,
+        )  # fmt: skip
+        self._write_down()
+        insort(self.jobs, job)
+        self._share()
+        return job
+
+    def cancel(self, job: Job) -> None:
+        """Take back a request that has not begun."""
+        assert job.begin is None
+        self.jobs.remove(job)
+
+    def look(self) -> None:
+        """Look again whether a request may enter."""
+        self._write_down()
+        self._share()
+
+    @property
+    def demanded(self) -> bool:
+        """Whether demand is being served or waits."""
+        return bool(self.jobs) and self.jobs[0].priority == DEMAND
+
+    def _write_down(self) -> None:
+        """Write down how far everyone has come."""
+        now = self.env.now
+        if elapsed := now - self._then:
+            self._then = now
+            if used := sum(job.lanes for job in self.jobs):
+                for job in self.jobs:
+                    if job.lanes:
+                        job.left -= elapsed if job.speed == 1 else round(elapsed * job.speed)
+                        job.held += elapsed if job.lanes == used else elapsed * (job.lanes / used)
+
+    def _share(self) -> None:
+        """Share the lanes, and set the timer to the next end."""
+        self._give_lanes()
+        used = sum(job.lanes for job in self.jobs)
+        soonest = None
+        for job in self.jobs:
+            if job.lanes:
+                if job.begin is None:
+                    job.begin = self.env.now
+                job.speed = self._speed(job, used)
+                left = job.left if job.speed == 1 else -int(-job.left // job.speed)
+                soonest = left if soonest is None else min(soonest, left)
+        self._timer += 1
+        if soonest is not None:
+            self.env.timeout(max(0, soonest), self._timer).callbacks.append(self._end)
+
+    def _give_lanes(self) -> None:
+        if len(self.jobs) == 1 and not self.jobs[0].keeps:
+            self.jobs[0].lanes = self.jobs[0].width
+            return
+        kept = sum(job.lanes for job in self.jobs if job.keeps)  # none before it begins
+        free, allowed, idle = self.lanes - kept, self.limit - kept, not self.demanded
+        heads = {job.flow: job for job in reversed(self.jobs) if not job.keeps}  # the first of each flow
+        if self.fair:
+            free = _give_evenly(sorted(heads.values(), key=lambda job: (job.width, job.number)), free)
+        for job in self.jobs:
+            if not job.keeps:
+                if heads[job.flow] is not job:
+                    job.lanes = 0
+                elif not self.fair:
+                    job.lanes = min(job.width, free)
+                    free -= job.lanes
+            elif job.begin is None and free >= 1 and allowed >= 1 and (idle or job.priority != IDLE):
+                if job.enter is None or job.enter():
+                    job.lanes = min(job.width, free, allowed)
+                    free, allowed = free - job.lanes, allowed - job.lanes
+
+    def _speed(self, job: Job, used: float) -> float:
+        """How fast a job is, of how fast it is alone with all the lanes that it can use."""
+        if job.lanes == used == job.width:
+            return 1.0
+        if self.rate is None:
+            return job.lanes / job.width
+        return job.lanes / used * self.rate(used, job.size) / self.rate(job.width, job.size)
+
+    def _end(self, timer: simpy.Event) -> None:
+        """Whoever is done leaves; the others share anew."""
+        if timer.value != self._timer:
+            return
+        self._write_down()
+        ended = [job for job in self.jobs if job.lanes and job.left <= 0]
+        if ended:
+            self.jobs = [job for job in self.jobs if not (job.lanes and job.left <= 0)]
+            for job in ended:
+                job.end = self.env.now
+                job.done.succeed(job)
+        self._share()
+
+
+def _give_evenly(jobs: Sequence[Job], free: float) -> float:
+    """Give all jobs the same, or what they can use, the narrowest first; return what is left."""
+    for index, job in enumerate(jobs):
+        job.lanes = min(job.width, free / (len(jobs) - index))
+        free -= job.lanes
+    return free
