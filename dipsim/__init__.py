@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from dipsim.results.result import Result
     from dipsim.sparsity.plugins import load_policy
     from dipsim.sparsity.policy import Group, Policy
+    from dipsim.sparsity.prefetcher import Known, Prefetcher
     from dipsim.sparsity.ranking import top_k
     from dipsim.study.experiment import Experiment
     from dipsim.study.run import run, simulate
@@ -29,8 +30,10 @@ __all__ = [
     "Fraction",
     "Group",
     "InputError",
+    "Known",
     "ModelShape",
     "Policy",
+    "Prefetcher",
     "Result",
     "Trace",
     "__version__",
@@ -46,8 +49,10 @@ _HOME = {
     "Fraction": "basics.fields",
     "Group": "sparsity.policy",
     "InputError": "basics.errors",
+    "Known": "sparsity.prefetcher",
     "ModelShape": "workload.shape",
     "Policy": "sparsity.policy",
+    "Prefetcher": "sparsity.prefetcher",
     "Result": "results.result",
     "Trace": "workload",
     "hit_curve": "memory.stack_distance",

@@ -10,6 +10,7 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 _SUFFIXES = {
     "devices": (".yaml", ".yml"),
     "policies": (".py",),
+    "prefetchers": (".py",),
     "traces": (".safetensors", ".yaml"),
     "sensitivities": (".safetensors",),
     "layouts": (".safetensors",),
@@ -21,6 +22,8 @@ _LEARNED = {"sensitivities": ".sensitivity", "layouts": ".layout"}  # before the
 def directory(kind: str) -> Path:
     """The folder of `kind`. It is inside the installed package, or beside the package in a checkout."""
     kind = "traces" if kind in _LEARNED else kind  # it lies beside the trace of its model
+    if kind == "prefetchers":
+        return directory("policies") / kind
     inside = _PACKAGE / kind
     return inside if inside.is_dir() else _PACKAGE.parent / kind
 
@@ -42,7 +45,7 @@ def _second_suffix(file: Path) -> str:
 
 
 def _name(kind: str, file: Path) -> str:
-    return file.stem.replace("_", "-") if kind == "policies" else file.stem.removesuffix(_LEARNED.get(kind, ""))
+    return file.stem.replace("_", "-") if ".py" in _SUFFIXES[kind] else file.stem.removesuffix(_LEARNED.get(kind, ""))
 
 
 def find(kind: str, name_or_path: str | Path) -> Path:

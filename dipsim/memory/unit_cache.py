@@ -48,13 +48,18 @@ class UnitCache:
         self._last_use: Ints = np.zeros(len(sizes), dtype=np.int64)
         self._requests = 0
 
+    def pin(self, resident: Mask) -> None:
+        """Hold these units [U] (bool) from the start; a rule that is fixed never changes them."""
+        self.resident = resident
+        self.used = self.most = float(self.sizes[resident].sum())
+
     def step(self, units: Ints, near: Ints | None = None) -> Mask:
         """Present a batch of different units [n] in order; return its hits [n] and make it resident.
 
         `near` [n] is how near the next use of each is, for a rule that needs it.
         """
         hits = self.resident[units]
-        if self.budget == 0:
+        if self.budget == 0 or self.rule.fixed:
             return hits
         self.rule.touch(units, near)
         self._last_use[units] = np.arange(self._requests, self._requests + len(units))

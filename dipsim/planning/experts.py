@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dipsim.basics.arrays import Ints, Mask, Numbers
+from dipsim.basics.arrays import Floats, Ints, Mask, Numbers
 from dipsim.basics.errors import InputError
 from dipsim.memory.unit_cache import Requests, UnitCache, replay_requests
 from dipsim.memory.unit_distance import lru_hits
@@ -173,9 +173,18 @@ class Replay:
         if self.first.rule.fixed:
             policy = self.caches.policy.label
             raise InputError(f"eviction: {self.first.rule.name}: {policy} chooses by what is resident; use lru or lfu")
+        return self.caches_of(None)
+
+    def caches_of(self, chosen: Sequence[Chosen] | None) -> list[UnitCache]:
+        """New caches of the only plan; they begin with what is pinned, by what each layer's tokens `chosen`, if given."""
         (budget,) = self.budgets
         sizes = [np.repeat(self.size[scope], self.experts) for scope in self.scopes]
-        return [UnitCache(size, budget, self.first.rule.name) for size in sizes]
+        caches = [UnitCache(size, budget, self.first.rule.name) for size in sizes]
+        if chosen is not None:
+            (pinned,) = self._pinned(chosen)
+            for cache, scope in zip(caches, self.scopes, strict=True):
+                cache.pin(pinned[scope].ravel())
+        return caches
 
     def step(
         self, caches: Sequence[UnitCache], place: int, scores: Numbers, routed: Mask, row: int, position: int
@@ -198,8 +207,8 @@ class Replay:
         return masks
 
     def end(self, caches: Sequence[UnitCache]) -> None:
-        """Enter what the caches of a sequence held."""
-        for scope, cache in zip(self.scopes, caches, strict=True):
+        """Enter what the caches of a sequence held, if there are any."""
+        for scope, cache in zip(self.scopes if caches else (), caches, strict=True):
             self._enter(0, scope, cache.most)
 
     def _requests(self, chosen: Sequence[Chosen], stretches: Sequence[tuple[int, int]]) -> Requests:
@@ -271,23 +280,32 @@ class Replay:
         if first.setting.page == 1:
             kind[:] = 0
         everywhere, classes = range(shape.num_hidden_layers), np.unique(kind[self.layers])
-        for builder, found, held in zip(self.builders, self.found, self.held, strict=True):
-            missed = np.zeros((builder.tokens, len(everywhere)))
-            wanted, hit = missed.copy(), missed.copy()
-            wanted[:, self.layers], hit[:, self.layers] = self.wanted, found
-            missed[:] = wanted - hit
-            reads = np.where(kind[:, None] == classes, (pieces * missed)[..., None], 0.0)
+        for index, builder in enumerate(self.builders):
+            wanted, hit = self._counts(index)
+            reads = np.where(kind[:, None] == classes, (pieces * (wanted - hit))[..., None], 0.0)
             most = np.zeros(len(everywhere))
-            most[self.layers] = held
-            free = ~builder.counted
-            first_prompts = [begin for begin, _ in builder.prompts if begin in builder.sequence_starts]
-            per_sequence = reads[first_prompts].sum(axis=0) / max(1, len(first_prompts))
-            if wanted[free].any():
-                builder.encoded = Encoded(
-                    int(wanted[free].sum()), int(hit[free].sum()), per_sequence, per_sequence * read[:, None]
-                )
+            most[self.layers] = self.held[index]
+            builder.encoded = self.encoded(index)
             builder.uses = self.uses
             builder.record(self.caches, everywhere, Counts(wanted, hit, reads, reads * read[:, None], most, classes))
+
+    def encoded(self, index: int) -> Encoded | None:
+        """What tokens that are not counted did so far in one plan; None if they wanted nothing."""
+        builder, shape, setting = self.builders[index], self.first.shape, self.first.setting
+        wanted, hit = self._counts(index)
+        free = ~builder.counted
+        if not wanted[free].any():
+            return None
+        pieces, read = expert_pieces(shape, setting), piece_read_bytes(shape, setting)
+        prompts = [begin for begin, _ in builder.prompts if begin in builder.sequence_starts]
+        reads = (pieces * (wanted - hit))[prompts].sum(axis=0)[:, None] / max(1, len(prompts))
+        return Encoded(int(wanted[free].sum()), int(hit[free].sum()), reads, reads * read[:, None])
+
+    def _counts(self, index: int) -> tuple[Floats, Floats]:
+        """Experts wanted and found in one plan, in all layers, [T, L]."""
+        wanted, found = np.zeros((2, self.first.tokens, self.first.shape.num_hidden_layers))
+        wanted[:, self.layers], found[:, self.layers] = self.wanted, self.found[index]
+        return wanted, found
 
 
 def _runs(stretches: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int, bool]]:

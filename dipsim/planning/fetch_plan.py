@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -35,7 +35,8 @@ class Setting:
     a path) how columns lie in Flash. A layout is learned from the trace `calibration`, by default from the tokens that
     are not counted. Flash has pages of `page` bytes, 1 for none. `flash` is given if what is read depends on its times:
     gaps are then read through where that is faster. A cache of experts is divided evenly over the layers, or it is one
-    over all layers (`scope`).
+    over all layers (`scope`). `buffer` bytes of the DRAM hold guesses; the KV caches of `streams` sequences are there at
+    a time.
     """
 
     policy: Policy
@@ -49,6 +50,8 @@ class Setting:
     page: float = 1.0
     flash: Flash | None = None
     scope: Scope = "layer"
+    buffer: float = 0.0
+    streams: int = 1
 
     @property
     def options(self) -> dict[str, Any]:
@@ -68,6 +71,29 @@ class Encoded:
     found: int
     reads: Floats
     read_bytes: Floats
+
+
+@dataclass(frozen=True)
+class Guessed:
+    """What became of guesses, [T] each, in units: `useful`, there in time; `late`, waited for; `wasted`, read for
+    nothing; `dropped`, never read. `reads` and `bytes` were read from Flash for them, at the token that guessed.
+    """
+
+    useful: Floats
+    late: Floats
+    wasted: Floats
+    dropped: Floats
+    reads: Floats
+    bytes: Floats
+
+    @classmethod
+    def none(cls, tokens: int) -> Guessed:
+        """No guesses."""
+        return cls(*(np.zeros(tokens) for _ in range(6)))
+
+    def of(self, tokens: Ints) -> Guessed:
+        """Those of some tokens."""
+        return Guessed(*(counts[tokens] for counts in vars(self).values()))
 
 
 @dataclass(frozen=True)
@@ -111,11 +137,25 @@ class FetchPlan:
     warm_up: int = 0
     encoded: Encoded | None = None
     uses: Ints | None = None
+    guessed: Guessed | None = None
+    accepted: Ints | None = None
+
+    @property
+    def rows(self) -> int:
+        """T, the number of tokens that were computed one by one, or of verified drafts."""
+        return len(self.dram_hits)
 
     @property
     def tokens(self) -> int:
-        """T, the number of tokens."""
-        return len(self.dram_hits)
+        """The number of tokens that came out."""
+        return self.rows if self.accepted is None else int(self.accepted.sum())
+
+    def of_rows(self, rows: Ints) -> FetchPlan:
+        """The plan of some of its rows [n], in order."""
+        moved = ("dram_static", "flash_static", "dram_hits", "flash_misses", "flash_gaps", "reads", "read_bytes", "flops")
+        starts = np.unique(np.searchsorted(rows, self.sequence_starts))
+        kept = {name: getattr(self, name)[rows] for name in moved}
+        return replace(self, sequence_starts=tuple(starts.tolist()), **kept)
 
     @cached_property
     def fetches(self) -> tuple[NDArray[np.intp], Floats, Floats]:

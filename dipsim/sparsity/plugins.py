@@ -1,4 +1,4 @@
-"""Finds and loads plugins: a Python file with one subclass of `Policy`, shipped in `policies/` or a user's own."""
+"""Finds and loads plugins: a Python file with one subclass of `Policy` or `Prefetcher`, shipped or a user's own."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ import inspect
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 from dipsim.basics import assets
 from dipsim.basics.errors import InputError
 from dipsim.basics.fields import parse
 from dipsim.sparsity.policy import OWN, SHIPPED, Policy
+from dipsim.sparsity.prefetcher import Prefetcher
+
+
+Plugin = TypeVar("Plugin", Policy, Prefetcher)
 
 
 def load_policy(name_or_path: str | Path, /, **parameters: Any) -> Policy:
@@ -28,24 +32,36 @@ def load_policy(name_or_path: str | Path, /, **parameters: Any) -> Policy:
 
 def policy_class(name_or_path: str | Path) -> type[Policy]:
     """Load the class of a shipped policy by name, or of a plugin by path. Raises InputError as `load_policy`."""
-    path = assets.find("policies", name_or_path)
-    module = _import(path)
+    return _plugin_class("policies", name_or_path, Policy)
+
+
+def load_prefetcher(name_or_path: str | Path, /, **parameters: Any) -> Prefetcher:
+    """Load a shipped prefetcher by name, or a plugin by path, with its parameters. Raises InputError as `load_policy`."""
+    cls = _plugin_class("prefetchers", name_or_path, Prefetcher)
+    return parse(cls, parameters, f"prefetch: {assets.policy_name(str(name_or_path))}")
+
+
+def _plugin_class(kind: str, name_or_path: str | Path, base: type[Plugin]) -> type[Plugin]:
+    """The only subclass of `base` in a plugin's file."""
+    path = assets.find(kind, name_or_path)
+    module = _import(kind, path)
     found = [
         value
         for value in vars(module).values()
-        if inspect.isclass(value) and issubclass(value, Policy) and value.__module__ == module.__name__
+        if inspect.isclass(value) and issubclass(value, base) and value.__module__ == module.__name__
     ]
     if len(found) != 1:
         names = ", ".join(sorted(cls.__name__ for cls in found)) or "none"
-        raise InputError(f"{path}: must define exactly one subclass of dipsim.Policy (found {names})")
+        raise InputError(f"{path}: must define exactly one subclass of dipsim.{base.__name__} (found {names})")
     return found[0]
 
 
-def _import(path: Path) -> ModuleType:
+def _import(kind: str, path: Path) -> ModuleType:
     """Import a plugin file. Shipped ones are `dipsim.policies.NAME`, so that plugins can build on them."""
     try:
-        if path.resolve().parent == assets.directory("policies"):
-            return importlib.import_module(f"{SHIPPED}.{path.stem}")
+        if path.resolve().parent == assets.directory(kind):
+            package = SHIPPED if kind == "policies" else f"{SHIPPED}.{kind}"
+            return importlib.import_module(f"{package}.{path.stem}")
         return _run(path)
     except (Exception, SystemExit) as error:
         line = f" (line {error.lineno})" if isinstance(error, SyntaxError) else ""

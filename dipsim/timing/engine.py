@@ -47,12 +47,12 @@ NOTHING = Request((0.0,) * len(Resource), (0.0,) * len(Resource))
 class Demand(NamedTuple):
     """What a step needs once its mask is known.
 
-    It waits for Flash reads that others began (`under_way`), too. What its reads interrupt is `after` it.
+    It waits for what others began (`under_way`), too. Compute is interrupted for `after` seconds after it.
     """
 
     request: Request
     after: float = 0.0
-    under_way: Sequence[Asked] = ()
+    under_way: Sequence[Job] = ()
 
 
 class Asked(NamedTuple):
@@ -71,11 +71,17 @@ class Steps(Protocol):
 
     prefill: Request
 
+    def reach(self, token: int) -> None:
+        """A token is about to begin."""
+
     def ahead(self, token: int, step: int) -> Request:
         """What a step asks for that is known before its token starts."""
 
     def demand(self, token: int, step: int) -> Demand:
         """What a step asks for besides."""
+
+    def asked(self, token: int, fetch: Asked) -> list[Asked]:
+        """A step's fetch was asked for; returns what else it waits for."""
 
 
 class Engine:
@@ -133,6 +139,7 @@ class Engine:
         """Encode prompts and decode tokens, one after the other."""
         early: list[Asked] = []
         for token, after in zip(tokens, (*tokens[1:], None), strict=True):
+            self.steps.reach(token)
             if token in starts:
                 begin = self.env.now
                 for stage in STAGES[self.timing]:
@@ -152,7 +159,10 @@ class Engine:
             demand = self.steps.demand(token, step)
             known = NOTHING if ahead else self.steps.ahead(token, step)
             for stage in STAGES[self.timing]:
-                asked = early + self._ask(stream, token, step, demand.request, stage, known)
+                asked = self._ask(stream, token, step, demand.request, stage, known)
+                if Resource.FLASH in stage and demand.request.seconds[Resource.FLASH]:
+                    asked += self.steps.asked(token, asked[0])
+                asked = early + asked
                 early.clear()
                 others = demand.under_way if Resource.FLASH in stage else ()
                 if ahead:
@@ -178,26 +188,27 @@ class Engine:
         asked = []
         for resource in stage:
             if seconds := request.seconds[resource] + known.seconds[resource]:
-                width, size = (request.reads, request.read_bytes) if resource is Resource.FLASH else (1, 0)
-                job = self.servers[resource].ask(seconds, width=width, size=size, flow=stream)
+                full, size = (request.reads, request.read_bytes) if resource is Resource.FLASH else (1, 0)
+                job = self.servers[resource].ask(seconds, full=full, size=size, flow=stream)
                 asked.append(Asked(job, resource, token, step, request.bytes[resource] + known.bytes[resource]))
         return asked
 
-    def _join(self, asked: Sequence[Asked], token: int | None = None, others: Sequence[Asked] = ()) -> Process:
+    def _join(self, asked: Sequence[Asked], token: int | None = None, others: Sequence[Job] = ()) -> Process:
         """Wait for all of what was asked for, here or by `others`; book the time of a token to what ended last."""
         begin = self.env.now
-        for each in (*asked, *others):
-            if each.job.end is None:
-                yield each.job.done
+        for job in (*(each.job for each in asked), *others):
+            if job.end is None:
+                yield job.done
         for each in asked:
-            self._note(each)
+            self.note(each)
         if token is not None and (asked or others):
-            last = max((*asked, *others), key=_end)
-            start = max(_end(last) - last.job.alone, begin)
-            self.parts[token][last.resource] += self.env.now - start
+            ends = [(each.job, each.resource) for each in asked] + [(job, Resource.FLASH) for job in others]
+            last, resource = max(ends, key=_end)
+            start = max(_end((last, resource)) - last.alone, begin)
+            self.parts[token][resource] += self.env.now - start
             self.parts[token][WAIT] += start - begin
 
-    def _note(self, asked: Asked) -> None:
+    def note(self, asked: Asked) -> None:
         """Write down what has ended."""
         job, token = asked.job, asked.token
         if asked.step != PREFILL:
@@ -225,13 +236,20 @@ class Planned:
         static_bytes, masked_bytes = dram_traffic(plan, device)
         none = np.zeros_like(service.compute)
         self.prefill = Request(service.prefill.tolist(), NOTHING.bytes)
-        self._ahead = _requests(
+        self._ahead = requests(
             (service.flash_static, service.dram_static, none), (plan.flash_static, static_bytes, none)
         )
-        self._demand = _requests(
+        self._demand = requests(
             (service.flash, service.dram, service.compute), (plan.flash_read_bytes, masked_bytes, none)
         )
         self._after = (service.interrupts if timing == "pipelined" else none).tolist()
+
+    def reach(self, token: int) -> None:
+        """Nothing happens before a token."""
+
+    def asked(self, token: int, fetch: Asked) -> list[Asked]:  # noqa: ARG002
+        """Nothing follows from a fetch."""
+        return []
 
     def ahead(self, token: int, step: int) -> Request:
         """What the plan says."""
@@ -242,15 +260,15 @@ class Planned:
         return Demand(self._demand[token][step], self._after[token][step])
 
 
-def _requests(seconds: Sequence[Floats], sizes: Sequence[Floats]) -> list[list[Request]]:
+def requests(seconds: Sequence[Floats], sizes: Sequence[Floats]) -> list[list[Request]]:
     """Requests [T][P] of three arrays [T, P] each, in the order of `Resource`."""
     pairs = zip(np.stack(seconds, axis=-1).tolist(), np.stack(sizes, axis=-1).tolist(), strict=True)
     return [[Request(*request) for request in zip(*token, strict=True)] for token in pairs]
 
 
-def _end(asked: Asked) -> int:
-    assert asked.job.end is not None
-    return asked.job.end
+def _end(served: tuple[Job, Resource]) -> int:
+    assert served[0].end is not None
+    return served[0].end
 
 
 def _seconds(times: Iterable[int]) -> Floats:

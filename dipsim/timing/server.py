@@ -25,7 +25,7 @@ def ticks(seconds: float) -> int:
 class Job:
     """A request to a server. Who waits for `done` waits for its end.
 
-    It takes `alone` ticks with `width` lanes, which it uses if it gets them; `size` are the bytes of each of its reads.
+    It takes `alone` ticks with `full` lanes, and uses `width` of them at most; `size` are the bytes of each of its reads.
     Of lower `priority` values come first, then earlier requests. IDLE ones begin only while there is no DEMAND. One
     that `keeps` its lanes is not interrupted once it has begun; it begins when `enter`, if given, returns True. Jobs of
     one `flow` never overtake each other where a server is fair. `asked`, `begin` and `end` are in ticks; `begin` and
@@ -33,7 +33,7 @@ class Job:
     """
 
     __slots__ = (
-        *("alone", "asked", "begin", "done", "end", "enter", "flow", "held", "keeps", "lanes", "left", "number"),
+        *("alone", "asked", "begin", "done", "end", "enter", "flow", "full", "held", "keeps", "lanes", "left", "number"),
         *("priority", "size", "speed", "width"),
     )
 
@@ -41,6 +41,7 @@ class Job:
         self,
         done: simpy.Event,
         alone: int,
+        full: float,
         width: float,
         size: float,
         priority: int,
@@ -50,7 +51,7 @@ class Job:
         asked: int,
         number: int,
     ) -> None:
-        self.done, self.alone, self.left, self.width, self.size = done, alone, alone, width, size
+        self.done, self.alone, self.left, self.full, self.width, self.size = done, alone, alone, full, width, size
         self.priority, self.flow, self.keeps, self.enter, self.asked, self.number = (
             *(priority, flow, keeps, enter, asked, number),
         )
@@ -96,17 +97,18 @@ class Server:
         self,
         seconds: float,
         *,
-        width: float = 1,
+        full: float = 1,
+        width: float | None = None,
         size: float = 0,
         priority: int = DEMAND,
         flow: Hashable = None,
         keeps: bool = False,
         enter: Callable[[], bool] | None = None,
     ) -> Job:
-        """Ask for so many seconds of service (see `Job`)."""
+        """Ask for so many seconds of service (see `Job`); `width` is `full` if it is not given."""
         self._asked += 1
         job = Job(
-            self.env.event(), ticks(seconds), min(width, self.lanes), size,
+            self.env.event(), ticks(seconds), min(full, self.lanes), min(full if width is None else width, self.lanes), size,
             priority, flow, keeps, enter, self.env.now, self._asked,
         )  # fmt: skip
         self._write_down()
@@ -179,11 +181,11 @@ class Server:
 
     def _speed(self, job: Job, used: float) -> float:
         """How fast a job is, of how fast it is alone with all the lanes that it can use."""
-        if job.lanes == used == job.width:
+        if job.lanes == used == job.full:
             return 1.0
         if self.rate is None:
-            return job.lanes / job.width
-        return job.lanes / used * self.rate(used, job.size) / self.rate(job.width, job.size)
+            return job.lanes / job.full
+        return job.lanes / used * self.rate(used, job.size) / self.rate(job.full, job.size)
 
     def _end(self, timer: simpy.Event) -> None:
         """Whoever is done leaves; the others share anew."""

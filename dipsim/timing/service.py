@@ -6,15 +6,17 @@ The engine and the recurrence share them. The equations are in docs/background.m
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 
 from dipsim.basics.arrays import Floats
 from dipsim.basics.errors import InputError
 from dipsim.planning.expert_reads import expert_pieces, piece_read_bytes
-from dipsim.planning.fetch_plan import FetchPlan
+from dipsim.planning.fetch_plan import FetchPlan, Setting
 from dipsim.timing.device import Device
 from dipsim.timing.timeline import Timing
+from dipsim.workload.shape import ModelShape
 
 
 @dataclass(frozen=True)
@@ -58,23 +60,62 @@ def service_times(plan: FetchPlan, device: Device) -> ServiceTimes:
     flash_static[:, streamed] = device.flash.batch_time(
         plan.static_reads[streamed, None], plan.flash_static[:, streamed, None]
     )
-    short = np.maximum(1.0, device.dram.row / np.maximum(plan.piece_bytes, 1.0)) - 1  # of a column's own bytes
-    gathered = plan.dram_hits * np.where(plan.piece_bytes > 0, short, 0.0)
-    if device.compute is not None and device.compute.weights is not None:  # which brings what it computes with
-        static, masked, gathered = static - plan.dram_static, masked - plan.dram_hits, np.zeros_like(gathered)
+    dram_static, dram = dram_seconds(plan, device)
     return ServiceTimes(
         flash_static=flash_static,
         flash=flash,
-        dram_static=(static + _paged(plan, device, plan.dram_static)) / device.dram.bandwidth,
-        dram=(masked + gathered + _paged(plan, device, plan.dram_hits)) / device.dram.bandwidth,
-        compute=_compute(plan, device),
+        dram_static=dram_static,
+        dram=dram,
+        compute=compute_seconds(plan, device),
         interrupts=plan.flash_reads * (device.compute.interrupt if device.compute else 0.0),
-        prefill=_prefill(plan, device),
+        prefill=prefill(plan, device),
     )
 
 
-def dram_traffic(plan: FetchPlan, device: Device) -> tuple[Floats, Floats]:
-    """Bytes over the DRAM bus, [T, P] each: those known before the token starts, and those that need its mask.
+class Moved(Protocol):
+    """What steps move and compute, by the names of a `FetchPlan`: of all its steps, or of a single one."""
+
+    @property
+    def setting(self) -> Setting: ...
+    @property
+    def shape(self) -> ModelShape: ...
+    @property
+    def admits(self) -> bool: ...
+    @property
+    def dram_static(self) -> Any: ...
+    @property
+    def flash_static(self) -> Any: ...
+    @property
+    def dram_hits(self) -> Any: ...
+    @property
+    def flash_misses(self) -> Any: ...
+    @property
+    def flash_read_bytes(self) -> Any: ...
+    @property
+    def flops(self) -> Any: ...
+    @property
+    def ranked(self) -> Any: ...
+    @property
+    def piece_bytes(self) -> Any: ...
+    @property
+    def is_attention(self) -> Any: ...
+
+
+def dram_seconds(moved: Moved, device: Device) -> tuple[Any, Any]:
+    """Seconds of DRAM: what is known before the token starts, and what needs its mask."""
+    static, masked = dram_traffic(moved, device)
+    short = np.maximum(1.0, device.dram.row / np.maximum(moved.piece_bytes, 1.0)) - 1  # of a column's own bytes
+    gathered = moved.dram_hits * np.where(moved.piece_bytes > 0, short, 0.0)
+    if device.compute is not None and device.compute.weights is not None:  # which brings what it computes with
+        static, masked, gathered = static - moved.dram_static, masked - moved.dram_hits, np.zeros_like(gathered)
+    return (
+        (static + _paged(moved, device, moved.dram_static)) / device.dram.bandwidth,
+        (masked + gathered + _paged(moved, device, moved.dram_hits)) / device.dram.bandwidth,
+    )
+
+
+def dram_traffic(plan: Moved, device: Device) -> tuple[Any, Any]:
+    """Bytes over the DRAM bus, [T, P] each of a plan: those known before the token starts, and those that need its mask.
 
     What comes from Flash crosses the bus `flash_copies` times more.
     """
@@ -88,36 +129,37 @@ def page_fault_share(dram_bytes: float, device: Device) -> float:
     return max(0.0, 1 - device.dram.usable / dram_bytes)
 
 
-def _paged(plan: FetchPlan, device: Device, resident: Floats) -> Floats:
-    """Bytes [T, P] that DRAM could move while `resident` bytes [T, P] page in as far as they were paged out."""
+def _paged(plan: Moved, device: Device, resident: Any) -> Any:
+    """Bytes that DRAM could move while `resident` bytes page in as far as they were paged out."""
     share = page_fault_share(plan.setting.dram_bytes, device)
     if not share or device.dram.paging is None:
         return np.zeros_like(resident)
     return resident * (share * device.dram.bandwidth / device.dram.paging)
 
 
-def _compute(plan: FetchPlan, device: Device) -> Floats:
-    """Seconds of compute, [T, P]: the arithmetic, the choice of columns, what a layer costs, and filling caches."""
+def compute_seconds(moved: Moved, device: Device) -> Any:
+    """Seconds of compute: the arithmetic, the choice of columns, what a layer costs, and filling caches."""
     compute, fill = device.compute, device.dram.fill
-    filling = plan.flash_misses / fill if fill and plan.admits else np.zeros_like(plan.flops)
+    filling = moved.flash_misses / fill if fill and moved.admits else np.zeros_like(moved.flops)
     if compute is None:
         return filling
     if compute.weights is None:
-        seconds = plan.flops / _throughput(plan, device)
+        seconds = moved.flops / _throughput(moved, device)
     else:
-        seconds = (plan.dram_bytes + plan.flash_bytes) / compute.weights
-    seconds = seconds + filling + compute.layer * plan.is_attention
-    return seconds if compute.selection is None else seconds + plan.ranked / compute.selection
+        used = moved.dram_static + moved.dram_hits + (moved.flash_static + moved.flash_misses)
+        seconds = used / compute.weights
+    seconds = seconds + filling + compute.layer * moved.is_attention
+    return seconds if compute.selection is None else seconds + moved.ranked / compute.selection
 
 
-def _throughput(plan: FetchPlan, device: Device) -> float:
+def _throughput(plan: Moved, device: Device) -> float:
     """Operations per second. A byte of MLP weights is 8 / bits weights, of two operations each."""
     if device.compute is None:
         return np.inf
     return device.compute.throughput or (device.compute.weights or 0) * 16 / plan.shape.bits.mlp
 
 
-def _prefill(plan: FetchPlan, device: Device) -> Floats:
+def prefill(plan: FetchPlan, device: Device) -> Floats:
     """Service [3] to encode the prompt: the static bytes from DRAM, and the whole MLP once from Flash.
 
     Tokens that warm the caches are part of the prompt. A prompt of 0 positions is the first token alone, which needs

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -31,6 +31,12 @@ class Routing:
     recorded_weights: Float32s | None = None
     layer: int = 0
     where: object = ""
+
+    def at(self, token: int) -> Routing:
+        """That of one token, whose arrays keep their axis of tokens."""
+        names = ("recorded_logits", "ids", "recorded_weights", "next_layer")
+        given = {name: values for name in names if (values := getattr(self, name, None)) is not None}
+        return replace(self, **{name: values[token : token + 1] for name, values in given.items()})
 
     @cached_property
     def routed(self) -> Mask:

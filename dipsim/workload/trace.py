@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -42,6 +42,11 @@ class Activations:
     up_proj: Any
     activation: Callable[[Any], Any] = silu
     layer: int = 0
+
+    def at(self, token: int) -> Activations:
+        """Those of one token."""
+        tensors = {name: values[token] for name, values in vars(self).items() if name in (*TENSORS, "next_layer") and values is not None}
+        return replace(self, **tensors)
 
     @cached_property
     def gate(self) -> Any:

@@ -1,0 +1,316 @@
+"""A plan that is made while it runs: a step looks at its caches, and changes them, when the clock says so.
+
+Masks, caches and reads are those of the other planners; only the order in which steps meet a cache is somebody else's.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from dipsim.basics.arrays import Floats, Ints, Mask, Numbers
+from dipsim.basics.errors import InputError
+from dipsim.basics.progress import Progress, silent
+from dipsim.memory.cache import ColumnCache
+from dipsim.memory.unit_cache import UnitCache
+from dipsim.planning.builder import Counts, LayerCaches, PlanBuilder
+from dipsim.planning.expert_reads import expert_pieces, piece_read_bytes
+from dipsim.planning.experts import Chosen, Replay
+from dipsim.planning.fetch_plan import FetchPlan, Setting
+from dipsim.planning.masks import LayerScores
+from dipsim.planning.placer import Placer
+from dipsim.sparsity.selection import aware_mask
+from dipsim.storage.placement import fetch
+from dipsim.workload.routing import Routing
+from dipsim.workload.trace import Activations, Trace, sequences
+
+
+@dataclass(eq=False)
+class Site:
+    """Where the units of one group in one layer, columns or experts, meet their cache.
+
+    `scores` [T, N] and, unless they depend on what is resident, `masks` [T, N] are those of all tokens. The units are
+    those of the cache from `first` on. `acts` are the layer's activations or routing.
+    """
+
+    caches: LayerCaches
+    layer: int
+    position: int
+    unit_bytes: float
+    acts: Activations | Routing
+    scores: Numbers
+    masks: Mask | None
+    first: int = 0
+    cache: ColumnCache | UnitCache | None = None
+
+    @property
+    def resident(self) -> Mask:
+        """What the cache holds of this site, [N]."""
+        assert self.cache is not None
+        return self.cache.resident[self.first : self.first + self.caches.columns]
+
+    def choose(self, tokens: Sequence[int], begin: int) -> Mask:
+        """What tokens of the sequence that starts at `begin` choose as they see the cache now, [n, N]."""
+        if self.masks is not None:
+            return self.masks[list(tokens)]
+        policy, group = self.caches.policy, self.caches.group
+        found = np.zeros((len(tokens), self.caches.columns), dtype=bool)
+        for row, token in enumerate(tokens):
+            if not isinstance(self.acts, Routing) or self.acts.routed[token]:
+                found[row] = aware_mask(policy, group, self.scores[token], self.resident, token - begin)
+        return found
+
+    def present(self, masks: Mask, tokens: Sequence[int]) -> Mask:
+        """Present the masks [n, N] of tokens to the cache as one: they are resident from now on. Return the hits [N]."""
+        if isinstance(self.cache, ColumnCache):
+            return self.cache.step(masks.any(axis=0))
+        assert self.cache is not None
+        hits = np.zeros(self.caches.columns, dtype=bool)
+        wanted = Chosen.of(masks, self.scores[list(tokens)]).of_stretch(0, len(masks))
+        hits[wanted] = self.cache.step(wanted + self.first)
+        return hits
+
+
+@dataclass(frozen=True)
+class Reads:
+    """The reads [R] of a step and their bytes [R] by class of size, and the units [N] that they bring."""
+
+    count: Ints
+    bytes: Floats
+    brings: Mask
+
+    @property
+    def total(self) -> float:
+        """The number of reads."""
+        return float(self.count.sum())
+
+    @property
+    def size(self) -> float:
+        """Their bytes."""
+        return float(self.bytes.sum())
+
+
+class Stepwise(ABC):
+    """The plan of one setting over the first `tokens` tokens, made step by step. All that it needs is read once.
+
+    `sites` are by their position in the plan, `order` are those positions. With `shared`, one set of caches serves all
+    sequences; otherwise each begins with its own. Raises InputError if the setting cannot be planned so.
+    """
+
+    def __init__(self, trace: Trace, setting: Setting, tokens: int, *, shared: bool, progress: Progress) -> None:
+        starts = tuple(start for start in trace.sequence_starts if start < tokens)
+        self.builder = builder = PlanBuilder(trace.shape, setting, tokens, starts, trace.prompts)
+        if builder.rule.needs_future and builder.groups:
+            raise InputError(
+                f"eviction: {setting.eviction} needs to know all masks beforehand, and here the clock decides in which "
+                "order they come; use lru, lfu or none"
+            )
+        self.setting, self.shape, self.tokens, self.shared = setting, trace.shape, tokens, shared
+        self.begins = np.zeros(tokens, dtype=np.int64)
+        for begin, end in sequences(starts, tokens):
+            self.begins[begin:end] = begin
+        self.counted = [int(token) for token in np.flatnonzero(builder.counted)]
+        self.sites: dict[int, Site] = {}
+        placer = Placer([builder], trace.shape, trace) if trace.shape.mixture is None else None
+        for index in trace.layers if builder.groups else ():
+            layer = LayerScores(trace.layer(index, tokens))
+            if placer is not None:
+                placer.place(index, layer)
+            for caches in builder.caches:
+                site = self._site(caches, index, layer)
+                self.sites[site.position] = site
+            progress("reading layers", index + 1, trace.shape.num_hidden_layers)
+        self.order = sorted(self.sites)
+        self._passed = 0  # tokens that have met the caches
+        self._prepare()
+        if shared:
+            self._new_caches()
+            for begin, end in sequences(starts, tokens):
+                self._pass(begin, end)
+
+    def _site(self, caches: LayerCaches, index: int, layer: LayerScores) -> Site:
+        builder = self.builder
+        masks: Mask | None = None
+        if caches.group.price is not None:
+            masks = builder.priced_masks(caches, index, layer.scores_of(caches))
+        elif not caches.policy.cache_aware:
+            masks = layer.masks_of(caches)
+        position, size = builder.position(caches, index), float(builder.unit_bytes(caches.group)[index])
+        return Site(caches, index, position, size, layer.acts, layer.scores_of(caches), masks)
+
+    def reach(self, token: int) -> None:
+        """Before a counted token: tokens of its sequence that are not counted pass, at its start through new caches."""
+        if not self.shared:
+            begin = int(self.begins[token])
+            if begin >= self._passed:
+                self._new_caches()
+                self._passed = begin
+            self._pass(self._passed, token)
+        self._passed = token + 1
+
+    def begins_sequence(self, token: int) -> bool:
+        """Whether a counted token is the first that is counted of its sequence."""
+        begin = int(self.begins[token])
+        return not self.builder.counted[begin:token].any()
+
+    def without_masks(self) -> FetchPlan:
+        """The plan as it would be if masks chose nothing."""
+        builder = self.builder
+        return PlanBuilder(
+            self.shape, self.setting, self.tokens, builder.sequence_starts, builder.prompts
+        ).finish()
+
+    def choose(self, tokens: Sequence[int], position: int) -> Mask:
+        """What tokens choose at a position, [n, N], as they see its cache now."""
+        return self.sites[position].choose(tokens, int(self.begins[tokens[0]]))
+
+    @abstractmethod
+    def _prepare(self) -> None:
+        """Get ready, once the sites are known."""
+
+    @abstractmethod
+    def _new_caches(self) -> None:
+        """Give each site a cache as it is when a sequence begins."""
+
+    @abstractmethod
+    def _pass(self, begin: int, end: int) -> None:
+        """Let what is not counted among these tokens of a sequence pass through the caches."""
+
+    @abstractmethod
+    def fetch(self, position: int, missing: Mask) -> Reads:
+        """The reads of missing units [N]."""
+
+    @abstractmethod
+    def piece_bytes(self, site: Site) -> float:
+        """Bytes of a unit in each of the pieces that it lies in."""
+
+    @abstractmethod
+    def enter(self, token: int, position: int, wanted: Mask, found: Mask, reads: Reads) -> None:
+        """Enter what a token, or those computed with it, used at a position and found in DRAM, [N] each, and read."""
+
+    @abstractmethod
+    def finish(self) -> FetchPlan:
+        """The plan of what was entered."""
+
+
+class StepwiseColumns(Stepwise):
+    """Masks of columns."""
+
+    def _prepare(self) -> None:
+        self._place = {position: place for place, position in enumerate(self.order)}
+        size = (self.tokens, len(self.order))
+        each = (*size, self.builder.arrays["reads"].shape[2])
+        self._wanted, self._found, self._held = np.zeros(size), np.zeros(size), np.zeros(len(self.order))
+        self._reads, self._read_bytes = np.zeros(each), np.zeros(each)
+
+    def _new_caches(self) -> None:
+        for site in self.sites.values():
+            site.cache = site.caches.cache(self.builder.begin_with(site.caches, site.layer))
+
+    def _pass(self, begin: int, end: int) -> None:
+        for token in np.flatnonzero(~self.builder.counted[begin:end]) + begin:
+            for site in self.sites.values():
+                site.present(site.choose([token], int(self.begins[token])), [token])
+
+    def fetch(self, position: int, missing: Mask) -> Reads:
+        site = self.sites[position]
+        found = fetch(missing[None], self.builder.placement(site.caches, site.layer), self.setting.flash)
+        return Reads(found.reads[0], found.read_bytes[0], found.masks[0] if site.caches.group.uses_all else missing)
+
+    def piece_bytes(self, site: Site) -> float:
+        return self.builder.placement(site.caches, site.layer).piece_bytes
+
+    def enter(self, token: int, position: int, wanted: Mask, found: Mask, reads: Reads) -> None:
+        place, cache = self._place[position], self.sites[position].cache
+        assert isinstance(cache, ColumnCache)
+        self._wanted[token, place], self._found[token, place] = np.count_nonzero(wanted), np.count_nonzero(found)
+        self._reads[token, place, : len(reads.count)] = reads.count
+        self._read_bytes[token, place, : len(reads.count)] = reads.bytes
+        self._held[place] = max(self._held[place], np.count_nonzero(cache.resident))
+
+    def finish(self) -> FetchPlan:
+        for place, position in enumerate(self.order):
+            site, at = self.sites[position], slice(place, place + 1)
+            counts = Counts(
+                self._wanted[:, at], self._found[:, at], self._reads[:, at], self._read_bytes[:, at], self._held[at]
+            )
+            self.builder.record(site.caches, range(site.layer, site.layer + 1), counts)
+        return self.builder.finish()
+
+
+class StepwiseExperts(Stepwise):
+    """Masks of experts, whose caches count bytes and may serve all layers."""
+
+    def _prepare(self) -> None:
+        self._books = Replay([(self.builder, caches) for caches in self.builder.caches])
+        self._pieces = expert_pieces(self.shape, self.setting)
+        self._read = piece_read_bytes(self.shape, self.setting)
+        self._place = {position: place for place, position in enumerate(self.order)}
+        self._caches: list[UnitCache] = []
+        self._stretches = [stretch for sequence in self._books.stretches() for stretch in sequence]
+
+    def _new_caches(self) -> None:
+        self._books.end(self._caches)
+        chosen = [self._chosen(site) for site in self._in_order] if self.builder.rule.fixed else None
+        self._caches = self._books.caches_of(chosen)
+        for place, site in enumerate(self._in_order):
+            one_each = len(self._caches) > 1
+            site.cache = self._caches[place if one_each else 0]
+            site.first = 0 if one_each else place * site.caches.columns
+
+    @property
+    def _in_order(self) -> list[Site]:
+        return [self.sites[position] for position in self.order]
+
+    def _chosen(self, site: Site) -> Chosen:
+        """What all tokens choose of a site where that does not depend on the cache."""
+        if site.masks is None:
+            self._books.begin()  # raises InputError
+        assert site.masks is not None
+        return Chosen.of(site.masks, site.scores)
+
+    def _pass(self, begin: int, end: int) -> None:
+        counted = self.builder.counted
+        for start, stop in self._stretches:
+            if begin <= start < end and not counted[start]:
+                for place, site in enumerate(self._in_order):
+                    self._books.wanted[start, place], self._books.found[0, start, place] = self._met(site, start, stop)
+
+    def _met(self, site: Site, start: int, stop: int) -> tuple[int, int]:
+        """How many experts these tokens want together, and how many they find."""
+        tokens = range(start, stop)
+        masks = site.choose(tokens, int(self.begins[start]))
+        hits = site.present(masks, tokens)
+        return int(np.count_nonzero(masks.any(axis=0))), int(np.count_nonzero(hits))
+
+    def fetch(self, position: int, missing: Mask) -> Reads:
+        count = np.array([np.count_nonzero(missing) * self._pieces])
+        return Reads(count, count * self._read[self.sites[position].layer], missing)
+
+    def piece_bytes(self, site: Site) -> float:
+        return site.unit_bytes / self._pieces
+
+    def without_masks(self) -> FetchPlan:
+        return replace(super().without_masks(), encoded=self._books.encoded(0))
+
+    def enter(self, token: int, position: int, wanted: Mask, found: Mask, reads: Reads) -> None:  # noqa: ARG002
+        books, place, layer = self._books, self._place[position], self.sites[position].layer
+        books.wanted[token, place], books.found[0, token, place] = np.count_nonzero(wanted), np.count_nonzero(found)
+        books.uses[layer] += wanted
+
+    def finish(self) -> FetchPlan:
+        self._pass(self._passed, self.tokens)
+        self._books.end(self._caches)
+        self._books.record()
+        return self.builder.finish()
+
+
+def stepwise(
+    trace: Trace, setting: Setting, tokens: int | None = None, *, shared: bool = False, progress: Progress = silent
+) -> Stepwise:
+    """A plan of the first `tokens` tokens, by default all, that is made step by step (see `Stepwise`)."""
+    kind = StepwiseColumns if trace.shape.mixture is None else StepwiseExperts
+    return kind(trace, setting, trace.tokens if tokens is None else tokens, shared=shared, progress=progress)

@@ -1,0 +1,96 @@
+"""The base of every prefetcher: which units a later layer may want, by what is known at an earlier one.
+
+A plugin is its formula, like a policy. What is resident or already on its way is left out for it, and how many guesses
+are read, when, and into what, is the framework's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from dipsim.basics.arrays import Floats, Ints, Mask
+from dipsim.basics.errors import InputError
+from dipsim.basics.fields import Strict
+from dipsim.sparsity.policy import Group
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known when one layer's mask is, of a later layer with N units in the same group.
+
+    `token` wants `mask` [N] at `layer`; `acts` are the activations or the routing of that layer, of this token alone.
+    The guess is for `target`, a layer of the same token or, if `wraps`, of the next one. `last` [N] is what the token
+    before used there, `uses` [N] by how many tokens each unit was used there so far, `resident` [N] what its cache
+    holds. `actual()` [N] is what it will want; only a prefetcher that is an oracle may look.
+    """
+
+    group: Group
+    token: int
+    layer: int
+    target: int
+    wraps: bool
+    mask: Mask
+    last: Mask
+    uses: Ints
+    resident: Mask
+    acts: Any
+    actual: Callable[[], Mask]
+    random: np.random.Generator
+
+
+class Prefetcher(Strict):
+    """Base of all prefetchers. The fields of a subclass are its parameters."""
+
+    oracle: ClassVar[bool] = False  # whether it may look at `Known.actual`
+
+    def scores(self, known: Known) -> Any:
+        """How much each unit of the later layer should be read ahead, [N]: the largest first, those of 0 never.
+
+        None where nothing can be said.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define scores")
+
+    @property
+    def name(self) -> str:
+        """The name of the plugin's file."""
+        return type(self).__module__.rpartition(".")[2].replace("_", "-")
+
+    @property
+    def label(self) -> str:
+        """Name and parameters that were set."""
+        shown = [f"{key}={getattr(self, key)!r}" for key in type(self).model_fields if key in self.model_fields_set]
+        return f"{self.name}({', '.join(shown)})" if shown else self.name
+
+
+def guesses(prefetcher: Prefetcher, known: Known, most: int) -> Ints:
+    """The units that a prefetcher names, at most so many, the most wanted first; of equals the lowest index.
+
+    What is resident is left out. Raises InputError if the plugin fails, or names units that do not exist.
+    """
+    where = f"prefetch: {prefetcher.label}: scores"
+    try:
+        scores = prefetcher.scores(known)
+        values = None if scores is None else np.asarray(scores, dtype=np.float64)
+    except InputError:
+        raise
+    except (Exception, SystemExit) as error:
+        text = " ".join(str(error).split())
+        raise InputError(f"{where} failed: {type(error).__name__}: {text}") from error
+    if values is None:
+        return np.zeros(0, dtype=np.int64)
+    if values.shape != known.resident.shape or np.isnan(values).any():
+        raise InputError(
+            f"{where} must be numbers [{len(known.resident)}] without NaN, one for each unit of group "
+            f"{known.group.name} in layer {known.target} (got {values.dtype} {list(values.shape)})"
+        )
+    return _best(np.where(known.resident, 0.0, values), most)
+
+
+def _best(values: Floats, most: int) -> Ints:
+    """The indices of the largest positive values."""
+    named = np.flatnonzero(values > 0)
+    return named[np.argsort(-values[named], kind="stable")[:most]]

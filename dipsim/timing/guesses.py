@@ -1,0 +1,127 @@
+"""Guesses on the clock: they are read ahead into a buffer, found there, waited for, dropped or wasted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from dipsim.basics.arrays import Mask
+from dipsim.planning.fetch_plan import Guessed
+from dipsim.planning.stepwise import Reads
+from dipsim.timing.clocked import Prefetch
+from dipsim.timing.server import DEMAND, IDLE, SPARE, Job, Server
+
+PRIORITY = {"eager": DEMAND, "spare": SPARE, "idle": IDLE}
+
+
+@dataclass(eq=False)
+class Guess:
+    """Units [N] that are read together, guessed at a (row, step). They take so many `bytes` of the buffer."""
+
+    by: tuple[int, int]
+    units: Mask
+    bytes: float
+    reads: Reads
+    job: Job
+
+    @property
+    def count(self) -> int:
+        """The number of its units."""
+        return int(np.count_nonzero(self.units))
+
+
+class Buffer:
+    """The guesses of a run of so many rows, and the bytes that they take. `ended` is called with each that was read."""
+
+    def __init__(self, options: Prefetch, flash: Server, rows: int, ended: Callable[[Guess], object]) -> None:
+        self.options, self.flash, self.room = options, flash, options.buffer
+        self.books = Guessed.none(rows)
+        self._ended = ended
+        self._for: dict[tuple[int, int], list[Guess]] = {}  # by the row and position that they are for
+        self._interrupting = 0.0
+
+    def named(self, row: int, step: int) -> list[Mask]:
+        """The units that were guessed for a step to come."""
+        return [guess.units for guess in self._for.get((row, step), ())]
+
+    def read(
+        self, by: tuple[int, int], target: tuple[int, int], units: Mask, unit_bytes: float, reads: Reads, seconds: float
+    ) -> None:
+        """At the (row, step) `by`, ask for units [N] that the `target` may want; alone that takes so many seconds."""
+        size = float(np.count_nonzero(units)) * unit_bytes
+        job = self.flash.ask(
+            seconds,
+            full=reads.total,
+            width=min(reads.total, self.options.lanes),
+            size=reads.size / reads.total,
+            priority=PRIORITY[self.options.when],
+            keeps=True,
+            enter=lambda: self._enter(size),
+        )
+        guess = Guess(by, units, size, reads, job)
+        self._for.setdefault(target, []).append(guess)
+        job.done.callbacks.append(lambda _: self._read(guess))
+
+    def meet(self, row: int, step: int, missing: Mask) -> tuple[Mask, list[Job]]:
+        """A step misses units [N]: which of them were guessed and begun, and the reads under way that it waits for.
+
+        Nothing that was guessed for the step stays in the buffer. What has not begun is dropped.
+        """
+        found, waits, books = np.zeros_like(missing), [], self.books
+        for guess in self._for.pop((row, step), ()):
+            wanted = guess.units & missing
+            useful = int(np.count_nonzero(wanted))
+            if guess.job.begin is None and (useful or self.options.drop_late):
+                self.flash.cancel(guess.job)
+                books.dropped[row] += guess.count
+                continue
+            books.wasted[row] += guess.count - useful
+            found |= wanted
+            if guess.job.end is not None:
+                books.useful[row] += useful
+                self._free(guess)
+                continue
+            books.late[row] += useful
+            guess.job.done.callbacks.append(partial(self._free_later, guess))
+            if useful:
+                waits.append(guess.job)
+        return found, waits
+
+    def interrupting(self) -> float:
+        """The reads of guesses that ended since this was last asked."""
+        count, self._interrupting = self._interrupting, 0.0
+        return count
+
+    def close(self) -> None:
+        """At the end of the run, what is left was wasted, or never read."""
+        for (row, _), left in self._for.items():
+            for guess in left:
+                kind = self.books.dropped if guess.job.begin is None else self.books.wasted
+                kind[row] += guess.count
+
+    def _enter(self, size: float) -> bool:
+        """Take room in the buffer, if there is so much."""
+        if size > self.room:
+            return False
+        self.room -= size
+        return True
+
+    def _free(self, guess: Guess) -> None:
+        """Give its room back to guesses that may wait for it."""
+        self.room += guess.bytes
+        if self.flash.jobs:
+            self.flash.look()
+
+    def _free_later(self, guess: Guess, _: object) -> None:
+        self._free(guess)
+
+    def _read(self, guess: Guess) -> None:
+        """Write down a guess that was read."""
+        row, _ = guess.by
+        self.books.reads[row] += guess.reads.total
+        self.books.bytes[row] += guess.reads.size
+        self._interrupting += guess.reads.total
+        self._ended(guess)
