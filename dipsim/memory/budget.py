@@ -29,6 +29,7 @@ class Budget:
     cache_bytes: float
     capacities: tuple[int, ...]  # columns cached of each matrix of each group, in one layer; experts as they fit evenly
     unused_bytes: float
+    buffer_bytes: float = 0.0  # for guesses
 
     @property
     def used_bytes(self) -> float:
@@ -61,28 +62,36 @@ def allocate(
     policy_bytes: float = 0.0,
     caching: bool = True,
     stream_static: bool = False,
+    streams: int = 1,
+    buffer_bytes: float = 0.0,
 ) -> Budget:
-    """Divide `dram_bytes` for sequences of `length` positions.
+    """Divide `dram_bytes` for sequences of `length` positions, `streams` at a time.
 
     The dynamic part is split equally over the masked matrices of all layers; a capacity never exceeds the number of
     columns. Experts get all of it together, in bytes. Without `caching` nothing is cached, but matrices read whole
     still stay in DRAM. Raises InputError if the static bytes do not fit, unless `stream_static` lets lm_head and
     attention overflow to Flash, each in proportion. The KV cache and the policy's own bytes must always fit.
     """
-    kv_cache = shape.kv_cache_bytes(length)
-    static = shape.static_bytes(length) + policy_bytes
+    kv_cache = streams * shape.kv_cache_bytes(length)
+    static = shape.static_bytes(length, streams) + policy_bytes
+    positions = f"{length} positions" if streams == 1 else f"{streams} streams of {length} positions"
     overflow = max(0.0, static - dram_bytes)
     if overflow and not stream_static:
         raise InputError(
             f"dram: {show(dram_bytes, 'size')} is less than the {show(static, 'size')} that lm_head, attention and the "
-            f"KV cache of {length} positions need; give more, fewer tokens, or set stream_static: true"
+            f"KV cache of {positions} need; give more, fewer tokens, or set stream_static: true"
         )
     if kv_cache + policy_bytes > dram_bytes:
         raise InputError(
-            f"dram: {show(dram_bytes, 'size')} does not hold the KV cache of {length} positions "
+            f"dram: {show(dram_bytes, 'size')} does not hold the KV cache of {positions} "
             f"({show(kv_cache, 'size')}); give more, or fewer tokens"
         )
-    dynamic = max(0.0, dram_bytes - static)
+    if buffer_bytes > max(0.0, dram_bytes - static):
+        raise InputError(
+            f"prefetch: buffer: {show(buffer_bytes, 'size')} do not fit into the {show(dram_bytes, 'size')} of DRAM "
+            f"beside {show(static, 'size')} that every token reads; give less, or more DRAM"
+        )
+    dynamic = max(0.0, dram_bytes - static - buffer_bytes)
     whole = len(whole_matrices(groups)) * shape.num_hidden_layers * shape.mlp_matrix_bytes
     whole += float(shape.whole_mlp_bytes.sum())
     whole_resident = min(whole, dynamic)
@@ -111,7 +120,15 @@ def allocate(
         cache_bytes=cache,
         capacities=capacities,
         unused_bytes=dynamic - whole_resident - cache,
+        buffer_bytes=buffer_bytes,
     )
+
+
+def largest_unit(shape: ModelShape, group: Group) -> float:
+    """Bytes of the largest unit of a group, a column of all its matrices or an expert, in any layer."""
+    if group.axis == "expert":
+        return float(shape.expert_bytes.max())
+    return len(group.matrices) * column_bytes(shape, group)
 
 
 def column_bytes(shape: ModelShape, group: Group) -> float:

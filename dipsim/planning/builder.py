@@ -143,6 +143,8 @@ class PlanBuilder:
             policy_bytes=policy_bytes(policy, shape),
             caching=rule.caches,
             stream_static=setting.stream_static,
+            streams=setting.streams,
+            buffer_bytes=setting.buffer,
         )
         self.caches = tuple(
             LayerCaches(policy, group, setting.eviction, capacity, shape.axis_size(group.axis))
@@ -302,7 +304,7 @@ class PlanBuilder:
             warm_up=self.warm_up,
             encoded=self.encoded,
             uses=self.uses,
-            **self._arrays,
+            **self._arrays,  # type: ignore[arg-type]
         )
 
     def position(self, caches: LayerCaches, layer: int) -> int:

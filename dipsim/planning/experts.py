@@ -54,6 +54,8 @@ class Chosen:
 
     def of_stretch(self, begin: int, end: int) -> Ints:
         """The experts of adjacent tokens, each once, in the order of their last request."""
+        if end == begin + 1:
+            return self.ranked[begin, : self.count[begin]]
         last_first = self.of_tokens(slice(begin, end))[::-1]
         _, first = np.unique(last_first, return_index=True)
         return last_first[np.sort(first)][::-1]
@@ -176,7 +178,7 @@ class Replay:
         return self.caches_of(None)
 
     def caches_of(self, chosen: Sequence[Chosen] | None) -> list[UnitCache]:
-        """New caches of the only plan; they begin with what is pinned, by what each layer's tokens `chosen`, if given."""
+        """New caches of the only plan; with what each layer's tokens `chosen`, they hold what is pinned by that."""
         (budget,) = self.budgets
         sizes = [np.repeat(self.size[scope], self.experts) for scope in self.scopes]
         caches = [UnitCache(size, budget, self.first.rule.name) for size in sizes]

@@ -35,8 +35,8 @@ class Setting:
     a path) how columns lie in Flash. A layout is learned from the trace `calibration`, by default from the tokens that
     are not counted. Flash has pages of `page` bytes, 1 for none. `flash` is given if what is read depends on its times:
     gaps are then read through where that is faster. A cache of experts is divided evenly over the layers, or it is one
-    over all layers (`scope`). `buffer` bytes of the DRAM hold guesses; the KV caches of `streams` sequences are there at
-    a time.
+    over all layers (`scope`). `buffer` bytes of the DRAM hold guesses; the KV caches of `streams` sequences are there
+    at a time; `draft` tokens are verified together with the one before them.
     """
 
     policy: Policy
@@ -52,6 +52,7 @@ class Setting:
     scope: Scope = "layer"
     buffer: float = 0.0
     streams: int = 1
+    draft: int = 0
 
     @property
     def options(self) -> dict[str, Any]:
@@ -152,7 +153,16 @@ class FetchPlan:
 
     def of_rows(self, rows: Ints) -> FetchPlan:
         """The plan of some of its rows [n], in order."""
-        moved = ("dram_static", "flash_static", "dram_hits", "flash_misses", "flash_gaps", "reads", "read_bytes", "flops")
+        moved = (
+            "dram_static",
+            "flash_static",
+            "dram_hits",
+            "flash_misses",
+            "flash_gaps",
+            "reads",
+            "read_bytes",
+            "flops",
+        )
         starts = np.unique(np.searchsorted(rows, self.sequence_starts))
         kept = {name: getattr(self, name)[rows] for name in moved}
         return replace(self, sequence_starts=tuple(starts.tolist()), **kept)
@@ -162,7 +172,7 @@ class FetchPlan:
         """The positions [Q] with reads of misses; their number and their bytes [T, Q, S] by size class in use."""
         sizes = np.flatnonzero(self.reads.any(axis=(0, 1)))
         where = np.flatnonzero(self.reads[..., sizes].any(axis=(0, 2)))
-        picked = (sizes[:, None, None], np.arange(self.tokens)[:, None], where)
+        picked = (sizes[:, None, None], np.arange(self.rows)[:, None], where)
         count, total = np.moveaxis(self.reads, 2, 0)[picked], np.moveaxis(self.read_bytes, 2, 0)[picked]
         return where, np.moveaxis(count.astype(np.float64), 0, 2), np.moveaxis(total, 0, 2)
 
@@ -170,7 +180,7 @@ class FetchPlan:
     def peak_dram_bytes(self) -> float:
         """The most DRAM in use at any time: static parts, matrices read whole, and the caches at their fullest."""
         static = self.budget.static_bytes - self.budget.streamed_static_bytes
-        return float(static + self.budget.whole_resident_bytes + self.peak_cache_bytes.sum())
+        return float(static + self.budget.whole_resident_bytes + self.peak_cache_bytes.sum() + self.setting.buffer)
 
     @property
     def is_mlp(self) -> NDArray[np.bool_]:
@@ -191,7 +201,7 @@ class FetchPlan:
     def working_set_bytes(self) -> float:
         """The experts that one token uses, as a mean over the tokens, in bytes."""
         found, missed = self.units
-        return float(((found + missed) * self.unit_bytes).sum() / self.tokens)
+        return float(((found + missed) * self.unit_bytes).sum() / self.rows)
 
     @property
     def cliff_dram_bytes(self) -> float | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from dipsim.basics.arrays import Floats, Ints, Mask, Numbers
 from dipsim.basics.errors import InputError
 from dipsim.basics.progress import Progress, silent
 from dipsim.memory.cache import ColumnCache
+from dipsim.memory.eviction import eviction_rule
 from dipsim.memory.unit_cache import UnitCache
 from dipsim.planning.builder import Counts, LayerCaches, PlanBuilder
 from dipsim.planning.expert_reads import expert_pieces, piece_read_bytes
@@ -22,10 +24,16 @@ from dipsim.planning.experts import Chosen, Replay
 from dipsim.planning.fetch_plan import FetchPlan, Setting
 from dipsim.planning.masks import LayerScores
 from dipsim.planning.placer import Placer
+from dipsim.sparsity.policy import Group
 from dipsim.sparsity.selection import aware_mask
 from dipsim.storage.placement import fetch
 from dipsim.workload.routing import Routing
 from dipsim.workload.trace import Activations, Trace, sequences
+
+
+def together(masks: Mask) -> Mask:
+    """What several masks [n, N] want together, [N]."""
+    return masks[0] if len(masks) == 1 else np.asarray(masks.any(axis=0))
 
 
 @dataclass(eq=False)
@@ -52,6 +60,12 @@ class Site:
         assert self.cache is not None
         return self.cache.resident[self.first : self.first + self.caches.columns]
 
+    @cached_property
+    def chosen(self) -> Chosen:
+        """The experts that all tokens choose, where that does not depend on the cache."""
+        assert self.masks is not None
+        return Chosen.of(self.masks, self.scores)
+
     def choose(self, tokens: Sequence[int], begin: int) -> Mask:
         """What tokens of the sequence that starts at `begin` choose as they see the cache now, [n, N]."""
         if self.masks is not None:
@@ -64,12 +78,18 @@ class Site:
         return found
 
     def present(self, masks: Mask, tokens: Sequence[int]) -> Mask:
-        """Present the masks [n, N] of tokens to the cache as one: they are resident from now on. Return the hits [N]."""
+        """Present the masks [n, N] of adjacent tokens to the cache as one: they are resident from now on.
+
+        Returns the hits [N].
+        """
         if isinstance(self.cache, ColumnCache):
-            return self.cache.step(masks.any(axis=0))
+            return self.cache.step(together(masks))
         assert self.cache is not None
         hits = np.zeros(self.caches.columns, dtype=bool)
-        wanted = Chosen.of(masks, self.scores[list(tokens)]).of_stretch(0, len(masks))
+        if self.masks is None:
+            wanted = Chosen.of(masks, self.scores[list(tokens)]).of_stretch(0, len(masks))
+        else:
+            wanted = self.chosen.of_stretch(tokens[0], tokens[-1] + 1)
         hits[wanted] = self.cache.step(wanted + self.first)
         return hits
 
@@ -103,11 +123,7 @@ class Stepwise(ABC):
     def __init__(self, trace: Trace, setting: Setting, tokens: int, *, shared: bool, progress: Progress) -> None:
         starts = tuple(start for start in trace.sequence_starts if start < tokens)
         self.builder = builder = PlanBuilder(trace.shape, setting, tokens, starts, trace.prompts)
-        if builder.rule.needs_future and builder.groups:
-            raise InputError(
-                f"eviction: {setting.eviction} needs to know all masks beforehand, and here the clock decides in which "
-                "order they come; use lru, lfu or none"
-            )
+        check_order(setting, builder.groups)
         self.setting, self.shape, self.tokens, self.shared = setting, trace.shape, tokens, shared
         self.begins = np.zeros(tokens, dtype=np.int64)
         for begin, end in sequences(starts, tokens):
@@ -159,9 +175,7 @@ class Stepwise(ABC):
     def without_masks(self) -> FetchPlan:
         """The plan as it would be if masks chose nothing."""
         builder = self.builder
-        return PlanBuilder(
-            self.shape, self.setting, self.tokens, builder.sequence_starts, builder.prompts
-        ).finish()
+        return PlanBuilder(self.shape, self.setting, self.tokens, builder.sequence_starts, builder.prompts).finish()
 
     def choose(self, tokens: Sequence[int], position: int) -> Mask:
         """What tokens choose at a position, [n, N], as they see its cache now."""
@@ -211,7 +225,7 @@ class StepwiseColumns(Stepwise):
             site.cache = site.caches.cache(self.builder.begin_with(site.caches, site.layer))
 
     def _pass(self, begin: int, end: int) -> None:
-        for token in np.flatnonzero(~self.builder.counted[begin:end]) + begin:
+        for token in (np.flatnonzero(~self.builder.counted[begin:end]) + begin).tolist():
             for site in self.sites.values():
                 site.present(site.choose([token], int(self.begins[token])), [token])
 
@@ -269,8 +283,7 @@ class StepwiseExperts(Stepwise):
         """What all tokens choose of a site where that does not depend on the cache."""
         if site.masks is None:
             self._books.begin()  # raises InputError
-        assert site.masks is not None
-        return Chosen.of(site.masks, site.scores)
+        return site.chosen
 
     def _pass(self, begin: int, end: int) -> None:
         counted = self.builder.counted
@@ -284,7 +297,7 @@ class StepwiseExperts(Stepwise):
         tokens = range(start, stop)
         masks = site.choose(tokens, int(self.begins[start]))
         hits = site.present(masks, tokens)
-        return int(np.count_nonzero(masks.any(axis=0))), int(np.count_nonzero(hits))
+        return int(np.count_nonzero(together(masks))), int(np.count_nonzero(hits))
 
     def fetch(self, position: int, missing: Mask) -> Reads:
         count = np.array([np.count_nonzero(missing) * self._pieces])
@@ -306,6 +319,15 @@ class StepwiseExperts(Stepwise):
         self._books.end(self._caches)
         self._books.record()
         return self.builder.finish()
+
+
+def check_order(setting: Setting, groups: Sequence[Group]) -> None:
+    """Raise InputError if the eviction of a setting must know all masks before the first step."""
+    if groups and eviction_rule(setting.eviction).needs_future:
+        raise InputError(
+            f"eviction: {setting.eviction} needs to know all masks beforehand, and here the clock decides in which "
+            "order they come; use lru, lfu or none"
+        )
 
 
 def stepwise(

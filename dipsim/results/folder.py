@@ -49,7 +49,7 @@ def write_tables(results: Sequence[Result], out: Path, timeline: bool = False) -
     tables = {
         "tokens.csv": [result.tokens() for result in results],
         "layers.csv": [result.layers() for result in results],
-        "spans.csv": [result.spans(shown_token(result.plan)) for result in results],
+        "spans.csv": [result.spans(shown_token(result.plan.rows)) for result in results],
     }
     experts = [table for result in results if (table := result.experts()) is not None]
     for name, parts in (tables | ({EXPERTS: experts} if experts else {})).items():

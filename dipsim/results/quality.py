@@ -62,7 +62,7 @@ def parameters(setting: Setting) -> str:
 
 def mlp_fraction(plan: FetchPlan) -> float:
     """The share of the MLP that the plan's DRAM could hold beside the static parts, to six digits."""
-    static = plan.budget.static_bytes - plan.budget.policy_bytes
+    static = plan.budget.static_bytes - plan.budget.policy_bytes + plan.budget.buffer_bytes
     return round((plan.setting.dram_bytes - static) / plan.shape.mlp_bytes, 6)
 
 
@@ -81,6 +81,8 @@ def memory_of(plan: FetchPlan) -> str:
             seen["start"] = setting.start
         if setting.scope == "model":
             seen["scope"] = setting.scope
+        together = {"streams": setting.streams - 1, "draft": setting.draft}  # others that change the caches
+        seen |= {name: count for name, count in together.items() if count}
         if uses_all or setting.eviction == "pinned":
             file = learned_file(setting.layout)
             trace = setting.calibration and assets.find("traces", setting.calibration)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dipsim.basics.arrays import Floats
-from dipsim.planning.fetch_plan import FetchPlan
+from dipsim.planning.fetch_plan import FetchPlan, Guessed
 from dipsim.sparsity.policy import whole_matrices
 from dipsim.timing.device import Device
 from dipsim.timing.service import dram_traffic, page_fault_share
@@ -16,6 +17,9 @@ from dipsim.timing.timeline import BREAKDOWN, RESOURCES, Timeline
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+FATES = ("useful", "late", "wasted", "dropped")  # of guesses
 
 
 @dataclass(frozen=True)
@@ -38,8 +42,8 @@ class Result:
 
     @property
     def tokens_per_s(self) -> float:
-        """Tokens divided by the time to decode them. Prompt encoding is left out."""
-        return float(self.plan.tokens / self.timeline.latency_s.sum())
+        """Tokens divided by the time to decode them, of all streams. Prompt encoding is left out."""
+        return self.plan.tokens / self.timeline.elapsed_s
 
     @property
     def hit_rate(self) -> float:
@@ -69,13 +73,23 @@ class Result:
         return self.plan.dram_bytes[:, mlp], self.plan.flash_bytes[:, mlp]
 
     def _flash_bytes(self) -> Floats:
-        """Bytes read from Flash per token, [T], with gaps and whole pages."""
-        return np.asarray((self.plan.flash_static + self.plan.flash_read_bytes).sum(axis=1))
+        """Bytes read from Flash per token, [T], with gaps, whole pages and guesses."""
+        return np.asarray((self.plan.flash_static + self.plan.flash_read_bytes).sum(axis=1) + self._guessed.bytes)
+
+    def _flash_reads(self) -> Floats:
+        """Reads from Flash per token, [T]."""
+        return np.asarray(self.plan.flash_reads.sum(axis=1) + self._guessed.reads)
 
     def _dram_traffic(self) -> Floats:
         """Bytes over the DRAM bus per token, [T], with what storage copies through it."""
         static, masked = dram_traffic(self.plan, self.device)
-        return np.asarray((static + masked).sum(axis=1))
+        copied = self.device.dram.flash_copies * self._guessed.bytes
+        return np.asarray((static + masked).sum(axis=1) + copied)
+
+    @cached_property
+    def _guessed(self) -> Guessed:
+        """What became of guesses; all 0 where there were none."""
+        return self.plan.guessed or Guessed.none(self.plan.rows)
 
     def _energy_j(self) -> Floats | None:
         """Joules per token, [T]; None where the device does not say what a part of them costs."""
@@ -98,19 +112,25 @@ class Result:
         found, missed = (part.sum(axis=1) for part in self._lookups())
         columns: dict[str, Any] = {
             "policy": self.policy,
-            "token": np.arange(plan.tokens),
-            "sequence": np.searchsorted(plan.sequence_starts, np.arange(plan.tokens), side="right") - 1,
+            "token": np.arange(plan.rows),
+            "sequence": np.searchsorted(plan.sequence_starts, np.arange(plan.rows), side="right") - 1,
             "start_s": timeline.start_s,
             "latency_s": timeline.latency_s,
             **{f"{part}_s": timeline.parts_s[:, index] for index, part in enumerate(BREAKDOWN)},
             "flash_bytes": self._flash_bytes(),
-            "flash_reads": plan.flash_reads.sum(axis=1),
+            "flash_reads": self._flash_reads(),
             "dram_bytes": self._dram_traffic(),
             "hit_rate": _ratio(found, found + missed),
             "mlp_fraction_read": (hits + misses) / plan.shape.mlp_bytes,
         }
         if (energy := self._energy_j()) is not None:
             columns["energy_j"] = energy
+        if plan.accepted is not None:
+            columns["accepted"] = plan.accepted
+        if timeline.streams:
+            columns["stream"] = np.repeat(np.arange(len(timeline.streams)), [len(rows) for rows in timeline.streams])
+        if plan.guessed is not None:
+            columns |= {f"guesses_{name}": getattr(plan.guessed, name) for name in FATES}
         return pd.DataFrame(columns)
 
     def layers(self) -> pd.DataFrame:
@@ -148,22 +168,22 @@ class Result:
 
         start = self.timeline.start_s[token]
         rows = [
-            (self.policy, s.token, s.resource, int(self.plan.layer[s.step]), self.plan.step[s.step],
+            (self.policy, s.token, s.resource, s.kind, int(self.plan.layer[s.step]), self.plan.step[s.step],
              s.request_s - start, s.start_s - start, s.end_s - start, s.bytes)
             for s in self.timeline.spans
             if s.token == token and s.step >= 0
         ]  # fmt: skip
-        names = ("policy", "token", "resource", "layer", "step", "request_s", "start_s", "end_s", "bytes")
+        names = ("policy", "token", "resource", "kind", "layer", "step", "request_s", "start_s", "end_s", "bytes")
         return pd.DataFrame(rows, columns=pd.Index(names))
 
     def summary(self) -> dict[str, Any]:
         """The figures of the run as one JSON-ready object."""
         plan, latency = self.plan, self.timeline.latency_s
         hits, misses = self._mlp_bytes()
-        elapsed = latency.sum()
+        elapsed = self.timeline.elapsed_s
         busy = self.timeline.busy_s.sum(axis=0)
         moved = (self._flash_bytes().sum(), self._dram_traffic().sum())
-        reads, missed = plan.flash_reads.sum(), plan.flash_misses.sum()
+        reads, missed = self._flash_reads().sum(), plan.flash_misses.sum()
         peaks = (self.device.flash.peak_bandwidth, self.device.dram.bandwidth)
         energy = self._energy_j()
         matrices = np.array([len(self._matrices(name)) for name in np.array(plan.step)[plan.is_mlp]])
@@ -184,6 +204,7 @@ class Result:
             "tokens": plan.tokens,
             "warm_up_tokens": plan.warm_up,
             "sequences": len(plan.sequence_starts),
+            **self._on_clock(),
             "tokens_per_s": self.tokens_per_s,
             "ttft_s": self.timeline.ttft_s,
             "latency_s": {
@@ -201,6 +222,7 @@ class Result:
             "dram_bytes_per_token": float(moved[1] / plan.tokens),
             "utilisation": dict(zip(RESOURCES, (busy / elapsed).tolist(), strict=True)),
             "busy_s": dict(zip(RESOURCES, busy.tolist(), strict=True)),
+            "waited_s": dict(zip(RESOURCES, self.timeline.waited_s.sum(axis=0).tolist(), strict=True)),
             "bandwidth_bytes_per_s": {  # while busy
                 name: _ratio(moved[index], busy[index], 0.0) for index, name in enumerate(RESOURCES[:2])
             },
@@ -208,11 +230,34 @@ class Result:
             "peak_dram_bytes": plan.peak_dram_bytes,
             "page_fault_share": page_fault_share(plan.setting.dram_bytes, self.device),
             "dram_budget": self._budget(),
-            "energy_j_per_token": None if energy is None else float(energy.mean()),
+            "energy_j_per_token": None if energy is None else float(energy.sum() / plan.tokens),
             "perplexity": self.perplexity,
             "perplexity_standard_error": self.standard_error,
             **(of_experts if plan.of_experts else {}),
         }
+
+    def _on_clock(self) -> dict[str, Any]:
+        """What depends on the clock: streams, drafts and guesses, where there are any."""
+        found: dict[str, Any] = {}
+        plan, latency, streams = self.plan, self.timeline.latency_s, self.timeline.streams
+        if streams:
+            mine = [latency[list(rows)] for rows in streams]
+            found["streams"] = [
+                {
+                    "tokens": len(each),
+                    "tokens_per_s": float(len(each) / each.sum()),
+                    "mean_latency_s": float(each.mean()),
+                }
+                for each in mine
+            ]
+        if plan.accepted is not None:
+            found["tokens_per_verification"] = plan.tokens / plan.rows
+        if plan.guessed is not None:
+            found["guesses_per_token"] = {
+                name: float(getattr(plan.guessed, name).sum() / plan.tokens) for name in FATES
+            }
+            found["guessed_flash_bytes_per_token"] = float(plan.guessed.bytes.sum() / plan.tokens)
+        return found
 
     def _budget(self) -> dict[str, Any]:
         """How the DRAM was divided, by the names of `Budget`."""
@@ -226,9 +271,9 @@ class Result:
         return grouped.get(step) or whole_matrices(self.plan.groups)
 
 
-def shown_token(plan: FetchPlan) -> int:
-    """The token in the middle of a run, whose spans are kept and drawn."""
-    return plan.tokens // 2
+def shown_token(rows: int) -> int:
+    """The token in the middle of a run of so many, whose spans are kept and drawn."""
+    return rows // 2
 
 
 def _ratio(part: Any, whole: Any, empty: float = 1.0) -> Any:

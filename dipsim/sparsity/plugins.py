@@ -16,7 +16,6 @@ from dipsim.basics.fields import parse
 from dipsim.sparsity.policy import OWN, SHIPPED, Policy
 from dipsim.sparsity.prefetcher import Prefetcher
 
-
 Plugin = TypeVar("Plugin", Policy, Prefetcher)
 
 
@@ -36,7 +35,10 @@ def policy_class(name_or_path: str | Path) -> type[Policy]:
 
 
 def load_prefetcher(name_or_path: str | Path, /, **parameters: Any) -> Prefetcher:
-    """Load a shipped prefetcher by name, or a plugin by path, with its parameters. Raises InputError as `load_policy`."""
+    """Load a shipped prefetcher by name, or a plugin by path, with its parameters.
+
+    Raises InputError as `load_policy`.
+    """
     cls = _plugin_class("prefetchers", name_or_path, Prefetcher)
     return parse(cls, parameters, f"prefetch: {assets.policy_name(str(name_or_path))}")
 

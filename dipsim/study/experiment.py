@@ -16,13 +16,15 @@ from dipsim.basics.files import read_yaml
 from dipsim.basics.units import Size, show
 from dipsim.basics.units import parse as parse_quantity
 from dipsim.basics.units import write as write_quantity
+from dipsim.memory.budget import largest_unit
 from dipsim.memory.eviction import Eviction
 from dipsim.planning.fetch_plan import Scope, Setting, Start
-from dipsim.sparsity.plugins import load_policy
 from dipsim.sparsity.policy import Policy
 from dipsim.sparsity.selection import checked_groups
 from dipsim.storage.layouts import load_layout
 from dipsim.storage.learned import learned_file
+from dipsim.study.choices import Choice
+from dipsim.study.clock_options import ClockOptions
 from dipsim.timing.device import Device
 from dipsim.timing.timeline import Timing
 from dipsim.workload.shape import ModelShape
@@ -35,9 +37,9 @@ class MlpFraction:
 
     mlp_fraction: float
 
-    def bytes(self, shape: ModelShape, length: int) -> float:
-        """Bytes of DRAM for sequences of `length` positions."""
-        return shape.static_bytes(length) + self.mlp_fraction * shape.mlp_bytes
+    def bytes(self, shape: ModelShape, length: int, streams: int = 1) -> float:
+        """Bytes of DRAM for `streams` sequences of `length` positions."""
+        return shape.static_bytes(length, streams) + self.mlp_fraction * shape.mlp_bytes
 
 
 class Cache(Strict):
@@ -50,31 +52,6 @@ class Cache(Strict):
 
     size: Size | None = None
     scope: Scope | None = None
-
-
-class PolicyChoice(Strict):
-    """A policy by name or path, and its parameters. A file says `dense` or `{dip: {keep: 0.5}}`."""
-
-    policy: str
-    parameters: dict[str, Any] = Field(default_factory=dict)
-
-    def load(self) -> Policy:
-        """Load the policy. Raises InputError if it cannot be used."""
-        return load_policy(self.policy, **self.parameters)
-
-
-def _read_choice(value: Any) -> Any:
-    if isinstance(value, str):
-        return {"policy": value}
-    if isinstance(value, dict) and len(value) == 1:
-        ((name, parameters),) = value.items()
-        if isinstance(parameters, dict) and all(isinstance(key, str) for key in parameters):
-            return {"policy": name, "parameters": parameters}
-    raise ValueError(f"{value!r} is not a policy; write `dip` or `{{dip: {{keep: 0.5}}}}`")
-
-
-def _write_choice(choice: PolicyChoice) -> Any:
-    return {choice.policy: choice.parameters} if choice.parameters else choice.policy
 
 
 def _read_dram(value: Any) -> float | MlpFraction:
@@ -90,10 +67,6 @@ def _write_dram(dram: float | MlpFraction) -> Any:
     return vars(dram) if isinstance(dram, MlpFraction) else write_quantity(dram, "size")
 
 
-_CHOICE_SCHEMA: Any = {
-    "oneOf": [{"type": "string"}, {"type": "object", "additionalProperties": {"type": "object"}, "maxProperties": 1}],
-    "examples": ["dense", {"dip": {"keep": 0.5}}],
-}
 _DRAM_SCHEMA: Any = {
     "oneOf": [
         {"type": "string"},
@@ -101,15 +74,12 @@ _DRAM_SCHEMA: Any = {
     ],
     "examples": ["60 MB", {"mlp_fraction": 0.5}],
 }
-Choice = Annotated[
-    PolicyChoice, BeforeValidator(_read_choice), PlainSerializer(_write_choice), WithJsonSchema(_CHOICE_SCHEMA)
-]
 Dram = Annotated[
     float | MlpFraction, BeforeValidator(_read_dram), PlainSerializer(_write_dram), WithJsonSchema(_DRAM_SCHEMA)
 ]
 
 
-class Options(Strict):
+class Options(ClockOptions):
     """How to simulate, whatever is simulated.
 
     `dram` is for weights and KV cache; by default it is all that the device has free. `cache` says instead how large
@@ -121,6 +91,7 @@ class Options(Strict):
     default), gaps are read too where that is faster; without it, layouts and masks take a read to cost its bytes only.
     `eviction` is the name of a rule, by default lfu (lru for experts), or pinned where the layout lays pinned columns
     apart. `timing` is serial, concurrent or pipelined. `stream_static` lets lm_head and attention overflow to Flash.
+    What depends on the clock is told in `ClockOptions`.
     """
 
     dram: Dram | None = None
@@ -156,9 +127,10 @@ class Options(Strict):
         """
         size = device.dram.usable if self.dram is None else self.dram
         if self.cache is not None and self.cache.size is not None:
-            size = shape.static_bytes(self.prompt + length) + self.cache.size + float(shape.whole_mlp_bytes.sum())
+            size = shape.static_bytes(self.prompt + length, self.streams) + self.cache.size
+            size += float(shape.whole_mlp_bytes.sum())
         if isinstance(size, MlpFraction):
-            size = size.bytes(shape, self.prompt + length)
+            size = size.bytes(shape, self.prompt + length, self.streams)
         shown = show(size, "size")
         if size > device.dram.capacity:
             raise InputError(
@@ -187,14 +159,18 @@ class Options(Strict):
             layout=self.layout,
             calibration=self.calibration,
             scope=(self.cache and self.cache.scope) or ("layer" if shape.mixture is None else "model"),
+            streams=self.streams,
+            draft=self.speculate.draft if self.speculate else 0,
         )
         flash = None if shape.mixture else flash  # an expert is read by itself, without gaps
-        return [
-            replace(same, policy=policy, page=page, flash=flash)
-            if checked_groups(policy, shape)
-            else replace(same, policy=policy)
-            for policy in policies
-        ]
+        found = []
+        for policy in policies:
+            setting = replace(same, policy=policy)
+            if groups := checked_groups(policy, shape):
+                buffer = self.buffer_bytes(shape, max(largest_unit(shape, group) for group in groups))
+                setting = replace(setting, page=page, flash=flash, buffer=buffer)
+            found.append(setting)
+        return found
 
 
 class Experiment(Options):
@@ -246,6 +222,8 @@ class Experiment(Options):
     def policy_files(self) -> dict[str, Path]:
         """The file of each policy, by what provenance calls it."""
         files = {f"policy {choice.policy}": assets.find("policies", choice.policy) for choice in self.policies}
+        if self.prefetch is not None:
+            files[f"prefetcher {self.prefetch.by.policy}"] = assets.find("prefetchers", self.prefetch.by.policy)
         read = [(choice.policy, file) for choice in self.policies for file in choice.load().files()]
         return files | {f"policy {name} {file.name}": file for name, file in read}
 

@@ -13,15 +13,15 @@ from dipsim.study.experiment import Experiment, policy_entries, set_parameter
 
 HARDWARE = ("flash", "dram", "compute", "energy")  # a device's parts, with which its fields begin
 FIXED = ("sweep", "policies", "hardware")  # fields that cannot be swept as a whole
-CACHE = ("cache.size", "cache.scope")
+NESTED = ("cache", "prefetch", "speculate")  # options that have fields of their own
 
 
 def grid(experiment: Experiment, where: object = "sweep") -> list[Experiment]:
     """The experiments of a sweep, without `sweep`, in the order of the file. The last key varies fastest.
 
     A key is a field of the experiment (`dram`, `eviction`, `cache.size`), of the device (`flash.read_bandwidth`), or a
-    parameter of a policy (`dip.keep`). Raises InputError for any other key, and for values that its field does not
-    take.
+    parameter of a policy or a prefetcher (`dip.keep`, `oracle.recall`). Raises InputError for any other key, and for
+    values that its field does not take.
     """
     base = experiment.resolved() | {"sweep": {}}
     cells = []
@@ -39,10 +39,12 @@ def swept_value(cell: Experiment, key: str) -> Any:
         return cell.hardware[key]
     if "." not in key:
         return cell.resolved()[key]
-    if key in CACHE:
-        return cell.resolved()["cache"][key.removeprefix("cache.")]
-    name, _, parameter = key.rpartition(".")
-    return next(choice.parameters[parameter] for choice in cell.policies if same_policy(name, choice.policy))
+    head, _, parameter = key.rpartition(".")
+    if head in NESTED:
+        return cell.resolved()[head][parameter]
+    named = [(choice.policy, choice.parameters) for choice in cell.policies]
+    named += [(cell.prefetch.by.policy, cell.prefetch.by.parameters)] if cell.prefetch else []
+    return next(parameters[parameter] for name, parameters in named if same_policy(head, name))
 
 
 def _changed(data: dict[str, Any], key: str, value: Any, where: object) -> dict[str, Any]:
@@ -50,14 +52,18 @@ def _changed(data: dict[str, Any], key: str, value: Any, where: object) -> dict[
     if key in Experiment.model_fields and key not in FIXED:
         return data | {key: value}
     head, dot, parameter = key.rpartition(".")
-    if key in CACHE:
-        return data | {"cache": {**(data["cache"] or {}), parameter: value}}
+    if head in NESTED:
+        return data | {head: {**(data[head] or {}), parameter: value}}
     if dot and key.split(".")[0] in HARDWARE:
         return data | {"hardware": data["hardware"] | {key: value}}
     entries = deepcopy(policy_entries(data))
     if dot and set_parameter(entries, head, parameter, value):
         return data | {"policies": entries}
+    if dot and data["prefetch"]:
+        by = deepcopy(policy_entries({"policies": [data["prefetch"]["by"]]}))
+        if set_parameter(by, head, parameter, value):
+            return data | {"prefetch": data["prefetch"] | {"by": by[0]}}
     raise InputError(
         f"{where}: sweep.{key}: is neither a field of the experiment, nor of its device (flash.read_bandwidth), nor a "
-        "parameter of a policy in it (dip.keep)"
+        "parameter of a policy or a prefetcher in it (dip.keep, oracle.recall)"
     )

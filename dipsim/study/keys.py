@@ -13,14 +13,17 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from dipsim.basics import assets
 from dipsim.basics.files import sha256
 from dipsim.basics.version import __version__
 from dipsim.planning.fetch_plan import Setting
 from dipsim.sparsity.policy import Policy
 from dipsim.storage.learned import learned_file
+from dipsim.study.clock_options import ClockOptions
 from dipsim.timing.device import Device
 from dipsim.workload.trace import Trace
 
+NO_CLOCK = ClockOptions()
 NO_FIGURES = ("cli", "figures", "live", "machine")  # packages that a point's figures do not come from; a test checks it
 
 
@@ -39,9 +42,14 @@ def plan_key(of_trace: str, tokens: int, setting: Setting) -> str:
     return _hash([code_hash(), of_trace, policy.name, policy_hash(policy), policy.model_dump(), options, learned])
 
 
-def point_key(of_plan: str, device: Device, timing: str) -> str:
-    """The key of a point, from that of its plan, its device and its timing."""
-    return _hash([of_plan, device.model_dump(exclude={"description", "evidence", "conditions", "sources"}), timing])
+def point_key(of_plan: str, device: Device, timing: str, clock: ClockOptions = NO_CLOCK) -> str:
+    """The key of a point, from that of its plan, its device, its timing, and what depends on the clock."""
+    parts = [of_plan, device.model_dump(exclude={"description", "evidence", "conditions", "sources"}), timing]
+    if clock.on_clock:
+        parts.append(clock.clock_options.model_dump())
+        if clock.prefetch is not None:
+            parts.append(sha256(assets.find("prefetchers", clock.prefetch.by.policy)))
+    return _hash(parts)
 
 
 def policy_hash(policy: Policy) -> str:

@@ -14,11 +14,14 @@ from typing import Any
 
 from dipsim.basics import assets
 from dipsim.basics.errors import InputError
+from dipsim.clock.live_steps import run_on_clock
 from dipsim.planning.fetch_plan import Setting
 from dipsim.planning.planner import CpuPlanner, Planner, plan
-from dipsim.results.result import Result
+from dipsim.results.result import FATES, Result
 from dipsim.sparsity.plugins import load_policy
 from dipsim.storage.learned import learned_file
+from dipsim.study.clock_options import ClockOptions
+from dipsim.study.experiment import Experiment
 from dipsim.study.keys import policy_hash
 from dipsim.study.points import Point
 from dipsim.timing.device import Device
@@ -27,26 +30,36 @@ from dipsim.timing.timeline import RESOURCES, Timing
 from dipsim.workload.trace import Trace
 
 AWARE_COST = 3  # a cache-aware policy's masks serve one cache only
+CLOCK_COST = 30  # a plan that depends on the clock is made step by step
 RESULTS = (
     "tokens_per_s",
     *(f"latency_{name}_s" for name in ("mean", "p50", "p95", "p99")),
     *("ttft_s", "hit_rate", "mlp_fraction_read", "flash_bytes_per_token", "dram_bytes_per_token"),
     *("flash_reads_per_token", "mean_read_bytes", "read_amplification"),
     *(f"{name}_utilisation" for name in RESOURCES),
-    *("peak_dram_bytes", "energy_j_per_token"),
+    *("peak_dram_bytes", "energy_j_per_token", "flash_waited_s", "guessed_flash_bytes_per_token"),
+    *(f"guesses_{name}_per_token" for name in FATES),
 )
 Row = dict[str, float | None]  # of RESULTS
 
 
 @dataclass(frozen=True)
 class Job:
-    """One fetch plan, by what makes it, and the points wanted from it: (key, device, timing)."""
+    """One fetch plan, by what makes it, and the points wanted from it.
+
+    A point is its key, device and timing and, where it depends on the clock, those options.
+    """
 
     policy: str
     parameters: dict[str, Any]
     policy_hash: str
     options: dict[str, Any]  # of a Setting
-    wanted: tuple[tuple[str, Device, Timing], ...]
+    wanted: tuple[tuple[str, Device, Timing, ClockOptions | None], ...]
+
+    @property
+    def on_clock(self) -> bool:
+        """Whether each of its points makes its own plan."""
+        return any(clock is not None for *_, clock in self.wanted)
 
     def setting(self) -> Setting:
         """What to plan. Raises InputError if the policy is not the one that the keys stand for."""
@@ -73,26 +86,36 @@ class TracePass:
 
 def compute(trace_pass: TracePass, tick: Callable[[int], object] = lambda _: None) -> dict[str, Row]:
     """The rows of a pass's points by key. `tick(plans)` is called after each layer."""
-    settings = [job.setting() for job in trace_pass.jobs]
+    trace, steps = Trace.open(trace_pass.trace), trace_pass.layers
+    rows: dict[str, Row] = {}
+    together = [job for job in trace_pass.jobs if not job.on_clock]
     plans = plan(
-        Trace.open(trace_pass.trace),
-        settings,
+        trace,
+        [job.setting() for job in together],
         trace_pass.tokens,
         layers=trace_pass.layers,
-        progress=lambda _what, _done, _total: tick(len(settings)),
+        progress=lambda _what, _done, _total: tick(len(together)),
         planner=trace_pass.planner,
     )
-    return {
-        key: _row(Result(fetch_plan, device, timeline(fetch_plan, device, timing)))
-        for job, fetch_plan in zip(trace_pass.jobs, plans, strict=True)
-        for key, device, timing in job.wanted
-    }
+    for job, fetch_plan in zip(together, plans, strict=True):
+        for key, device, timing, _ in job.wanted:
+            rows[key] = _row(Result(fetch_plan, device, timeline(fetch_plan, device, timing)))
+    for job in trace_pass.jobs:
+        for key, device, timing, clock in job.wanted:
+            if clock is not None:
+                setting = job.setting()
+                made = run_on_clock(trace, setting, device, timing, clock.clocked(setting.buffer), trace_pass.tokens)
+                rows[key] = _row(Result(made[0], device, made[1]))
+                tick(steps)
+    return rows
 
 
 def _row(result: Result) -> Row:
     summary = result.summary()
     nested = {f"latency_{name}_s": value for name, value in summary["latency_s"].items()}
     nested |= {f"{name}_utilisation": value for name, value in summary["utilisation"].items()}
+    nested |= {f"guesses_{name}_per_token": value for name, value in summary.get("guesses_per_token", {}).items()}
+    nested["flash_waited_s"] = summary["waited_s"]["flash"]
     return {name: nested.get(name, summary.get(name)) for name in RESULTS}
 
 
@@ -105,8 +128,8 @@ def split(wanted: Sequence[Point], workers: int, planner: Planner | None = None)
     """
     planner = planner or CpuPlanner()
     by_plan: dict[str, list[Point]] = {}
-    for point in wanted:
-        by_plan.setdefault(point.planned.key, []).append(point)
+    for point in wanted:  # one that depends on the clock makes its own plan
+        by_plan.setdefault(point.key if point.cell.on_clock else point.planned.key, []).append(point)
     shared: dict[tuple[str, ...], list[list[Point]]] = {}
     for same in by_plan.values():
         columns, planned = same[0].columns, same[0].planned
@@ -127,6 +150,7 @@ def _pass(plans: Sequence[Sequence[Point]], planner: Planner) -> TracePass:
     first = plans[0][0]
     tokens, layers = first.columns["tokens"], first.planned.layers
     aware = AWARE_COST if first.planned.setting.policy.cache_aware else 1
+    aware = CLOCK_COST if any(same[0].cell.on_clock for same in plans) else aware
     return TracePass(
         trace=_absolute("traces", first.cell.trace),
         tokens=tokens,
@@ -145,8 +169,19 @@ def _job(same: Sequence[Point]) -> Job:
         parameters=choice.parameters,
         policy_hash=planned.policy_hash,
         options=_portable(planned.setting.options),
-        wanted=tuple((point.key, point.device, point.cell.timing) for point in same),
+        wanted=tuple((point.key, point.device, point.cell.timing, _clock(point.cell)) for point in same),
     )
+
+
+def _clock(cell: Experiment) -> ClockOptions | None:
+    """What depends on the clock in a cell, with the absolute path of a user's prefetcher; None if nothing does."""
+    if not cell.on_clock:
+        return None
+    options = cell.clock_options
+    if options.prefetch is None:
+        return options
+    by = options.prefetch.by.model_copy(update={"policy": _absolute("prefetchers", options.prefetch.by.policy)})
+    return options.model_copy(update={"prefetch": options.prefetch.model_copy(update={"by": by})})
 
 
 def _portable(options: dict[str, Any]) -> dict[str, Any]:

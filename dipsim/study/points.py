@@ -8,12 +8,15 @@ from typing import Any
 
 import numpy as np
 
+from dipsim.basics.assets import same_policy
 from dipsim.basics.errors import InputError
-from dipsim.planning.fetch_plan import Setting
+from dipsim.clock.live_steps import check_clock
+from dipsim.planning.fetch_plan import FetchPlan, Setting
 from dipsim.planning.planner import plan
 from dipsim.results.quality import Measured, lookup, read_quality
-from dipsim.study.experiment import Experiment, PolicyChoice
-from dipsim.study.grid import CACHE, grid, swept_value
+from dipsim.study.choices import PolicyChoice
+from dipsim.study.experiment import Experiment
+from dipsim.study.grid import NESTED, grid, swept_value
 from dipsim.study.keys import plan_key, point_key, policy_hash, trace_hash
 from dipsim.timing.device import Device
 from dipsim.workload.trace import Trace
@@ -25,7 +28,7 @@ class Planned:
 
     `key` stands for all that the plan depends on. `bytes` are those of its arrays. `layers` must be planned, 0 if the
     policy does not look at activations. `mlp_fraction` is the share of the MLP that DRAM could hold, `cliff_bytes`
-    the DRAM below which a cache of experts does not hold what one token uses.
+    the DRAM below which a cache of experts does not hold what one token uses. `empty` is the plan without masks.
     `perplexity` and `standard_error` are None where they were not measured.
     """
 
@@ -36,6 +39,7 @@ class Planned:
     layers: int
     mlp_fraction: float
     cliff_bytes: float | None
+    empty: FetchPlan
     perplexity: float | None
     standard_error: float | None
 
@@ -91,6 +95,8 @@ def points(experiment: Experiment, where: object = "sweep") -> list[Point]:
                 key = plan_key(trace.hash, cell.tokens or trace.trace.tokens, setting)
                 if key not in plans:
                     plans[key] = _planned(key, trace, setting, cell.tokens)
+                if cell.on_clock:
+                    check_clock(plans[key].empty, cell.clocked(setting.buffer))
                 point = _point(cell, choice, device, trace.trace, plans[key], named)
                 found.setdefault(point.key, point)
         except InputError as error:
@@ -113,6 +119,7 @@ def _planned(key: str, opened: _Opened, setting: Setting, tokens: int | None) ->
         layers=shape.num_hidden_layers if plan_of_none.groups else 0,
         mlp_fraction=min(1.0, resident / shape.mlp_bytes),
         cliff_bytes=plan_of_none.cliff_dram_bytes,
+        empty=plan_of_none,
         perplexity=perplexity,
         standard_error=standard_error,
     )
@@ -125,7 +132,7 @@ def _point(
         "trace": cell.trace,
         "model": trace.shape.name,
         "device": device.name,
-        **{name: value for name, value in named.items() if name in (*cell.hardware, *CACHE)},
+        **{name: value for name, value in named.items() if name in cell.hardware or _is_option(cell, name)},
         "flash_bandwidth_bytes_per_s": device.flash.peak_bandwidth,
         "dram_bandwidth_bytes_per_s": device.dram.bandwidth,
         "dram_bytes": planned.setting.dram_bytes,
@@ -141,7 +148,14 @@ def _point(
         "timing": cell.timing,
         "prompt": cell.prompt,
         "stream_static": cell.stream_static,
+        "on_clock": cell.on_clock,
         "tokens": cell.tokens or trace.tokens,
         "policy": planned.setting.policy.label,
     }
-    return Point(cell, choice, device, planned, columns, point_key(planned.key, device, cell.timing))
+    return Point(cell, choice, device, planned, columns, point_key(planned.key, device, cell.timing, cell))
+
+
+def _is_option(cell: Experiment, name: str) -> bool:
+    """Whether a swept key is a field of an option, or a parameter of the prefetcher."""
+    head = name.rpartition(".")[0]
+    return head in NESTED or (cell.prefetch is not None and same_policy(head, cell.prefetch.by.policy))

@@ -11,6 +11,7 @@ from dipsim.basics.errors import InputError
 from dipsim.basics.fields import parse
 from dipsim.basics.progress import Progress, silent
 from dipsim.basics.units import show
+from dipsim.clock.live_steps import check_clock, run_on_clock
 from dipsim.planning.planner import plan
 from dipsim.results import provenance
 from dipsim.results.folder import clear_results, write_tables
@@ -54,7 +55,9 @@ def check(experiment: Experiment) -> None:
     policies, trace = experiment.load_policies(), experiment.open_trace()
     device = experiment.load_hardware(trace.shape)
     settings = experiment.settings(policies, trace.shape, trace.longest_sequence(experiment.tokens), device)
-    plan(trace, settings, experiment.tokens, layers=0)
+    for fetch_plan in plan(trace, settings, experiment.tokens, layers=0):
+        if experiment.on_clock:
+            check_clock(fetch_plan, experiment.clocked(fetch_plan.setting.buffer))
 
 
 def cliff(experiment: Experiment) -> str | None:
@@ -103,12 +106,23 @@ def _run(
     timeline: bool = False,
 ) -> list[Result]:
     settings = options.settings(policies, trace.shape, trace.longest_sequence(options.tokens), device)
-    plans = plan(trace, settings, options.tokens, progress=progress)
     measured = read_quality(trace)
     results = []
-    for index, fetch_plan in enumerate(plans):
-        traced = None if timeline else (shown_token(fetch_plan),)
-        spans = engine.run(fetch_plan, device, options.timing, traced)
-        results.append(Result(fetch_plan, device, spans, *lookup(measured, fetch_plan)))
-        progress("simulating policies", index + 1, len(plans))
+    if not options.on_clock:
+        plans = plan(trace, settings, options.tokens, progress=progress)
+    for index, setting in enumerate(settings):
+
+        def traced(rows: int) -> tuple[int, ...] | None:
+            return None if timeline else (shown_token(rows),)
+
+        if options.on_clock:
+            clocked = options.clocked(setting.buffer)
+            fetch_plan, times = run_on_clock(
+                trace, setting, device, options.timing, clocked, options.tokens, traced=traced, progress=progress
+            )
+        else:
+            fetch_plan = plans[index]
+            times = engine.run(fetch_plan, device, options.timing, traced(fetch_plan.rows))
+        results.append(Result(fetch_plan, device, times, *lookup(measured, fetch_plan)))
+        progress("simulating policies", index + 1, len(settings))
     return results

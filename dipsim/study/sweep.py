@@ -105,7 +105,9 @@ def _divide(wanted: Sequence[Point], planners: Sequence[Planner]) -> list[tuple[
     place: dict[tuple[Any, ...], int] = {}
     for point in wanted:
         key = tuple(point.columns[name] for name in ("trace", "tokens", "policy", "eviction", "start", "layout"))
-        key += (point.planned.setting.flash is None,)
+        key += (point.planned.setting.flash is None, point.cell.on_clock)
+        if key not in place and point.cell.on_clock:
+            place[key] = len(planners) - 1  # the CPU, which steps through it
         if key not in place:
             trace, setting, tokens = Trace.open(point.cell.trace), point.planned.setting, point.columns["tokens"]
             place[key] = next(i for i, planner in enumerate(planners) if planner.able(trace, setting, tokens))
@@ -121,4 +123,7 @@ def _files(wanted: Sequence[Point]) -> dict[str, Path]:
         files[f"device {point.cell.device}"] = assets.find("devices", point.cell.device)
         files |= point.cell.learned_files()
         files[f"policy {point.choice.policy}"] = assets.find("policies", point.choice.policy)
+        if point.cell.prefetch is not None:
+            by = point.cell.prefetch.by.policy
+            files[f"prefetcher {by}"] = assets.find("prefetchers", by)
     return files

@@ -9,6 +9,7 @@ where nothing overlaps.
 from __future__ import annotations
 
 from collections.abc import Container, Generator, Iterable, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -106,7 +107,9 @@ class Engine:
         self.env = simpy.Environment()
         flash = device.flash
         self.servers = (
-            Server(self.env, flash.most_under_way, fair=fair, rate=flash.throughput, limit=limit),
+            Server(
+                self.env, flash.most_under_way, fair=fair, rate=lru_cache(maxsize=None)(flash.throughput), limit=limit
+            ),
             Server(self.env, fair=True),
             Server(self.env, fair=fair),
         )
@@ -133,7 +136,12 @@ class Engine:
             parts_s=np.array([_seconds(parts) for parts in self.parts]),
             busy_s=self.busy / TICKS,
             waited_s=self.waited / TICKS,
+            streams=tuple(range(tokens[0], tokens[-1] + 1) for tokens in streams) if len(streams) > 1 else (),
         )
+
+    @property
+    def _now(self) -> int:
+        return int(self.env.now)
 
     def _stream(self, stream: int, tokens: Sequence[int], starts: Container[int]) -> Process:
         """Encode prompts and decode tokens, one after the other."""
@@ -141,14 +149,14 @@ class Engine:
         for token, after in zip(tokens, (*tokens[1:], None), strict=True):
             self.steps.reach(token)
             if token in starts:
-                begin = self.env.now
+                begin = self._now
                 for stage in STAGES[self.timing]:
                     yield from self._join(self._ask(stream, token, PREFILL, self.steps.prefill, stage))
-                self.ttft = self.env.now - begin
+                self.ttft = self._now - begin
             following = None if after is None or after in starts else after
-            self.start[token] = begin = self.env.now
+            self.start[token] = begin = self._now
             yield from self._decode(stream, token, following, early)
-            self.latency[token] = self.env.now - begin
+            self.latency[token] = self._now - begin
 
     def _decode(self, stream: int, token: int, following: int | None, early: list[Asked]) -> Process:
         """One step after the other. What is known ahead of a step is requested when the step before it begins."""
@@ -195,17 +203,22 @@ class Engine:
 
     def _join(self, asked: Sequence[Asked], token: int | None = None, others: Sequence[Job] = ()) -> Process:
         """Wait for all of what was asked for, here or by `others`; book the time of a token to what ended last."""
-        begin = self.env.now
-        for job in (*(each.job for each in asked), *others):
+        begin = self._now
+        for job in others:
             if job.end is None:
                 yield job.done
+        if token is not None and self._now > begin:
+            self.waited[token, Resource.FLASH] += self._now - begin
+        for each in asked:
+            if each.job.end is None:
+                yield each.job.done
         for each in asked:
             self.note(each)
         if token is not None and (asked or others):
             ends = [(each.job, each.resource) for each in asked] + [(job, Resource.FLASH) for job in others]
             last, resource = max(ends, key=_end)
             start = max(_end((last, resource)) - last.alone, begin)
-            self.parts[token][resource] += self.env.now - start
+            self.parts[token][resource] += self._now - start
             self.parts[token][WAIT] += start - begin
 
     def note(self, asked: Asked) -> None:
@@ -213,8 +226,11 @@ class Engine:
         job, token = asked.job, asked.token
         if asked.step != PREFILL:
             self.busy[token, asked.resource] += job.held
-            self.waited[token, asked.resource] += job.waited
+            if asked.kind == "demand":
+                self.waited[token, asked.resource] += job.waited
         if self.traced is None or token in self.traced:
+            assert job.begin is not None
+            assert job.end is not None
             times = (job.asked / TICKS, job.begin / TICKS, job.end / TICKS)
             self.spans.append(Span(RESOURCES[asked.resource], token, asked.step, *times, asked.bytes, asked.kind))
 
@@ -224,8 +240,8 @@ def run(plan: FetchPlan, device: Device, timing: Timing, traced: Container[int] 
 
     Spans are kept of the tokens in `traced`, by default of all.
     """
-    engine = Engine(device, timing, plan.tokens, len(plan.step), traced)
-    return engine.run(Planned(plan, device, timing), [range(plan.tokens)], plan.sequence_starts)
+    engine = Engine(device, timing, plan.rows, len(plan.step), traced)
+    return engine.run(Planned(plan, device, timing), [range(plan.rows)], plan.sequence_starts)
 
 
 class Planned:

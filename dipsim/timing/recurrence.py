@@ -28,7 +28,7 @@ def timeline(plan: FetchPlan, device: Device, timing: Timing) -> Timeline:
     parts, waited = _pipelined(service, plan.sequence_starts) if timing == "pipelined" else _one_by_one(service, timing)
     seconds = parts.sum(axis=-1)
     ttft = prefill_time(service, timing)
-    sequence = np.searchsorted(plan.sequence_starts, np.arange(plan.tokens), side="right")
+    sequence = np.searchsorted(plan.sequence_starts, np.arange(plan.rows), side="right")
     return Timeline(
         timing=timing,
         spans=[],

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
 
 import simpy
 
@@ -22,43 +23,43 @@ def ticks(seconds: float) -> int:
     return round(seconds * TICKS)  # a power of two, so only what is below a tick is lost
 
 
+def after(event: simpy.Event, call: Callable[[simpy.Event], None]) -> None:
+    """Call when an event that is still to come has happened."""
+    assert event.callbacks is not None
+    event.callbacks.append(call)
+
+
+@dataclass(slots=True, eq=False)
 class Job:
     """A request to a server. Who waits for `done` waits for its end.
 
-    It takes `alone` ticks with `full` lanes, and uses `width` of them at most; `size` are the bytes of each of its reads.
+    It takes `alone` ticks with `full` lanes, and uses `width` of them at most; `size` are the bytes of each read.
     Of lower `priority` values come first, then earlier requests. IDLE ones begin only while there is no DEMAND. One
     that `keeps` its lanes is not interrupted once it has begun; it begins when `enter`, if given, returns True. Jobs of
     one `flow` never overtake each other where a server is fair. `asked`, `begin` and `end` are in ticks; `begin` and
     `end` are None before.
     """
 
-    __slots__ = (
-        *("alone", "asked", "begin", "done", "end", "enter", "flow", "full", "held", "keeps", "lanes", "left", "number"),
-        *("priority", "size", "speed", "width"),
-    )
+    done: simpy.Event
+    alone: int
+    asked: int
+    number: int
+    full: float
+    width: float
+    size: float
+    priority: int
+    flow: Hashable
+    keeps: bool
+    enter: Callable[[], bool] | None
+    begin: int | None = None
+    end: int | None = None
+    lanes: float = 0.0
+    speed: float = 0.0
+    held: float = 0.0  # ticks of the server's time that were its
+    left: float = field(init=False)
 
-    def __init__(
-        self,
-        done: simpy.Event,
-        alone: int,
-        full: float,
-        width: float,
-        size: float,
-        priority: int,
-        flow: Hashable,
-        keeps: bool,
-        enter: Callable[[], bool] | None,
-        asked: int,
-        number: int,
-    ) -> None:
-        self.done, self.alone, self.left, self.full, self.width, self.size = done, alone, alone, full, width, size
-        self.priority, self.flow, self.keeps, self.enter, self.asked, self.number = (
-            *(priority, flow, keeps, enter, asked, number),
-        )
-        self.begin: int | None = None
-        self.end: int | None = None
-        self.lanes = self.speed = 0.0
-        self.held: float = 0  # ticks of the server's time that were its
+    def __post_init__(self) -> None:
+        self.left = self.alone
 
     def __lt__(self, other: Job) -> bool:
         return (self.priority, self.number) < (other.priority, other.number)
@@ -74,8 +75,8 @@ class Server:
     """A resource with `lanes`, 1 by default, that is a number of requests, or parts of one, under way at a time.
 
     Requests get lanes by priority, then in order of arrival, each as many as it can use; those behind them wait. Where
-    a server is `fair`, flows share its lanes evenly instead. Jobs that keep their lanes get `limit` of them at most, all
-    together. `rate` says how its throughput depends on the lanes in use; by default each lane is as fast as it is alone.
+    a server is `fair`, flows share its lanes evenly instead. Jobs that keep their lanes get `limit` of them at most,
+    all together. `rate` says how its throughput depends on the lanes in use; by default each lane adds as much.
     """
 
     def __init__(
@@ -108,9 +109,18 @@ class Server:
         """Ask for so many seconds of service (see `Job`); `width` is `full` if it is not given."""
         self._asked += 1
         job = Job(
-            self.env.event(), ticks(seconds), min(full, self.lanes), min(full if width is None else width, self.lanes), size,
-            priority, flow, keeps, enter, self.env.now, self._asked,
-        )  # fmt: skip
+            done=self.env.event(),
+            alone=ticks(seconds),
+            asked=int(self.env.now),
+            number=self._asked,
+            full=min(full, self.lanes),
+            width=min(full if width is None else width, self.lanes),
+            size=size,
+            priority=priority,
+            flow=flow,
+            keeps=keeps,
+            enter=enter,
+        )
         self._write_down()
         insort(self.jobs, job)
         self._share()
@@ -133,7 +143,7 @@ class Server:
 
     def _write_down(self) -> None:
         """Write down how far everyone has come."""
-        now = self.env.now
+        now = int(self.env.now)
         if elapsed := now - self._then:
             self._then = now
             if used := sum(job.lanes for job in self.jobs):
@@ -150,13 +160,13 @@ class Server:
         for job in self.jobs:
             if job.lanes:
                 if job.begin is None:
-                    job.begin = self.env.now
+                    job.begin = self._then
                 job.speed = self._speed(job, used)
                 left = job.left if job.speed == 1 else -int(-job.left // job.speed)
                 soonest = left if soonest is None else min(soonest, left)
         self._timer += 1
         if soonest is not None:
-            self.env.timeout(max(0, soonest), self._timer).callbacks.append(self._end)
+            after(self.env.timeout(max(0, soonest), self._timer), self._end)
 
     def _give_lanes(self) -> None:
         if len(self.jobs) == 1 and not self.jobs[0].keeps:
@@ -174,10 +184,11 @@ class Server:
                 elif not self.fair:
                     job.lanes = min(job.width, free)
                     free -= job.lanes
-            elif job.begin is None and free >= 1 and allowed >= 1 and (idle or job.priority != IDLE):
-                if job.enter is None or job.enter():
-                    job.lanes = min(job.width, free, allowed)
-                    free, allowed = free - job.lanes, allowed - job.lanes
+                continue
+            may_begin = free >= 1 and allowed >= 1 and (idle or job.priority != IDLE)
+            if job.begin is None and may_begin and (job.enter is None or job.enter()):
+                job.lanes = min(job.width, free, allowed)
+                free, allowed = free - job.lanes, allowed - job.lanes
 
     def _speed(self, job: Job, used: float) -> float:
         """How fast a job is, of how fast it is alone with all the lanes that it can use."""
@@ -196,7 +207,7 @@ class Server:
         if ended:
             self.jobs = [job for job in self.jobs if not (job.lanes and job.left <= 0)]
             for job in ended:
-                job.end = self.env.now
+                job.end = self._then
                 job.done.succeed(job)
         self._share()
 

@@ -6,7 +6,7 @@ The engine and the recurrence share them. The equations are in docs/background.m
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -16,7 +16,9 @@ from dipsim.planning.expert_reads import expert_pieces, piece_read_bytes
 from dipsim.planning.fetch_plan import FetchPlan, Setting
 from dipsim.timing.device import Device
 from dipsim.timing.timeline import Timing
-from dipsim.workload.shape import ModelShape
+
+if TYPE_CHECKING:
+    from dipsim.workload.shape import ModelShape
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,6 @@ def service_times(plan: FetchPlan, device: Device) -> ServiceTimes:
             f"flash.page: device {device.name} has {device.flash.page:g} B, and what is read was planned for "
             f"{plan.setting.page:g} B; plan with the page of the device"
         )
-    static, masked = dram_traffic(plan, device)
     where, count, total = plan.fetches
     flash, flash_static = np.zeros_like(plan.flash_misses), np.zeros_like(plan.flash_static)
     flash[:, where] = device.flash.batch_time(count, total)
@@ -115,7 +116,7 @@ def dram_seconds(moved: Moved, device: Device) -> tuple[Any, Any]:
 
 
 def dram_traffic(plan: Moved, device: Device) -> tuple[Any, Any]:
-    """Bytes over the DRAM bus, [T, P] each of a plan: those known before the token starts, and those that need its mask.
+    """Bytes over the DRAM bus, those known before a token starts and those that need its mask; of a plan [T, P] each.
 
     What comes from Flash crosses the bus `flash_copies` times more.
     """

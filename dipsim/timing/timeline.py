@@ -58,7 +58,8 @@ class Timeline:
     `start_s` and `latency_s` are [T]. `ttft_s` is the time to encode the prompt. `parts_s` [T, 4] breaks each latency
     down by what the token waited for, in the order of BREAKDOWN: of the requests that a step waits for, the last to
     end counts, its service for its resource and its time in the queue as wait. `busy_s` [T, 3] is the service of each
-    resource, and `waited_s` [T, 3] how much longer than alone the requests to each of them took together.
+    resource, and `waited_s` [T, 3] how much longer than alone the requests to each of them took together. `streams` are
+    the tokens of each stream; by default there is one, of all.
     """
 
     timing: str
@@ -69,3 +70,10 @@ class Timeline:
     parts_s: Floats
     busy_s: Floats
     waited_s: Floats
+    streams: tuple[range, ...] = ()
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds from the first token's start to the last one's end, without those that encode prompts."""
+        streams = self.streams or (range(len(self.latency_s)),)
+        return float(max(self.latency_s[list(tokens)].sum() for tokens in streams))

@@ -163,12 +163,12 @@ class ModelShape(Strict):
         """All layers' keys and values of a sequence of `length` positions."""
         return self.num_hidden_layers * self.kv_position_bytes * length
 
-    def static_bytes(self, length: int) -> float:
-        """What every policy needs in DRAM: lm_head, attention, and the KV cache of `length` positions.
+    def static_bytes(self, length: int, streams: int = 1) -> float:
+        """What every policy needs in DRAM: lm_head, attention, and the KV caches of `streams` times `length` positions.
 
         The embedding is left out, because a token reads one row of it.
         """
-        return self.lm_head_bytes + self.attention_bytes + self.kv_cache_bytes(length)
+        return self.lm_head_bytes + self.attention_bytes + streams * self.kv_cache_bytes(length)
 
     def unit_length(self, matrix: str, axis: str) -> int:
         """Values in the piece of `matrix` that one kept column along `axis` ("input" or "neuron") needs.

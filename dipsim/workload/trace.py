@@ -45,7 +45,11 @@ class Activations:
 
     def at(self, token: int) -> Activations:
         """Those of one token."""
-        tensors = {name: values[token] for name, values in vars(self).items() if name in (*TENSORS, "next_layer") and values is not None}
+        tensors = {
+            name: values[token]
+            for name, values in vars(self).items()
+            if name in (*TENSORS, "next_layer") and values is not None
+        }
         return replace(self, **tensors)
 
     @cached_property

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field
 
-from dipsim import Fraction, Known, Prefetcher
+from dipsim import Known, Prefetcher
 
 
 class Oracle(Prefetcher):
@@ -17,7 +17,7 @@ class Oracle(Prefetcher):
 
     oracle = True
 
-    recall: Fraction = 1.0
+    recall: Annotated[float, Field(ge=0, le=1)] = 1.0
     precision: Annotated[float, Field(gt=0, le=1)] = 1.0
 
     def scores(self, known: Known) -> Any:

@@ -22,6 +22,9 @@ OTHER = {
     "page": 4096.0,
     "flash": Device.load("oneplus-12").flash,
     "scope": "model",
+    "buffer": 5e6,
+    "streams": 2,
+    "draft": 3,
 }
 
 

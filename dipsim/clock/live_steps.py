@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
@@ -11,17 +11,19 @@ import numpy as np
 
 from dipsim.basics.arrays import Ints, Mask
 from dipsim.basics.errors import InputError
+from dipsim.basics.progress import Progress, silent
+from dipsim.clock.clocked import Clocked, Speculation
+from dipsim.clock.guesses import Buffer, Guess
 from dipsim.planning.fetch_plan import FetchPlan, Setting
-from dipsim.planning.stepwise import Reads, Site, Stepwise
+from dipsim.planning.stepwise import Reads, Site, Stepwise, check_order, stepwise, together
 from dipsim.sparsity.prefetcher import Known, guesses
-from dipsim.timing.clocked import Clocked, Speculation
 from dipsim.timing.device import Device
 from dipsim.timing.engine import NOTHING, Asked, Demand, Engine, Request, requests
-from dipsim.timing.guesses import Buffer, Guess
-from dipsim.timing.server import Job
+from dipsim.timing.server import Job, after
 from dipsim.timing.service import compute_seconds, dram_seconds, dram_traffic, service_times
 from dipsim.timing.timeline import Resource, Timeline, Timing
 from dipsim.workload.shape import ModelShape
+from dipsim.workload.trace import Trace
 
 
 @dataclass(frozen=True)
@@ -53,12 +55,12 @@ class Cycle:
 def cycles(counted: Sequence[int], begins: Ints, speculation: Speculation | None) -> list[Cycle]:
     """Every counted token by itself; or each with the drafts after it, as many as are verified together.
 
-    Raises InputError if there is nothing to draft.
+    The drafts that turn out wrong are taken to use what the right tokens use.
     """
     if speculation is None:
         return [Cycle(range(token, token + 1)) for token in counted]
     random, found, follows = np.random.default_rng(speculation.seed), [], set(counted)
-    longest, place = 0, 0
+    place = 0
     while place < len(counted):
         token = counted[place]
         last = token
@@ -68,10 +70,18 @@ def cycles(counted: Sequence[int], begins: Ints, speculation: Speculation | None
         right = random.random(drafts) < speculation.acceptance
         accepted = 1 + (drafts if right.all() else int(np.argmin(right)))
         found.append(Cycle(range(token, last + 1), accepted))
-        longest, place = max(longest, drafts), place + accepted
-    if speculation.draft and not longest:
-        raise InputError("speculate: the trace has one token to decode, and drafts need more; use a longer trace")
+        place += accepted
     return found
+
+
+def check_clock(plan: FetchPlan, options: Clocked) -> None:
+    """Raise InputError if a plan, which need not be filled in, cannot be made on the clock."""
+    check_order(plan.setting, plan.groups)
+    if options.speculation is not None:
+        starts = (*plan.sequence_starts, plan.rows)
+        if max(end - begin for begin, end in pairwise(starts)) < 2:
+            raise InputError("speculate: the trace has one token to decode, and drafts need more; use a longer trace")
+    _streams(plan.rows, options.streams)
 
 
 class LiveSteps:
@@ -84,6 +94,7 @@ class LiveSteps:
         self._stream = {row: stream for stream, rows in enumerate(self.streams) for row in rows}
         self._calm = _without_traffic(device) if options.contention else device
         self._batch_time = lru_cache(maxsize=4096)(self._batch_seconds)
+        self._masked = lru_cache(maxsize=4096)(self._masked_seconds)
         self._coming: dict[int, list[tuple[Mask, Job]]] = {}  # by position: what others began to read or fill in
         self._reading: tuple[int, Mask] | None = None  # what the step in hand is about to read
         self._last: dict[tuple[int, int], Mask] = {}  # by stream and position
@@ -133,7 +144,7 @@ class LiveSteps:
             return Demand(self._compute[row][step], self._interrupts(0))
         plan, tokens = self.plan, self.rows[row].tokens
         masks = plan.choose(tokens, step)
-        wanted = masks.any(axis=0)
+        wanted = together(masks)
         resident = site.resident.copy() if site.caches.group.uses_all else None
         hits = site.present(masks, tokens)
         waits = [job for units, job in self._under_way(step) if (units & wanted).any()]
@@ -164,7 +175,7 @@ class LiveSteps:
         if not self.options.contention:
             return []
         size = float(np.count_nonzero(missing)) * self.plan.sites[step].unit_bytes
-        fetch.job.done.callbacks.append(lambda _: self._fill(row, step, missing, size))
+        after(fetch.job.done, lambda _: self._fill(row, step, missing, size))
         copies = self.device.dram.flash_copies
         return [self._move(row, step, copies * fetch.bytes, self.device.dram.bandwidth, "copies")] if copies else []
 
@@ -183,26 +194,36 @@ class LiveSteps:
         self, row: int, site: Site, masks: Mask, used: Mask, found: Mask, reads: Reads, arrived: Mask | None
     ) -> Request:
         """What a step asks of each resource besides what is known before its token starts."""
-        plan, device, unit = self.plan, self._calm, site.unit_bytes
         use, have = int(np.count_nonzero(used)), int(np.count_nonzero(found & used))
-        each = 2.0 * unit * 8 / plan.shape.bits.mlp  # operations of a unit
-        read = max(reads.size, (use - have) * unit)
+        brought = 0 if arrived is None else int(np.count_nonzero(arrived))
+        dram, compute, traffic = self._masked(site.position, use, have, reads.size, brought)
+        if len(masks) > 1:
+            one = np.count_nonzero(masks) / len(masks)
+            compute = max(compute, float(self._slower[row]) * self._masked(site.position, one, one, 0.0, 0)[1])
+        flash = self._batch_time(tuple(reads.count.tolist()), tuple(reads.bytes.tolist()))
+        count = max(1.0, reads.total)
+        return Request((flash, dram, compute), (reads.size, traffic, 0.0), count, reads.size / count)
+
+    def _masked_seconds(
+        self, step: int, use: float, have: float, read: float, brought: int
+    ) -> tuple[float, float, float]:
+        """Seconds of DRAM and compute of a step, and its bytes over the DRAM bus.
+
+        It uses so many units and has some of them in DRAM, of which guesses brought some; `read` bytes are read.
+        """
+        plan, device, site = self.plan, self._calm, self.plan.sites[step]
+        unit = site.unit_bytes
         moved = _Moved(
-            *(plan.setting, plan.shape, self._admits, have * unit, (use - have) * unit, read, use * each),
+            *(plan.setting, plan.shape, self._admits, have * unit, (use - have) * unit),
+            flash_read_bytes=max(read, (use - have) * unit),
+            flops=use * (2.0 * unit * 8 / plan.shape.bits.mlp),
             ranked=float(site.caches.columns * (unit > 0)),
             piece_bytes=plan.piece_bytes(site),
         )
         compute = float(compute_seconds(moved, device))
-        if device.dram.fill and self._admits and arrived is not None:
-            compute += np.count_nonzero(arrived) * unit / device.dram.fill
-        if len(masks) > 1:
-            one = np.count_nonzero(masks) / len(masks)
-            single = replace(moved, dram_hits=one * unit, flash_misses=0.0, flops=one * each)
-            compute = max(compute, float(self._slower[row] * compute_seconds(single, device)))
-        flash = self._batch_time(tuple(reads.count.tolist()), tuple(reads.bytes.tolist()))
-        traffic = float(dram_traffic(moved, device)[1])
-        seconds = (flash, float(dram_seconds(moved, device)[1]), compute)
-        return Request(seconds, (reads.size, traffic, 0.0), max(1.0, reads.total), reads.size / max(1.0, reads.total))
+        if device.dram.fill and self._admits:
+            compute += brought * unit / device.dram.fill
+        return float(dram_seconds(moved, device)[1]), compute, float(dram_traffic(moved, device)[1])
 
     def _batch_seconds(self, count: tuple[float, ...], size: tuple[float, ...]) -> float:
         return float(self.device.flash.batch_time(count, size)) if any(count) else 0.0
@@ -230,7 +251,7 @@ class LiveSteps:
         assert buffer is not None
         target, wraps = self._target(step, prefetch.ahead)
         following = row + 1 if row + 1 in self._stream and self._stream[row + 1] == self._stream[row] else None
-        if prefetch.when == "off" or (wraps and following is None):
+        if wraps and following is None:
             return
         for_row = following if wraps and following is not None else row
         site, there, tokens = plan.sites[step], plan.sites[target], self.rows[for_row].tokens
@@ -248,7 +269,7 @@ class LiveSteps:
             uses=self._uses[target],
             resident=coming,
             acts=site.acts.at(self.rows[row].tokens[-1]),
-            actual=lambda: plan.choose(tokens, target).any(axis=0),
+            actual=lambda: together(plan.choose(tokens, target)),
             random=self._random,
         )
         named = guesses(prefetch.prefetcher, known, prefetch.units)
@@ -282,7 +303,7 @@ class LiveSteps:
         """Ask DRAM to move bytes beside demand."""
         job = self.engine.servers[Resource.DRAM].ask(size / rate, flow=flow)
         asked = Asked(job, Resource.DRAM, row, step, size, "fill")
-        job.done.callbacks.append(lambda _: self.engine.note(asked))
+        after(job.done, lambda _: self.engine.note(asked))
         return asked
 
 
@@ -307,15 +328,27 @@ def _without_traffic(device: Device) -> Device:
 
 
 def run_on_clock(
-    plan: Stepwise, device: Device, timing: Timing, options: Clocked, traced: Container[int] | None = None
+    trace: Trace,
+    setting: Setting,
+    device: Device,
+    timing: Timing,
+    options: Clocked,
+    tokens: int | None = None,
+    *,
+    traced: Callable[[int], Container[int] | None] = lambda _: (),
+    progress: Progress = silent,
 ) -> tuple[FetchPlan, Timeline]:
-    """Make a plan on the clock of a device, and its timeline. Deterministic; spans as in `engine.run`."""
+    """Make the plan of a setting on the clock of a device, and its timeline. Both are deterministic.
+
+    Spans are kept of the rows that `traced` names when it is told their number, by default of none. Raises InputError
+    if the setting cannot be planned so.
+    """
+    plan = stepwise(trace, setting, tokens, shared=options.streams > 1, progress=progress)
     steps = LiveSteps(plan, device, timing, options)
     limit = options.prefetch.lanes if options.prefetch else 1
-    engine = Engine(
-        *(device, timing, len(steps.rows), steps.positions, traced), fair=options.turns == "round-robin", limit=limit
-    )
+    fair, rows = options.turns == "round-robin", len(steps.rows)
+    engine = Engine(device, timing, rows, steps.positions, traced(rows), fair=fair, limit=limit)
     steps.attach(engine)
     starts = [row for row, cycle in enumerate(steps.rows) if plan.begins_sequence(cycle.tokens[0])]
-    timeline = engine.run(steps, steps.streams, starts if options.streams == 1 else [0])
+    timeline = engine.run(steps, steps.streams, starts if options.streams == 1 else [])
     return steps.finish(), timeline

@@ -10,7 +10,7 @@ from typing import Literal
 
 from dipsim.sparsity.prefetcher import Prefetcher
 
-When = Literal["off", "idle", "spare", "eager"]
+When = Literal["never", "idle", "spare", "eager"]
 Turns = Literal["first-come", "round-robin"]
 
 
@@ -59,8 +59,3 @@ class Clocked:
     turns: Turns = "first-come"
     speculation: Speculation | None = None
     contention: bool = False
-
-    @property
-    def free(self) -> bool:
-        """Whether nothing depends on the clock, so that plans and the recurrence hold."""
-        return self == Clocked(turns=self.turns)

@@ -9,10 +9,10 @@ from functools import partial
 import numpy as np
 
 from dipsim.basics.arrays import Mask
+from dipsim.clock.clocked import Prefetch
 from dipsim.planning.fetch_plan import Guessed
 from dipsim.planning.stepwise import Reads
-from dipsim.timing.clocked import Prefetch
-from dipsim.timing.server import DEMAND, IDLE, SPARE, Job, Server
+from dipsim.timing.server import DEMAND, IDLE, SPARE, Job, Server, after
 
 PRIORITY = {"eager": DEMAND, "spare": SPARE, "idle": IDLE}
 
@@ -63,7 +63,7 @@ class Buffer:
         )
         guess = Guess(by, units, size, reads, job)
         self._for.setdefault(target, []).append(guess)
-        job.done.callbacks.append(lambda _: self._read(guess))
+        after(job.done, lambda _: self._read(guess))
 
     def meet(self, row: int, step: int, missing: Mask) -> tuple[Mask, list[Job]]:
         """A step misses units [N]: which of them were guessed and begun, and the reads under way that it waits for.
@@ -85,7 +85,7 @@ class Buffer:
                 self._free(guess)
                 continue
             books.late[row] += useful
-            guess.job.done.callbacks.append(partial(self._free_later, guess))
+            after(guess.job.done, partial(self._free_later, guess))
             if useful:
                 waits.append(guess.job)
         return found, waits

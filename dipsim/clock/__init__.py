@@ -1,0 +1,1 @@
+"""What depends on the clock: caches, guesses, streams and drafts meet while a run goes on."""
