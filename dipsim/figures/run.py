@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from itertools import cycle
+from collections.abc import Iterable
+from itertools import cycle, product
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,17 @@ LOOKS = {  # what a token waits for: its name, colour (Okabe and Ito's) and hatc
     "compute": ("compute", "#009E73", "...."),
     "wait": ("waiting", "#BBBBBB", "xxxx"),
 }
+
+
+FURTHER = ("#CC79A7", "#D55E00", "#56B4E9", "#F0E442")  # of further tiers and units of compute
+KINDS = {"demand": "", "guess": ": guesses", "fill": ": fills"}  # what a request is for
+
+
+def _looks(names: Iterable[str]) -> dict[str, tuple[str, str, str]]:
+    """How each of these resources looks, and waiting last; those of a device's own are told apart by colour."""
+    further = [name for name in names if name not in LOOKS]
+    own = {name: (name, colour, "") for name, colour in zip(further, cycle(FURTHER), strict=False)}
+    return {name: look for name, look in LOOKS.items() if name != "wait"} | own | {"wait": LOOKS["wait"]}
 
 
 def draw_run(folder: Path) -> list[Path]:
@@ -52,7 +64,10 @@ def _latency(runs: list[Run], table: pd.DataFrame) -> Figure:
     columns = math.ceil(len(runs) / rows)
     figure = _figure("Latency token by token", runs, max(3.2 * columns, 6.5), (3.1 + 0.15 * _lines(runs)) * rows)
     grid = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
-    parts = {part: look for part, look in LOOKS.items() if table[f"{part}_s"].max() > 1e-6 * table["latency_s"].max()}
+    times = [name for name in map(str, table) if name.endswith("_s") and name not in ("start_s", "latency_s")]
+    names = [name.removesuffix("_s") for name in times]
+    looks = {part: look for part, look in _looks(names).items() if part in names}
+    parts = {part: look for part, look in looks.items() if table[f"{part}_s"].max() > 1e-6 * table["latency_s"].max()}
     for index, (run, axes) in enumerate(zip(runs, grid, strict=False)):
         mine = table[table["policy"] == run.policy]
         mine = pd.concat((mine, mine.tail(1)))  # a stair more, for the right edge of the last
@@ -173,7 +188,7 @@ def _gantt(runs: list[Run], table: pd.DataFrame) -> Figure:
     near = table[(table["layer"] < 3) & (table["step"] != "lm_head")]
     windows = (table["end"].max(), (table if near.empty else near)["end"].max())
 
-    rows = table[["policy", "resource"]].drop_duplicates()
+    rows = table[["policy", "resource", "kind"]].drop_duplicates()
     title, height = f"Token {table['token'].iloc[0]}, request by request", 1 + 0.4 * len(runs) + 0.24 * len(rows)
     figure = _figure(title, runs, 13, height)
     panels = figure.subplots(1, 2, sharey=True, width_ratios=(1.2, 1))
@@ -183,10 +198,10 @@ def _gantt(runs: list[Run], table: pd.DataFrame) -> Figure:
         mine = table[table["policy"] == run.policy]
         heading = f"{run.policy} · {significant(mine['end'].max())} ms · {run.price}"
         panels[0].text(0, y, heading, weight="bold", va="center", in_layout=False)  # may reach into the next panel
-        for resource, (name, *_) in LOOKS.items():
-            if len(row := mine[mine["resource"] == resource]):
+        for (resource, (name, *_)), kind in product(_looks(table["resource"].unique()).items(), KINDS):
+            if len(row := mine[(mine["resource"] == resource) & (mine["kind"] == kind)]):
                 y += 1
-                ticks[y] = name
+                ticks[y] = name + KINDS[kind]
                 for axes, window in zip(panels, windows, strict=True):
                     _bars(axes, y, row, window, colours, named=axes is panels[1])
         y += 1.5

@@ -101,9 +101,7 @@ def allocate(
         cache = min(room, shape.mixture.num_experts * experts)
         capacities = tuple(int(cache // experts) for _ in groups)
     else:
-        masked = sum(len(group.matrices) for group in groups) * shape.num_hidden_layers
-        share = room / masked if masked else 0.0
-        capacities = tuple(min(shape.axis_size(g.axis), int(share // column_bytes(shape, g))) for g in groups)
+        capacities = columns_held(shape, groups, room)
         cache = sum(
             capacity * column_bytes(shape, group) * len(group.matrices) * shape.num_hidden_layers
             for capacity, group in zip(capacities, groups, strict=True)
@@ -122,6 +120,13 @@ def allocate(
         unused_bytes=dynamic - whole_resident - cache,
         buffer_bytes=buffer_bytes,
     )
+
+
+def columns_held(shape: ModelShape, groups: Sequence[Group], size: float) -> tuple[int, ...]:
+    """The columns of each group that `size` bytes hold in each layer, where all masked matrices share them evenly."""
+    masked = sum(len(group.matrices) for group in groups) * shape.num_hidden_layers
+    share = size / masked if masked else 0.0
+    return tuple(min(shape.axis_size(group.axis), int(share // column_bytes(shape, group))) for group in groups)
 
 
 def largest_unit(shape: ModelShape, group: Group) -> float:

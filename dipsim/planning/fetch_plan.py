@@ -111,7 +111,10 @@ class FetchPlan:
     its group, `unit_bytes` [P] what it takes in all of them. What is missed enters a cache if it `admits`. `layer` [P]
     is num_hidden_layers for lm_head. `warm_up` is the number of tokens of a sequence, at most, that came before those
     counted, of which `encoded` tells what they did to experts. `uses` [L, E] are the counted tokens that use each
-    expert, None without experts.
+    expert, None without experts. `guessed` tells what was read ahead of masks, None if nothing was; what a step found
+    there in time, or waited for, counts among its `dram_hits`. `accepted` [T] is how many tokens each row stands for
+    where drafts are verified together, None where it is one. `tier_bytes` [T, tiers] came from tiers above DRAM and
+    behind Flash, and count among `dram_hits` and `flash_misses` all the same.
     """
 
     setting: Setting
@@ -140,6 +143,7 @@ class FetchPlan:
     uses: Ints | None = None
     guessed: Guessed | None = None
     accepted: Ints | None = None
+    tier_bytes: Floats | None = None
 
     @property
     def rows(self) -> int:

@@ -9,12 +9,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
 from dipsim.basics.arrays import Floats, Ints, Mask, Numbers
 from dipsim.basics.errors import InputError
 from dipsim.basics.progress import Progress, silent
+from dipsim.memory.budget import columns_held
 from dipsim.memory.cache import ColumnCache
 from dipsim.memory.eviction import eviction_rule
 from dipsim.memory.unit_cache import UnitCache
@@ -41,7 +43,8 @@ class Site:
     """Where the units of one group in one layer, columns or experts, meet their cache.
 
     `scores` [T, N] and, unless they depend on what is resident, `masks` [T, N] are those of all tokens. The units are
-    those of the cache from `first` on. `acts` are the layer's activations or routing.
+    those of each cache from `first` on. `acts` are the layer's activations or routing. `further` are the caches of
+    other tiers, which see the same requests.
     """
 
     caches: LayerCaches
@@ -53,6 +56,7 @@ class Site:
     masks: Mask | None
     first: int = 0
     cache: ColumnCache | UnitCache | None = None
+    further: tuple[ColumnCache | UnitCache, ...] = ()
 
     @property
     def resident(self) -> Mask:
@@ -82,16 +86,29 @@ class Site:
 
         Returns the hits [N].
         """
-        if isinstance(self.cache, ColumnCache):
-            return self.cache.step(together(masks))
         assert self.cache is not None
-        hits = np.zeros(self.caches.columns, dtype=bool)
-        if self.masks is None:
+        wanted: Any
+        if isinstance(self.cache, ColumnCache):
+            wanted = together(masks)
+        elif self.masks is None:
             wanted = Chosen.of(masks, self.scores[list(tokens)]).of_stretch(0, len(masks))
         else:
             wanted = self.chosen.of_stretch(tokens[0], tokens[-1] + 1)
-        hits[wanted] = self.cache.step(wanted + self.first)
+        for cache in self.further:
+            self._step(cache, wanted)
+        return self._step(self.cache, wanted)
+
+    def _step(self, cache: ColumnCache | UnitCache, wanted: Any) -> Mask:
+        """Present a mask [N] of columns, or experts [n], to one cache; return its hits [N]."""
+        if isinstance(cache, ColumnCache):
+            return cache.step(wanted)
+        hits = np.zeros(self.caches.columns, dtype=bool)
+        hits[wanted] = cache.step(wanted + self.first)
         return hits
+
+    def held(self, tier: int) -> Mask:
+        """What one of the further caches holds of this site, [N]."""
+        return self.further[tier].resident[self.first : self.first + self.caches.columns]
 
 
 @dataclass(frozen=True)
@@ -117,10 +134,21 @@ class Stepwise(ABC):
     """The plan of one setting over the first `tokens` tokens, made step by step. All that it needs is read once.
 
     `sites` are by their position in the plan, `order` are those positions. With `shared`, one set of caches serves all
-    sequences; otherwise each begins with its own. Raises InputError if the setting cannot be planned so.
+    sequences; otherwise each begins with its own. `further` are the (bytes, eviction) of caches in other tiers. Raises
+    InputError if the setting cannot be planned so.
     """
 
-    def __init__(self, trace: Trace, setting: Setting, tokens: int, *, shared: bool, progress: Progress) -> None:
+    def __init__(
+        self,
+        trace: Trace,
+        setting: Setting,
+        tokens: int,
+        *,
+        shared: bool,
+        further: Sequence[tuple[float, str]],
+        progress: Progress,
+    ) -> None:
+        self.further = further
         starts = tuple(start for start in trace.sequence_starts if start < tokens)
         self.builder = builder = PlanBuilder(trace.shape, setting, tokens, starts, trace.prompts)
         check_order(setting, builder.groups)
@@ -221,8 +249,11 @@ class StepwiseColumns(Stepwise):
         self._reads, self._read_bytes = np.zeros(each), np.zeros(each)
 
     def _new_caches(self) -> None:
+        held = [(columns_held(self.shape, self.builder.groups, size), rule) for size, rule in self.further]
         for site in self.sites.values():
             site.cache = site.caches.cache(self.builder.begin_with(site.caches, site.layer))
+            place = self.builder.caches.index(site.caches)
+            site.further = tuple(ColumnCache(site.caches.columns, capacities[place], rule) for capacities, rule in held)
 
     def _pass(self, begin: int, end: int) -> None:
         for token in (np.flatnonzero(~self.builder.counted[begin:end]) + begin).tolist():
@@ -270,9 +301,14 @@ class StepwiseExperts(Stepwise):
         self._books.end(self._caches)
         chosen = [self._chosen(site) for site in self._in_order] if self.builder.rule.fixed else None
         self._caches = self._books.caches_of(chosen)
+        further = [
+            [UnitCache(cache.sizes, size / len(self._caches), rule) for cache in self._caches]
+            for size, rule in self.further
+        ]
+        one_each = len(self._caches) > 1
         for place, site in enumerate(self._in_order):
-            one_each = len(self._caches) > 1
             site.cache = self._caches[place if one_each else 0]
+            site.further = tuple(caches[place if one_each else 0] for caches in further)
             site.first = 0 if one_each else place * site.caches.columns
 
     @property
@@ -331,8 +367,15 @@ def check_order(setting: Setting, groups: Sequence[Group]) -> None:
 
 
 def stepwise(
-    trace: Trace, setting: Setting, tokens: int | None = None, *, shared: bool = False, progress: Progress = silent
+    trace: Trace,
+    setting: Setting,
+    tokens: int | None = None,
+    *,
+    shared: bool = False,
+    further: Sequence[tuple[float, str]] = (),
+    progress: Progress = silent,
 ) -> Stepwise:
     """A plan of the first `tokens` tokens, by default all, that is made step by step (see `Stepwise`)."""
     kind = StepwiseColumns if trace.shape.mixture is None else StepwiseExperts
-    return kind(trace, setting, trace.tokens if tokens is None else tokens, shared=shared, progress=progress)
+    count = trace.tokens if tokens is None else tokens
+    return kind(trace, setting, count, shared=shared, further=further, progress=progress)

@@ -27,7 +27,7 @@ EXPERTS = "experts.csv"  # in the folder of a model that has experts
 TABLES: dict[str, dict[str, Any]] = {  # the columns that are read back
     "tokens.csv": {"policy": str, "token": int, "latency_s": float} | {f"{part}_s": float for part in BREAKDOWN},
     "layers.csv": {"policy": str, "layer": int, "hit_rate": float},
-    "spans.csv": dict.fromkeys(("policy", "resource", "step"), str)
+    "spans.csv": dict.fromkeys(("policy", "resource", "kind", "step"), str)
     | {"token": int, "layer": int, "start_s": float, "end_s": float},
 }
 USES = {"policy": str, "layer": int, "expert": int, "tokens": int}
@@ -144,7 +144,11 @@ def read_runs(folder: Path) -> list[Run]:
 def _table(folder: Path, name: str, runs: list[Run]) -> pd.DataFrame:
     columns = USES if name == EXPERTS else TABLES[name]
     try:
-        table = pd.read_csv(folder / name, usecols=list(columns), dtype=columns, keep_default_na=False)
+        table = pd.read_csv(folder / name, usecols=partial(_wanted, columns), dtype=columns, keep_default_na=False)
+        if "kind" in columns and "kind" not in table:  # as in folders of version 0.1
+            table["kind"] = "demand"
+        if missing := set(columns) - set(table):
+            raise ValueError(f"{min(missing)}: the column is missing")
     except OSError:
         _refuse(folder, name)
     except ValueError as error:
@@ -154,6 +158,11 @@ def _table(folder: Path, name: str, runs: list[Run]) -> pd.DataFrame:
     if set(table["policy"]) != {run.policy for run in runs}:
         _refuse(folder, name, "its policies are not those of summary.json")
     return table
+
+
+def _wanted(columns: dict[str, Any], name: str) -> bool:
+    """Whether a column is read: one of those, or what a token waited for of a further resource."""
+    return name in columns or ("latency_s" in columns and name.endswith("_s"))
 
 
 def _refuse(folder: Path, name: str, problem: str = "") -> NoReturn:

@@ -13,7 +13,7 @@ from dipsim.planning.fetch_plan import FetchPlan, Guessed
 from dipsim.sparsity.policy import whole_matrices
 from dipsim.timing.device import Device
 from dipsim.timing.service import dram_traffic, page_fault_share
-from dipsim.timing.timeline import BREAKDOWN, RESOURCES, Timeline
+from dipsim.timing.timeline import RESOURCES, Timeline
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -74,7 +74,8 @@ class Result:
 
     def _flash_bytes(self) -> Floats:
         """Bytes read from Flash per token, [T], with gaps, whole pages and guesses."""
-        return np.asarray((self.plan.flash_static + self.plan.flash_read_bytes).sum(axis=1) + self._guessed.bytes)
+        read = (self.plan.flash_static + self.plan.flash_read_bytes).sum(axis=1) + self._guessed.bytes
+        return np.asarray(read - self._tiers[:, len(self.device.above) :].sum(axis=1))
 
     def _flash_reads(self) -> Floats:
         """Reads from Flash per token, [T]."""
@@ -84,7 +85,13 @@ class Result:
         """Bytes over the DRAM bus per token, [T], with what storage copies through it."""
         static, masked = dram_traffic(self.plan, self.device)
         copied = self.device.dram.flash_copies * self._guessed.bytes
-        return np.asarray((static + masked).sum(axis=1) + copied)
+        return np.asarray((static + masked).sum(axis=1) + copied - self._tiers[:, : len(self.device.above)].sum(axis=1))
+
+    @property
+    def _tiers(self) -> Floats:
+        """Bytes per token that came from other tiers, [T, tiers]: those above DRAM, then those behind Flash."""
+        tiers = self.plan.tier_bytes
+        return np.zeros((self.plan.rows, 0)) if tiers is None else tiers
 
     @cached_property
     def _guessed(self) -> Guessed:
@@ -116,7 +123,7 @@ class Result:
             "sequence": np.searchsorted(plan.sequence_starts, np.arange(plan.rows), side="right") - 1,
             "start_s": timeline.start_s,
             "latency_s": timeline.latency_s,
-            **{f"{part}_s": timeline.parts_s[:, index] for index, part in enumerate(BREAKDOWN)},
+            **{f"{part}_s": timeline.parts_s[:, index] for index, part in enumerate(timeline.breakdown)},
             "flash_bytes": self._flash_bytes(),
             "flash_reads": self._flash_reads(),
             "dram_bytes": self._dram_traffic(),
@@ -180,7 +187,7 @@ class Result:
         """The figures of the run as one JSON-ready object."""
         plan, latency = self.plan, self.timeline.latency_s
         hits, misses = self._mlp_bytes()
-        elapsed = self.timeline.elapsed_s
+        elapsed, parts = self.timeline.elapsed_s, self.timeline.parts_s.sum(axis=0) / plan.tokens
         busy = self.timeline.busy_s.sum(axis=0)
         moved = (self._flash_bytes().sum(), self._dram_traffic().sum())
         reads, missed = self._flash_reads().sum(), plan.flash_misses.sum()
@@ -208,10 +215,10 @@ class Result:
             "tokens_per_s": self.tokens_per_s,
             "ttft_s": self.timeline.ttft_s,
             "latency_s": {
-                "mean": float(latency.mean()),
+                "mean": float(latency.sum() / plan.tokens),
                 **{f"p{q}": float(np.percentile(latency, q)) for q in (50, 95, 99)},
             },
-            "parts_s": dict(zip(BREAKDOWN, self.timeline.parts_s.mean(axis=0).tolist(), strict=True)),
+            "parts_s": dict(zip(self.timeline.breakdown, parts.tolist(), strict=True)),
             "hit_rate": self.hit_rate,
             "hit_rate_mean_of_matrices": float(np.average(per_matrix, weights=matrices)),
             "mlp_fraction_read": float((hits.sum() + misses.sum()) / plan.tokens / plan.shape.mlp_bytes),
@@ -220,9 +227,9 @@ class Result:
             "mean_read_bytes": _ratio(moved[0], reads, 0.0),
             "read_amplification": _ratio(plan.flash_read_bytes.sum(), missed),
             "dram_bytes_per_token": float(moved[1] / plan.tokens),
-            "utilisation": dict(zip(RESOURCES, (busy / elapsed).tolist(), strict=True)),
-            "busy_s": dict(zip(RESOURCES, busy.tolist(), strict=True)),
-            "waited_s": dict(zip(RESOURCES, self.timeline.waited_s.sum(axis=0).tolist(), strict=True)),
+            "utilisation": dict(zip(self.timeline.resources, (busy / elapsed).tolist(), strict=True)),
+            "busy_s": dict(zip(self.timeline.resources, busy.tolist(), strict=True)),
+            "waited_s": dict(zip(self.timeline.resources, self.timeline.waited_s.sum(axis=0).tolist(), strict=True)),
             "bandwidth_bytes_per_s": {  # while busy
                 name: _ratio(moved[index], busy[index], 0.0) for index, name in enumerate(RESOURCES[:2])
             },
@@ -250,6 +257,10 @@ class Result:
                 }
                 for each in mine
             ]
+        if plan.tier_bytes is not None:
+            names = [tier.name for tier in (*self.device.above, *self.device.behind)]
+            moved = self._tiers.sum(axis=0) / plan.tokens
+            found["tier_bytes_per_token"] = dict(zip(names, moved.tolist(), strict=True))
         if plan.accepted is not None:
             found["tokens_per_verification"] = plan.tokens / plan.rows
         if plan.guessed is not None:

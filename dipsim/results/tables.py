@@ -13,7 +13,6 @@ from dipsim.basics.units import show, significant
 from dipsim.results.quality import NOT_MEASURED
 from dipsim.results.result import Result
 from dipsim.timing.service import page_fault_share
-from dipsim.timing.timeline import BREAKDOWN
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,7 +43,7 @@ def heading(results: Sequence[Result]) -> str:
 def run_table(results: Sequence[Result]) -> Table:
     """One row a policy. Parts of the time that are zero for all policies are left out."""
     summaries = [result.summary() for result in results]
-    parts = [part for part in BREAKDOWN if any(summary["parts_s"][part] for summary in summaries)]
+    parts = [part for part in summaries[0]["parts_s"] if any(summary["parts_s"][part] for summary in summaries)]
     rows = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     amplified = any(summary["read_amplification"] > 1.005 for summary in summaries)
     energy = any(summary["energy_j_per_token"] is not None for summary in summaries)

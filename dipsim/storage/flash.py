@@ -32,7 +32,7 @@ class Flash(Strict):
     transfer overlap, from 1 (one after the other) to .inf (as far as they can). `latency` (seconds, 0 by default) is
     waited for but occupies nothing. `queue_depth` (32 by default) is the number of reads under way. `batch_overhead`
     (seconds, 0 by default) is what a batch of reads costs once, whatever its size. A read occupies whole pages of
-    `page` bytes (1 by default).
+    `page` bytes (1 by default). It holds `capacity` bytes of what masks choose, by default all.
     """
 
     read_bandwidth: Bandwidth | None = None
@@ -45,6 +45,7 @@ class Flash(Strict):
     queue_depth: Count = 32
     batch_overhead: Time = 0.0
     page: Size = 1.0
+    capacity: Size | None = None
 
     @model_validator(mode="after")
     def _one_description(self) -> Self:

@@ -100,8 +100,8 @@ class ClockOptions(Strict):
         """What depends on the clock, with a buffer of so many bytes. Raises InputError if a plugin cannot be used."""
         prefetch = speculation = None
         if self.prefetch is not None and self._reads_ahead:
-            fields = self.prefetch.model_dump(exclude={"by", "buffer"})
+            fields = {name: value for name, value in self.prefetch if name not in ("by", "buffer")}
             prefetch = Prefetch(self.prefetch.by.load(), buffer=buffer, **fields)
         if self.speculate is not None and self._drafts:
-            speculation = Speculation(**self.speculate.model_dump())
+            speculation = Speculation(**dict(self.speculate))
         return Clocked(prefetch, self.streams, self.turns, speculation, self.contention)

@@ -21,7 +21,6 @@ from dipsim.results.result import FATES, Result
 from dipsim.sparsity.plugins import load_policy
 from dipsim.storage.learned import learned_file
 from dipsim.study.clock_options import ClockOptions
-from dipsim.study.experiment import Experiment
 from dipsim.study.keys import policy_hash
 from dipsim.study.points import Point
 from dipsim.timing.device import Device
@@ -129,7 +128,7 @@ def split(wanted: Sequence[Point], workers: int, planner: Planner | None = None)
     planner = planner or CpuPlanner()
     by_plan: dict[str, list[Point]] = {}
     for point in wanted:  # one that depends on the clock makes its own plan
-        by_plan.setdefault(point.key if point.cell.on_clock else point.planned.key, []).append(point)
+        by_plan.setdefault(point.key if point.on_clock else point.planned.key, []).append(point)
     shared: dict[tuple[str, ...], list[list[Point]]] = {}
     for same in by_plan.values():
         columns, planned = same[0].columns, same[0].planned
@@ -150,7 +149,7 @@ def _pass(plans: Sequence[Sequence[Point]], planner: Planner) -> TracePass:
     first = plans[0][0]
     tokens, layers = first.columns["tokens"], first.planned.layers
     aware = AWARE_COST if first.planned.setting.policy.cache_aware else 1
-    aware = CLOCK_COST if any(same[0].cell.on_clock for same in plans) else aware
+    aware = CLOCK_COST if any(same[0].on_clock for same in plans) else aware
     return TracePass(
         trace=_absolute("traces", first.cell.trace),
         tokens=tokens,
@@ -169,15 +168,15 @@ def _job(same: Sequence[Point]) -> Job:
         parameters=choice.parameters,
         policy_hash=planned.policy_hash,
         options=_portable(planned.setting.options),
-        wanted=tuple((point.key, point.device, point.cell.timing, _clock(point.cell)) for point in same),
+        wanted=tuple((point.key, point.device, point.cell.timing, _clock(point)) for point in same),
     )
 
 
-def _clock(cell: Experiment) -> ClockOptions | None:
-    """What depends on the clock in a cell, with the absolute path of a user's prefetcher; None if nothing does."""
-    if not cell.on_clock:
+def _clock(point: Point) -> ClockOptions | None:
+    """What depends on the clock in a point, with the absolute path of a user's prefetcher; None if nothing does."""
+    if not point.on_clock:
         return None
-    options = cell.clock_options
+    options = point.cell.clock_options
     if options.prefetch is None:
         return options
     by = options.prefetch.by.model_copy(update={"policy": _absolute("prefetchers", options.prefetch.by.policy)})

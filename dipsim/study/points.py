@@ -10,7 +10,7 @@ import numpy as np
 
 from dipsim.basics.assets import same_policy
 from dipsim.basics.errors import InputError
-from dipsim.clock.live_steps import check_clock
+from dipsim.clock.cycles import check_clock
 from dipsim.planning.fetch_plan import FetchPlan, Setting
 from dipsim.planning.planner import plan
 from dipsim.results.quality import Measured, lookup, read_quality
@@ -58,6 +58,11 @@ class Point:
     columns: dict[str, Any]
     key: str
 
+    @property
+    def on_clock(self) -> bool:
+        """Whether it needs the engine."""
+        return bool(self.columns["on_clock"])
+
 
 @dataclass(frozen=True)
 class _Opened:
@@ -95,7 +100,7 @@ def points(experiment: Experiment, where: object = "sweep") -> list[Point]:
                 key = plan_key(trace.hash, cell.tokens or trace.trace.tokens, setting)
                 if key not in plans:
                     plans[key] = _planned(key, trace, setting, cell.tokens)
-                if cell.on_clock:
+                if cell.on_clock or device.on_clock:
                     check_clock(plans[key].empty, cell.clocked(setting.buffer))
                 point = _point(cell, choice, device, trace.trace, plans[key], named)
                 found.setdefault(point.key, point)
@@ -148,7 +153,7 @@ def _point(
         "timing": cell.timing,
         "prompt": cell.prompt,
         "stream_static": cell.stream_static,
-        "on_clock": cell.on_clock,
+        "on_clock": cell.on_clock or device.on_clock,
         "tokens": cell.tokens or trace.tokens,
         "policy": planned.setting.policy.label,
     }

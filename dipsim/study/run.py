@@ -11,7 +11,8 @@ from dipsim.basics.errors import InputError
 from dipsim.basics.fields import parse
 from dipsim.basics.progress import Progress, silent
 from dipsim.basics.units import show
-from dipsim.clock.live_steps import check_clock, run_on_clock
+from dipsim.clock.cycles import check_clock
+from dipsim.clock.live_steps import run_on_clock
 from dipsim.planning.planner import plan
 from dipsim.results import provenance
 from dipsim.results.folder import clear_results, write_tables
@@ -56,7 +57,7 @@ def check(experiment: Experiment) -> None:
     device = experiment.load_hardware(trace.shape)
     settings = experiment.settings(policies, trace.shape, trace.longest_sequence(experiment.tokens), device)
     for fetch_plan in plan(trace, settings, experiment.tokens, layers=0):
-        if experiment.on_clock:
+        if experiment.on_clock or device.on_clock:
             check_clock(fetch_plan, experiment.clocked(fetch_plan.setting.buffer))
 
 
@@ -107,15 +108,16 @@ def _run(
 ) -> list[Result]:
     settings = options.settings(policies, trace.shape, trace.longest_sequence(options.tokens), device)
     measured = read_quality(trace)
+    on_clock = options.on_clock or device.on_clock
     results = []
-    if not options.on_clock:
+    if not on_clock:
         plans = plan(trace, settings, options.tokens, progress=progress)
     for index, setting in enumerate(settings):
 
         def traced(rows: int) -> tuple[int, ...] | None:
             return None if timeline else (shown_token(rows),)
 
-        if options.on_clock:
+        if on_clock:
             clocked = options.clocked(setting.buffer)
             fetch_plan, times = run_on_clock(
                 trace, setting, device, options.timing, clocked, options.tokens, traced=traced, progress=progress

@@ -105,8 +105,8 @@ def _divide(wanted: Sequence[Point], planners: Sequence[Planner]) -> list[tuple[
     place: dict[tuple[Any, ...], int] = {}
     for point in wanted:
         key = tuple(point.columns[name] for name in ("trace", "tokens", "policy", "eviction", "start", "layout"))
-        key += (point.planned.setting.flash is None, point.cell.on_clock)
-        if key not in place and point.cell.on_clock:
+        key += (point.planned.setting.flash is None, point.on_clock)
+        if key not in place and point.on_clock:
             place[key] = len(planners) - 1  # the CPU, which steps through it
         if key not in place:
             trace, setting, tokens = Trace.open(point.cell.trace), point.planned.setting, point.columns["tokens"]

@@ -5,6 +5,7 @@ It ignores wear, refresh, and everything else that makes a rate vary while it ru
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -55,7 +56,8 @@ class Compute(Strict):
 
     `selection` is the rate of choosing columns, in columns per second; by default it takes no time. A layer takes
     `layer` seconds besides (0 by default). A read from Flash that is under way beside compute interrupts it for
-    `interrupt` seconds (0 by default), where both run side by side.
+    `interrupt` seconds (0 by default), where both run side by side. `units` are further ones, by name, that run some of
+    the steps.
     """
 
     throughput: Throughput | None = None
@@ -63,6 +65,7 @@ class Compute(Strict):
     selection: Rate | None = None
     layer: Time = 0.0
     interrupt: Time = 0.0
+    units: dict[str, Unit] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _one_rate(self) -> Self:
@@ -76,6 +79,36 @@ class Compute(Strict):
         changed = {name: rate * share for name, rate in rates.items() if rate is not None}
         times = {name: getattr(self, name) / share for name in ("layer", "interrupt")}
         return self.model_copy(update=changed | times)
+
+
+class Unit(Strict):
+    """A further unit of compute, such as an NPU, for the steps that it `runs`: attention, lm_head, or groups of columns
+    or experts (input, neuron, expert). Its rate is given as that of `Compute`.
+    """
+
+    runs: tuple[str, ...] = Field(min_length=1)
+    throughput: Throughput | None = None
+    weights: Bandwidth | None = None
+
+    @model_validator(mode="after")
+    def _one_rate(self) -> Self:
+        if (self.throughput is None) == (self.weights is None):
+            raise ValueError("give either throughput or weights, not both and not neither")
+        return self
+
+
+class Tier(Strict):
+    """Memory besides DRAM and Flash, such as the SRAM of an NPU or a card behind the Flash.
+
+    It is read at `bandwidth`, each read after `command_time` (0 by default). It holds `capacity` bytes of what masks
+    choose, as the rule `eviction` (lru by default) says. The last tier holds everything.
+    """
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
+    bandwidth: Bandwidth
+    capacity: Size | None = None
+    command_time: Time = 0.0
+    eviction: str = "lru"
 
 
 class Sustained(Strict):
@@ -123,6 +156,9 @@ class Evidence(Strict):
 class Device(Strict):
     """A device file: Flash, DRAM, and optionally compute and energy. Without compute, computation takes no time.
 
+    `tiers` are memories besides, the fastest first: those at least as fast as DRAM cache what it holds; those behind
+    Flash hold what it has no `capacity` for.
+
     `evidence` says how right it is. `conditions` are those that a measured device was measured under.
     """
 
@@ -131,11 +167,45 @@ class Device(Strict):
     flash: Flash
     dram: Dram
     compute: Compute | None = None
+    tiers: tuple[Tier, ...] = ()
     sustained: Sustained | None = None
     energy: Energy | None = None
     evidence: Evidence | None = None
     conditions: dict[str, str] = Field(default_factory=dict)
     sources: dict[str, str] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        rates = [tier.bandwidth for tier in self.tiers]
+        if any(b > a for a, b in pairwise(rates)):
+            raise ValueError("tiers: must stand in order of bandwidth, the fastest first")
+        for tier in self.tiers:
+            if self.flash.peak_bandwidth < tier.bandwidth < self.dram.bandwidth:
+                raise ValueError(f"tiers: {tier.name}: is slower than DRAM and faster than Flash; nothing goes between")
+        if any(tier.capacity is None for tier in (*self.above, *self.behind[:-1])):
+            raise ValueError("tiers: all but the last behind Flash need a capacity")
+        if bool(self.behind) != (self.flash.capacity is not None):
+            raise ValueError("tiers: a tier behind Flash needs flash.capacity, and flash.capacity a tier behind it")
+        units = self.compute.units if self.compute else {}
+        names = ["flash", "dram", "compute", *units, *(tier.name for tier in self.tiers)]
+        if len(set(names)) < len(names):
+            raise ValueError("tiers and compute.units need names of their own, other than flash, dram and compute")
+        return self
+
+    @property
+    def above(self) -> tuple[Tier, ...]:
+        """The tiers above DRAM."""
+        return tuple(tier for tier in self.tiers if tier.bandwidth >= self.dram.bandwidth)
+
+    @property
+    def behind(self) -> tuple[Tier, ...]:
+        """The tiers behind Flash."""
+        return tuple(tier for tier in self.tiers if tier.bandwidth < self.dram.bandwidth)
+
+    @property
+    def on_clock(self) -> bool:
+        """Whether only the engine knows its parts."""
+        return bool(self.tiers or (self.compute and self.compute.units))
 
     @classmethod
     def load(cls, name_or_path: str | Path) -> Device:

@@ -8,6 +8,7 @@ where nothing overlaps.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Container, Generator, Iterable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
@@ -20,7 +21,7 @@ from dipsim.planning.fetch_plan import FetchPlan
 from dipsim.timing.device import Device
 from dipsim.timing.server import TICKS, Job, Server
 from dipsim.timing.service import dram_traffic, service_times
-from dipsim.timing.timeline import BREAKDOWN, PREFILL, RESOURCES, WAIT, Kind, Resource, Span, Timeline, Timing
+from dipsim.timing.timeline import PREFILL, RESOURCES, Kind, Resource, Span, Timeline, Timing
 
 STAGES: dict[Timing, tuple[tuple[Resource, ...], ...]] = {  # which resources serve a step side by side, in which order
     "serial": ((Resource.FLASH,), (Resource.DRAM,), (Resource.COMPUTE,)),
@@ -33,16 +34,13 @@ Process = Generator[simpy.Event, Any, None]
 class Request(NamedTuple):
     """What a step asks of each resource, in the order of `Resource`.
 
-    `reads` of `read_bytes` each make up its fetch.
+    `reads` of `read_bytes` each make up its fetch, by default as many as keep all lanes busy.
     """
 
     seconds: Sequence[float]
     bytes: Sequence[float]
-    reads: float = 1
-    read_bytes: float = 0
-
-
-NOTHING = Request((0.0,) * len(Resource), (0.0,) * len(Resource))
+    reads: float = math.inf
+    read_bytes: float = 0.0
 
 
 class Demand(NamedTuple):
@@ -60,7 +58,7 @@ class Asked(NamedTuple):
     """A job, for which step of which token it is, and what it moves."""
 
     job: Job
-    resource: Resource
+    resource: int
     token: int
     step: int
     bytes: float
@@ -88,8 +86,10 @@ class Steps(Protocol):
 class Engine:
     """A clock, the servers, and the processes of a run; it writes down when everything happened.
 
-    `steps` are the steps of `tokens` tokens, `positions` each. Spans are kept of the tokens in `traced`, by default of
-    all.
+    There are `tokens` tokens of `positions` steps each. Spans are kept of the tokens in `traced`, by default of all.
+    Demand on Flash and compute is served in order of arrival or, if `fair`, of all streams at a time. Guesses have
+    `limit` lanes of Flash at most. Further resources of the device follow the three, and serve steps beside the one in
+    whose place they stand: tiers above DRAM beside it, those behind Flash beside Flash, units instead of compute.
     """
 
     def __init__(
@@ -106,18 +106,22 @@ class Engine:
         self.timing, self.tokens, self.positions, self.traced = timing, tokens, positions, traced
         self.env = simpy.Environment()
         flash = device.flash
+        rate = lru_cache(maxsize=None)(flash.throughput)
+        further = further_resources(device)
         self.servers = (
-            Server(
-                self.env, flash.most_under_way, fair=fair, rate=lru_cache(maxsize=None)(flash.throughput), limit=limit
-            ),
+            Server(self.env, flash.most_under_way, fair=fair, rate=rate, limit=limit),
             Server(self.env, fair=True),
-            Server(self.env, fair=fair),
+            *(Server(self.env, fair=fair) for _ in ("compute", *further)),
         )
+        self.names = (*RESOURCES, *further)
+        places = (*Resource, *further.values())
+        self.stages = [[index for index, place in enumerate(places) if place in stage] for stage in STAGES[timing]]
+        self.nothing = Request((0.0,) * len(places), (0.0,) * len(places))
         self.spans: list[Span] = []
         self.start, self.latency, self.ttft = [0] * tokens, [0] * tokens, 0
-        self.parts = [[0] * len(BREAKDOWN) for _ in range(tokens)]
-        self.busy = np.zeros((tokens, len(Resource)))
-        self.waited = np.zeros((tokens, len(Resource)))
+        self.parts = [[0] * (len(places) + 1) for _ in range(tokens)]
+        self.busy = np.zeros((tokens, len(places)))
+        self.waited = np.zeros((tokens, len(places)))
 
     def run(self, steps: Steps, streams: Sequence[Sequence[int]], starts: Container[int] = ()) -> Timeline:
         """Run the tokens of each stream one after the other, the streams side by side.
@@ -136,6 +140,7 @@ class Engine:
             parts_s=np.array([_seconds(parts) for parts in self.parts]),
             busy_s=self.busy / TICKS,
             waited_s=self.waited / TICKS,
+            resources=self.names,
             streams=tuple(range(tokens[0], tokens[-1] + 1) for tokens in streams) if len(streams) > 1 else (),
         )
 
@@ -150,7 +155,7 @@ class Engine:
             self.steps.reach(token)
             if token in starts:
                 begin = self._now
-                for stage in STAGES[self.timing]:
+                for stage in self.stages:
                     yield from self._join(self._ask(stream, token, PREFILL, self.steps.prefill, stage))
                 self.ttft = self._now - begin
             following = None if after is None or after in starts else after
@@ -165,8 +170,8 @@ class Engine:
             early += self._ask(stream, token, 0, self.steps.ahead(token, 0))
         for step in range(self.positions):
             demand = self.steps.demand(token, step)
-            known = NOTHING if ahead else self.steps.ahead(token, step)
-            for stage in STAGES[self.timing]:
+            known = self.nothing if ahead else self.steps.ahead(token, step)
+            for stage in self.stages:
                 asked = self._ask(stream, token, step, demand.request, stage, known)
                 if Resource.FLASH in stage and demand.request.seconds[Resource.FLASH]:
                     asked += self.steps.asked(token, asked[0])
@@ -180,8 +185,8 @@ class Engine:
                 if asked or others:
                     yield from self._join(asked, token, others)
             if demand.after:
-                seconds = (0.0, 0.0, demand.after)
-                yield from self._join(self._ask(stream, token, step, Request(seconds, NOTHING.bytes)), token)
+                interrupted = Request((0.0, 0.0, demand.after), self.nothing.bytes)
+                yield from self._join(self._ask(stream, token, step, interrupted, [Resource.COMPUTE]), token)
 
     def _ask(
         self,
@@ -189,16 +194,17 @@ class Engine:
         token: int,
         step: int,
         request: Request,
-        stage: Iterable[Resource] = tuple(Resource),
-        known: Request = NOTHING,
+        stage: Iterable[int] | None = None,
+        known: Request | None = None,
     ) -> list[Asked]:
-        """Ask the resources of a stage for a request and what was known before."""
-        asked = []
-        for resource in stage:
+        """Ask the resources of a stage, by default all, for a request and what was known before."""
+        asked, known = [], known or self.nothing
+        for resource in range(len(self.names)) if stage is None else stage:
             if seconds := request.seconds[resource] + known.seconds[resource]:
-                full, size = (request.reads, request.read_bytes) if resource is Resource.FLASH else (1, 0)
+                moved = request.bytes[resource] + known.bytes[resource]
+                full, size = (request.reads, request.read_bytes or moved) if resource == Resource.FLASH else (1, 0)
                 job = self.servers[resource].ask(seconds, full=full, size=size, flow=stream)
-                asked.append(Asked(job, resource, token, step, request.bytes[resource] + known.bytes[resource]))
+                asked.append(Asked(job, resource, token, step, moved))
         return asked
 
     def _join(self, asked: Sequence[Asked], token: int | None = None, others: Sequence[Job] = ()) -> Process:
@@ -215,11 +221,11 @@ class Engine:
         for each in asked:
             self.note(each)
         if token is not None and (asked or others):
-            ends = [(each.job, each.resource) for each in asked] + [(job, Resource.FLASH) for job in others]
+            ends = [(each.job, each.resource) for each in asked] + [(job, int(Resource.FLASH)) for job in others]
             last, resource = max(ends, key=_end)
             start = max(_end((last, resource)) - last.alone, begin)
             self.parts[token][resource] += self._now - start
-            self.parts[token][WAIT] += start - begin
+            self.parts[token][-1] += start - begin
 
     def note(self, asked: Asked) -> None:
         """Write down what has ended."""
@@ -232,7 +238,7 @@ class Engine:
             assert job.begin is not None
             assert job.end is not None
             times = (job.asked / TICKS, job.begin / TICKS, job.end / TICKS)
-            self.spans.append(Span(RESOURCES[asked.resource], token, asked.step, *times, asked.bytes, asked.kind))
+            self.spans.append(Span(self.names[asked.resource], token, asked.step, *times, asked.bytes, asked.kind))
 
 
 def run(plan: FetchPlan, device: Device, timing: Timing, traced: Container[int] | None = None) -> Timeline:
@@ -251,7 +257,7 @@ class Planned:
         service = service_times(plan, device)
         static_bytes, masked_bytes = dram_traffic(plan, device)
         none = np.zeros_like(service.compute)
-        self.prefill = Request(service.prefill.tolist(), NOTHING.bytes)
+        self.prefill = Request(service.prefill.tolist(), service.prefill_bytes.tolist())
         self._ahead = requests(
             (service.flash_static, service.dram_static, none), (plan.flash_static, static_bytes, none)
         )
@@ -282,7 +288,14 @@ def requests(seconds: Sequence[Floats], sizes: Sequence[Floats]) -> list[list[Re
     return [[Request(*request) for request in zip(*token, strict=True)] for token in pairs]
 
 
-def _end(served: tuple[Job, Resource]) -> int:
+def further_resources(device: Device) -> dict[str, Resource]:
+    """Tiers and units of compute besides the three resources, and in whose place each serves a step."""
+    units = device.compute.units if device.compute else ()
+    tiers = {tier.name: Resource.DRAM for tier in device.above} | {tier.name: Resource.FLASH for tier in device.behind}
+    return tiers | dict.fromkeys(units, Resource.COMPUTE)
+
+
+def _end(served: tuple[Job, int]) -> int:
     assert served[0].end is not None
     return served[0].end
 

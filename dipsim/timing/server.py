@@ -175,13 +175,14 @@ class Server:
         kept = sum(job.lanes for job in self.jobs if job.keeps)  # none before it begins
         free, allowed, idle = self.lanes - kept, self.limit - kept, not self.demanded
         heads = {job.flow: job for job in reversed(self.jobs) if not job.keeps}  # the first of each flow
-        if self.fair:
-            free = _give_evenly(sorted(heads.values(), key=lambda job: (job.width, job.number)), free)
+        if self.fair:  # among those who go first
+            first = [job for job in heads.values() if job.priority == self.jobs[0].priority]
+            free = _give_evenly(sorted(first, key=lambda job: (job.width, job.number)), free)
         for job in self.jobs:
             if not job.keeps:
                 if heads[job.flow] is not job:
                     job.lanes = 0
-                elif not self.fair:
+                elif not self.fair or job.priority != self.jobs[0].priority:
                     job.lanes = min(job.width, free)
                     free -= job.lanes
                 continue

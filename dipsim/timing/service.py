@@ -27,7 +27,7 @@ class ServiceTimes:
 
     `flash_static` and `dram_static` are known before the token starts; `flash` and `dram` need its mask. Where Flash
     and compute run side by side, reads cost compute another `interrupts`. `prefill` [3] is the service of Flash, DRAM
-    and compute to encode the prompt.
+    and compute to encode the prompt, `prefill_bytes` [3] what it moves.
     """
 
     flash_static: Floats
@@ -37,6 +37,7 @@ class ServiceTimes:
     compute: Floats
     interrupts: Floats
     prefill: Floats
+    prefill_bytes: Floats
 
     def by_resource(self, timing: Timing = "serial") -> Floats:
         """All service of each resource, [3, T, P], in the order of `Resource`."""
@@ -62,6 +63,7 @@ def service_times(plan: FetchPlan, device: Device) -> ServiceTimes:
         plan.static_reads[streamed, None], plan.flash_static[:, streamed, None]
     )
     dram_static, dram = dram_seconds(plan, device)
+    encoding, encoding_bytes = prefill(plan, device)
     return ServiceTimes(
         flash_static=flash_static,
         flash=flash,
@@ -69,7 +71,8 @@ def service_times(plan: FetchPlan, device: Device) -> ServiceTimes:
         dram=dram,
         compute=compute_seconds(plan, device),
         interrupts=plan.flash_reads * (device.compute.interrupt if device.compute else 0.0),
-        prefill=prefill(plan, device),
+        prefill=encoding,
+        prefill_bytes=encoding_bytes,
     )
 
 
@@ -160,8 +163,8 @@ def _throughput(plan: Moved, device: Device) -> float:
     return device.compute.throughput or (device.compute.weights or 0) * 16 / plan.shape.bits.mlp
 
 
-def prefill(plan: FetchPlan, device: Device) -> Floats:
-    """Service [3] to encode the prompt: the static bytes from DRAM, and the whole MLP once from Flash.
+def prefill(plan: FetchPlan, device: Device) -> tuple[Floats, Floats]:
+    """Service [3] to encode the prompt, and its bytes [3]: the static ones from DRAM, the whole MLP once from Flash.
 
     Tokens that warm the caches are part of the prompt. A prompt of 0 positions is the first token alone, which needs
     every weight once. Of experts, what the prompt's own tokens missed is read, or else all that so many could use.
@@ -184,7 +187,8 @@ def prefill(plan: FetchPlan, device: Device) -> Floats:
     weights = used * 8 / bits.mlp + shape.attention_bytes * 8 / bits.attention
     flops = 2 * weights * positions + 2 * shape.hidden_size * shape.vocab_size
     flops += 4 * layers * shape.query_size * positions * (positions + 1) / 2  # each position sees those before it
-    return np.array([flash, dram / device.dram.bandwidth, flops / _throughput(plan, device)])
+    seconds = np.array([flash, dram / device.dram.bandwidth, flops / _throughput(plan, device)])
+    return seconds, np.array([mlp + float(plan.flash_static[0, is_static].sum()), dram, 0.0])
 
 
 def _experts_of_prompt(plan: FetchPlan, positions: int) -> tuple[Floats, Floats]:

@@ -59,7 +59,8 @@ class Timeline:
     down by what the token waited for, in the order of BREAKDOWN: of the requests that a step waits for, the last to
     end counts, its service for its resource and its time in the queue as wait. `busy_s` [T, 3] is the service of each
     resource, and `waited_s` [T, 3] how much longer than alone the requests to each of them took together. `streams` are
-    the tokens of each stream; by default there is one, of all.
+    the tokens of each stream; by default there is one, of all. Further tiers and units of compute have their names in
+    `resources`, behind the three, and their places in the arrays.
     """
 
     timing: str
@@ -71,6 +72,12 @@ class Timeline:
     busy_s: Floats
     waited_s: Floats
     streams: tuple[range, ...] = ()
+    resources: tuple[str, ...] = RESOURCES
+
+    @property
+    def breakdown(self) -> tuple[str, ...]:
+        """The names of the parts."""
+        return (*self.resources, "wait")
 
     @property
     def elapsed_s(self) -> float:

@@ -58,13 +58,16 @@ def test_timeline_opens_as_trace_events_and_an_old_one_does_not_stay(tiny_trace,
     results = run(chosen, timeline=True)
     write_run(chosen, results, tmp_path, timeline=True)
     events = json.loads((tmp_path / "timeline.json").read_text())["traceEvents"]
-    complete = [e for e in events if e["ph"] == "X"]
+    complete = [e for e in events if e["ph"] == "X" and e["cat"] not in ("tokens", "waiting")]
     assert len(complete) == sum(len(r.timeline.spans) for r in results)
     assert {e["args"]["name"] for e in events if e["name"] == "process_name"} == {"dense", "dip(keep=0.75)"}
-    flash = [e for e in complete if e["pid"] == 0 and e["cat"] == "flash"]
-    assert sum(e["dur"] for e in flash if e["name"] != "prompt") / 1e6 == pytest.approx(
+    tracks = {(e["pid"], e["tid"]): e["args"]["name"] for e in events if e["name"] == "thread_name"}
+    assert set(tracks) == {(e["pid"], e["tid"]) for e in events if e["ph"] == "X"}  # no track is empty
+    flash = [e for e in complete if tracks[e["pid"], e["tid"]] == "Flash: demand" and e["pid"] == 0]
+    assert sum(e["dur"] for e in flash if "prompt" not in e["name"]) / 1e6 == pytest.approx(
         results[0].timeline.busy_s[:, 0].sum()
     )
+    assert {e["name"] for e in events if e.get("cat") == "tokens"} == {f"token {token}" for token in range(12)}
     write_run(chosen, results, tmp_path)
     assert not (tmp_path / "timeline.json").exists()
 
