@@ -33,7 +33,7 @@ class LiveSteps:
         self.streams = streams(len(self.rows), options.streams)
         self._stream = {row: stream for stream, rows in enumerate(self.streams) for row in rows}
         self._coming: dict[int, list[tuple[Mask, Job]]] = {}  # by position: what others began to read or fill in
-        self._reading: tuple[int, Mask] | None = None  # what the step in hand is about to read
+        self._met: tuple[Mask, Mask] | None = None  # what the step in hand wants and misses
         self._last: dict[tuple[int, int], Mask] = {}  # by stream and position
         self._uses = {position: _used_before(site, plan.builder.counted) for position, site in plan.sites.items()}
         self.buffer: Buffer | None = None
@@ -81,7 +81,7 @@ class LiveSteps:
         if before is not None:
             used, here = wanted | before | reads.brings, here | before
         plan.enter(tokens[0], step, used, here & used, reads)
-        self._reading = (step, missing) if reads.total else None
+        self._met = (wanted, missing)
         found = Found(
             used=int(np.count_nonzero(used)),
             here=int(np.count_nonzero(here & used)),
@@ -96,18 +96,21 @@ class LiveSteps:
             self._tiers(row, site, found)
         self._uses[step] += masks.sum(axis=0)
         self._last[self._stream[row], step] = wanted
-        if self.options.prefetch is not None:
-            self._guess(row, step, wanted)
         return Demand(request, self._interrupts(reads.total if self.timing == "pipelined" else 0), [*waits, *late])
 
-    def asked(self, row: int, fetch: Asked) -> list[Asked]:
-        """A step's fetch was asked for: until it ends, and is filled in, other steps wait for what it brings.
+    def asked(self, row: int, step: int, fetch: Asked | None) -> list[Asked]:
+        """A step asked for its fetch: until that ends, and is filled in, other steps wait for what it brings.
 
-        Returns what the step waits for besides: with contention, storage writes what it reads to DRAM.
+        Guesses are asked for behind it. Returns what the step waits for besides: with contention, storage writes what
+        it reads to DRAM.
         """
-        if self._reading is None:
+        if self._met is None:
             return []
-        (step, missing), self._reading = self._reading, None
+        (wanted, missing), self._met = self._met, None
+        if self.options.prefetch is not None:
+            self._guess(row, step, wanted)
+        if fetch is None:
+            return []
         self._coming.setdefault(step, []).append((missing, fetch.job))
         if not self.options.contention:
             return []

@@ -79,8 +79,8 @@ class Steps(Protocol):
     def demand(self, token: int, step: int) -> Demand:
         """What a step asks for besides."""
 
-    def asked(self, token: int, fetch: Asked) -> list[Asked]:
-        """A step's fetch was asked for; returns what else it waits for."""
+    def asked(self, token: int, step: int, fetch: Asked | None) -> list[Asked]:
+        """A step has asked for its fetch, or needs none; returns what else it waits for."""
 
 
 class Engine:
@@ -173,8 +173,9 @@ class Engine:
             known = self.nothing if ahead else self.steps.ahead(token, step)
             for stage in self.stages:
                 asked = self._ask(stream, token, step, demand.request, stage, known)
-                if Resource.FLASH in stage and demand.request.seconds[Resource.FLASH]:
-                    asked += self.steps.asked(token, asked[0])
+                if Resource.FLASH in stage:
+                    fetches = demand.request.seconds[Resource.FLASH] > 0
+                    asked += self.steps.asked(token, step, asked[0] if fetches else None)
                 asked = early + asked
                 early.clear()
                 others = demand.under_way if Resource.FLASH in stage else ()
@@ -269,7 +270,7 @@ class Planned:
     def reach(self, token: int) -> None:
         """Nothing happens before a token."""
 
-    def asked(self, token: int, fetch: Asked) -> list[Asked]:  # noqa: ARG002
+    def asked(self, token: int, step: int, fetch: Asked | None) -> list[Asked]:  # noqa: ARG002
         """Nothing follows from a fetch."""
         return []
 
