@@ -98,6 +98,9 @@ def record(
     ] = None,
     torch_dtype: Annotated[str, typer.Option(help="Of the model: float32, bfloat16 or float16.")] = "float32",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    next_layer: Annotated[
+        bool, typer.Option("--next-layer", help="Also record what the next layer makes of each layer's input.")
+    ] = False,
 ) -> None:
     """Record a real model's activations, or the routing of its experts, as a trace (extra `live`)."""
     must_end(out, ".safetensors", "a trace file")
@@ -114,6 +117,7 @@ def record(
             dtype=dtype,
             torch_dtype=torch_dtype,
             device=device,
+            next_layer=next_layer,
             progress=progress,
         )
     print(f"{out}: {tokens} tokens of {header.model.name}, {out.stat().st_size / 1e6:.1f} MB")

@@ -29,6 +29,11 @@ class Router:
     layer: int
     normalised: bool
 
+    def logits(self, x: Tensor) -> Tensor:
+        """The logits [n, E] that the module makes of any x [..., d], as it makes them of its own. No hook sees it."""
+        logits: Tensor = self.module.forward(x)[0]
+        return logits
+
     def reroute(self, logits: Tensor, own: Tensor, masks: Tensor, fewer: bool) -> tuple[Tensor, Tensor]:
         """Weights and ids [n, K] of the experts in masks [n, E], the likeliest first; K is the most that a token uses.
 

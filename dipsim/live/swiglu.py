@@ -58,6 +58,14 @@ class Mlp:
         product: Tensor = linear(x)
         return product.chunk(count, dim=-1)[place]
 
+    def glu(self, x: Tensor) -> Tensor:
+        """The product gate * up of any x [..., d]: float32 [..., m], adapters included. No hook sees it."""
+        products: dict[str, Tensor] = {}
+        for linear, names in self.linears[:-1]:
+            product: Tensor = linear.forward(x)
+            products |= zip(names, product.float().chunk(len(names), dim=-1), strict=True)
+        return self.activation(products["gate_proj"]) * products["up_proj"]
+
     def _find(self, matrix: str) -> tuple[Any, int, int]:
         for linear, names in self.linears:
             if matrix in names:

@@ -2,8 +2,9 @@
 
 For each layer i the file has `layers.{i}.mlp_input` [T, d], `layers.{i}.gate_proj` [T, m] and `layers.{i}.up_proj`
 [T, m]: the MLP's input, and its two projections before the activation function. A tensor is float16, float32, or int8
-beside `layers.{i}.NAME.scale` [T, B], the scales of B equal blocks of each row. The metadata is a `Header`. A trace of
-a mixture of experts has other tensors (`recorded_routing.py`).
+beside `layers.{i}.NAME.scale` [T, B], the scales of B equal blocks of each row. All layers but the last may also have
+`layers.{i}.next_layer` [T, m], what the next layer would make of this one's input. The metadata is a `Header`. A trace
+of a mixture of experts has other tensors (`recorded_routing.py`).
 """
 
 from __future__ import annotations
@@ -25,7 +26,16 @@ from dipsim.basics.files import write
 from dipsim.workload.recorded_routing import check_routing, read_routing, routing_tensors
 from dipsim.workload.routing import Routing
 from dipsim.workload.shape import ModelShape
-from dipsim.workload.trace import TENSORS, Activations, Header, Trace, read_only, sequences
+from dipsim.workload.trace import (
+    NEXT_LAYER,
+    TENSORS,
+    Activations,
+    Header,
+    Trace,
+    check_next_layer,
+    read_only,
+    sequences,
+)
 
 BLOCK = 32  # values that share a scale in the compact form
 _PLAIN = ("format", "activation")  # metadata that is text; all other is JSON
@@ -56,20 +66,22 @@ class RecordedTrace(Trace, suffix=".safetensors"):
         Raises InputError if there is no such layer or a value is impossible.
         """
         self._check_layer(index)
-        tensors = []
+        tensors: dict[str, Any] = {}
         with safe_open(self.path, framework="np") as file:
             if self.shape.mixture is not None:
                 return read_routing(file, index, tokens, self.shape, self.path)
-            for name in TENSORS:
+            present = set(file.keys())
+            for name in (*TENSORS, NEXT_LAYER):
                 key = f"layers.{index}.{name}"
+                if name == NEXT_LAYER and key not in present:
+                    continue
                 values = file.get_slice(key)[:tokens]
                 if values.dtype == np.int8:
                     values = decode(values, file.get_slice(f"{key}.scale")[:tokens])
                 if not np.isfinite(values).all():
                     raise InputError(f"{self.path}: {key}: holds NaN or infinite values; record the trace again")
-                tensors.append(read_only(values.astype(np.float32, copy=False)))
-        mlp_input, gate_proj, up_proj = tensors
-        return Activations(mlp_input, gate_proj, up_proj, layer=index)
+                tensors[name] = read_only(values.astype(np.float32, copy=False))
+        return Activations(**tensors, layer=index)
 
 
 def _check_prompts(header: Header, tokens: int, path: Path) -> None:
@@ -113,9 +125,12 @@ def _check_tensors(file: Any, shape: ModelShape, path: Path) -> int:
     """Check that every tensor is there with its shape and dtype; return the number of tokens."""
     present = set(file.keys())
     tokens: int | None = None
+    sizes = (shape.hidden_size, *3 * (shape.intermediate_size,))
     for index in range(shape.num_hidden_layers):
-        for name, size in zip(TENSORS, (shape.hidden_size, *2 * (shape.intermediate_size,)), strict=True):
+        for name, size in zip((*TENSORS, NEXT_LAYER), sizes, strict=True):
             key = f"layers.{index}.{name}"
+            if name == NEXT_LAYER and key not in present:
+                continue
             if key not in present:
                 raise InputError(f"{path}: {key}: is missing; the header promises {shape.num_hidden_layers} layers")
             view = file.get_slice(key)
@@ -127,6 +142,7 @@ def _check_tensors(file: Any, shape: ModelShape, path: Path) -> int:
                 _check_scale(file, f"{key}.scale", tokens, size, path)
             elif view.get_dtype() not in ("F16", "F32"):
                 raise InputError(f"{path}: {key}: dtype {view.get_dtype()} is not one of F16, F32, I8 with scales")
+    check_next_layer(present, range(shape.num_hidden_layers), path)
     assert tokens is not None  # num_hidden_layers > 0
     return tokens
 
@@ -174,13 +190,14 @@ def write_routing(path: Path, header: Header, layers: Iterable[Routing]) -> None
 def write_trace(path: Path, header: Header, layers: Iterable[Activations], dtype: str = "int8") -> None:
     """Write a trace whole or not at all. `dtype` is int8 (compact), float16 or float32.
 
-    Raises InputError for values that are not finite, or overflow the dtype, and if `path` cannot be written.
+    Raises InputError for values that are not finite, or overflow the dtype, for `next_layer` in only some of the layers
+    before the last, and if `path` cannot be written.
     """
     limit = {"int8": 127 * float(np.finfo(np.float16).max), "float16": float(np.finfo(np.float16).max)}.get(dtype)
     tensors: dict[str, NDArray[Any]] = {}
     recorded = 0
     for recorded, acts in enumerate(layers, start=1):
-        for name in TENSORS:
+        for name in TENSORS if acts.next_layer is None else (*TENSORS, NEXT_LAYER):
             key = f"layers.{recorded - 1}.{name}"
             values = np.asarray(getattr(acts, name), dtype=np.float32)
             if not np.isfinite(values).all() or (limit is not None and np.abs(values).max() > limit):
@@ -191,6 +208,7 @@ def write_trace(path: Path, header: Header, layers: Iterable[Activations], dtype
                 tensors[key] = values.astype(dtype)
     if recorded != header.model.num_hidden_layers:
         raise InputError(f"{path}: {recorded} layers for a model of {header.model.num_hidden_layers}")
+    check_next_layer(tensors, range(recorded), path)
     _write(path, tensors, header)
 
 

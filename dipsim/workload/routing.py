@@ -21,7 +21,9 @@ class Routing:
     """One layer's routing of T tokens among E experts, of which a token uses `k` by itself.
 
     It was recorded as the router's `recorded_logits` [T, E], or as the experts chosen, `ids` [T, k] from the most to
-    the least wanted, and perhaps their `recorded_weights` [T, k]. `where` names the file in what goes wrong.
+    the least wanted, and perhaps their `recorded_weights` [T, k]. `next_layer` [T, E] are the logits that the router of
+    the next layer with a mixture would make of this router's input. It is None where it was not recorded, and in the
+    last layer. `where` names the file in what goes wrong.
     """
 
     experts: int
@@ -31,11 +33,12 @@ class Routing:
     recorded_weights: Float32s | None = None
     layer: int = 0
     where: object = ""
+    next_layer: Float32s | None = None
 
     def at(self, token: int) -> Routing:
         """That of one token, whose arrays keep their axis of tokens."""
         names = ("recorded_logits", "ids", "recorded_weights", "next_layer")
-        given = {name: values for name in names if (values := getattr(self, name, None)) is not None}
+        given = {name: values for name in names if (values := getattr(self, name)) is not None}
         return replace(self, **{name: values[token : token + 1] for name, values in given.items()})
 
     @cached_property

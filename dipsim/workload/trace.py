@@ -7,7 +7,7 @@ names the suffix of its files.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +23,7 @@ from dipsim.basics.fields import Strict
 from dipsim.workload.shape import ModelShape
 
 TENSORS = ("mlp_input", "gate_proj", "up_proj")
+NEXT_LAYER = "next_layer"  # may stand beside them, in every layer but the last
 
 
 def silu(x: Float32s) -> Float32s:
@@ -34,7 +35,9 @@ def silu(x: Float32s) -> Float32s:
 class Activations:
     """One layer's activations: `mlp_input` [..., d]; `gate_proj`, `up_proj`, `gate` and `glu` [..., m].
 
-    Leading axes are tokens. d is the model's hidden_size, m its intermediate_size.
+    Leading axes are tokens. d is the model's hidden_size, m its intermediate_size. `next_layer` [..., m] float32 is
+    what the next layer would make of this layer's input: |silu(W_gate x) * (W_up x)| with the next layer's matrices. It
+    is None where it was not recorded, and in the last layer.
     """
 
     mlp_input: Any
@@ -42,13 +45,14 @@ class Activations:
     up_proj: Any
     activation: Callable[[Any], Any] = silu
     layer: int = 0
+    next_layer: Any | None = None
 
     def at(self, token: int) -> Activations:
         """Those of one token."""
         tensors = {
             name: values[token]
             for name, values in vars(self).items()
-            if name in (*TENSORS, "next_layer") and values is not None
+            if name in (*TENSORS, NEXT_LAYER) and values is not None
         }
         return replace(self, **tensors)
 
@@ -156,6 +160,18 @@ class Trace(ABC):
             raise InputError(f"{self.path}: layer {index}: the trace has {self.shape.num_hidden_layers}")
         if index not in self.layers:
             raise InputError(f"{self.path}: layer {index}: has no mixture of experts")
+
+
+def check_next_layer(present: Collection[str], layers: Sequence[int], path: Path) -> None:
+    """Raise InputError unless all of these layers but the last have a tensor `next_layer`, or none has."""
+    keys = [f"layers.{layer}.{NEXT_LAYER}" for layer in layers]
+    if not any(key in present for key in keys):
+        return
+    if keys[-1] in present:
+        raise InputError(f"{path}: {keys[-1]}: there is no layer after the last; leave it out")
+    for key in keys[:-1]:
+        if key not in present:
+            raise InputError(f"{path}: {key}: is missing, but other layers have it; record the trace again")
 
 
 def sequences(starts: Sequence[int], tokens: int) -> list[tuple[int, int]]:

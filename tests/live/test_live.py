@@ -13,6 +13,7 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+from safetensors.numpy import load_file  # noqa: E402
 from tiny_models import FAMILIES, IDS, TEXT, make, save  # noqa: E402
 
 from dipsim.basics import files  # noqa: E402
@@ -100,6 +101,62 @@ def test_the_text_is_one_stream_without_special_tokens(llama, tmp_path, text):
     for index, acts in enumerate(collect(models.load(llama), [IDS[:20]])):
         for name in TENSORS:
             np.testing.assert_array_equal(getattr(trace.layer(index), name), getattr(acts, name))
+
+
+@pytest.mark.usefixtures("no_network")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_the_next_layer_makes_of_an_input_is_collected(family, tmp_path):
+    """And all else stays as it is, to the bit."""
+    model = make(family, **({"mlp_bias": True} if family == "Llama" else {}))
+    loaded, calls = models.load(save(tmp_path / "model", model)), []
+    sequences = [IDS[:12], IDS[12:20]]
+    found = collect(loaded, sequences, lambda _what, *at: calls.append(at), next_layer=True)
+    assert calls == [(done, 6) for done in range(1, 7)]
+    for acts, plain in zip(found, collect(loaded, sequences), strict=True):
+        assert plain.next_layer is None
+        for name in TENSORS:
+            assert getattr(acts, name).tobytes() == getattr(plain, name).tobytes()
+    for acts, following in zip(found, (layer.mlp for layer in model.model.layers[1:]), strict=False):
+        if family == "Phi3":
+            rows = following.gate_up_proj.weight
+        else:
+            rows = torch.cat([following.gate_proj.weight, following.up_proj.weight])
+        product = torch.tensor(acts.mlp_input).double() @ rows.detach().double().T
+        if family == "Llama":
+            product += torch.cat([following.gate_proj.bias, following.up_proj.bias]).detach().double()
+        gate, up = product.chunk(2, dim=-1)
+        assert acts.next_layer.dtype == np.float32
+        np.testing.assert_allclose(acts.next_layer, (gate * gate.sigmoid() * up).abs(), rtol=1e-4, atol=1e-4)
+    assert found[-1].next_layer is None
+
+
+def test_the_command_records_it_if_asked(llama, tmp_path, text, cli_run):
+    """In int8 as the others, which stay byte for byte as they are."""
+    for name, option in (("with", ["--next-layer"]), ("without", [])):
+        arguments = ["--model", llama, "--text", text, "--tokens", 16, "--out", tmp_path / f"{name}.safetensors"]
+        status, out, err = cli_run("record", *arguments, *option)
+        assert (status, err) == (0, "")
+        assert "16 tokens of tiny-llama" in out
+    found, without = (load_file(tmp_path / f"{name}.safetensors") for name in ("with", "without"))
+    assert {name for name in found.keys() - without.keys() if not name.endswith(".scale")} == {
+        "layers.0.next_layer",
+        "layers.1.next_layer",
+    }
+    for name, values in without.items():
+        assert found[name].tobytes() == values.tobytes()
+    trace = Trace.open(tmp_path / "with.safetensors")
+    for layer, acts in enumerate(collect(models.load(llama), [IDS[:16]], next_layer=True)[:2]):
+        np.testing.assert_allclose(trace.layer(layer).next_layer, acts.next_layer, atol=acts.next_layer.max() / 200)
+    assert trace.layer(2).next_layer is None
+
+
+def test_the_only_layer_has_no_next_one(tmp_path, text, cli_run):
+    folder = save(tmp_path / "one", make("Llama", num_hidden_layers=1))
+    arguments = ["record", "--model", folder, "--text", text, "--tokens", 8, "--out", tmp_path / "t.safetensors"]
+    status, out, err = cli_run(*arguments, "--next-layer")
+    assert (status, out) == (2, "")
+    assert err == f"error: {folder}: has only one layer, and so no next one; leave --next-layer out\n"
+    assert not (tmp_path / "t.safetensors").exists()
 
 
 def test_header_names_its_source_without_paths(llama, tmp_path, text):

@@ -12,6 +12,7 @@ import yaml
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers", minversion="5")
 
+from safetensors.numpy import load_file  # noqa: E402
 from tiny_models import IDS, MIXTURES, SIZES, TEXT, make, save  # noqa: E402
 
 from dipsim.basics.errors import InputError  # noqa: E402
@@ -171,6 +172,58 @@ def test_recorded_logits_are_those_of_the_models_own_routers(family, tmp_path):
         expected = torch.cat([each.router_logits[place].reshape(-1, routing.experts) for each in own])
         np.testing.assert_allclose(routing.logits, expected, rtol=1e-5, atol=1e-5)
         assert routing.k == MIXTURES[family]["num_experts_per_tok"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_the_next_router_makes_of_an_input_is_recorded(family, tmp_path, cli_run):
+    """And all else that is recorded stays as it is, to the bit."""
+    model = make(family)
+    folder = save(tmp_path / "model", model)
+    (tmp_path / "text.txt").write_text(TEXT)
+    arguments = ["record", "--model", folder, "--text", tmp_path / "text.txt", "--tokens", 20, "--sequence-length", 12]
+    for name, option in (("without", []), ("with", ["--next-layer"])):
+        status, _, err = cli_run(*arguments, "--out", tmp_path / f"{name}.safetensors", *option)
+        assert (status, err) == (0, "")
+    without, found = (load_file(tmp_path / f"{name}.safetensors") for name in ("without", "with"))
+    assert found.keys() - without.keys() == {f"layers.{layer}.next_layer" for layer in WHERE[family][:-1]}
+    for name, values in without.items():
+        assert found[name].tobytes() == values.tobytes()
+    gates, seen = [model.model.layers[layer].mlp.gate for layer in WHERE[family]], {}
+    with torch.no_grad(), hooked((gate, lambda gate, x, _: seen.setdefault(gate, []).append(x[0])) for gate in gates):
+        for ids in (IDS[:12], IDS[12:20]):
+            model(torch.tensor([ids]))
+    trace = Trace.open(tmp_path / "with.safetensors")
+    for layer, gate, following in zip(WHERE[family], gates, gates[1:], strict=False):
+        x = torch.cat([each.reshape(-1, 32) for each in seen[gate]]).double()
+        expected = x @ following.weight.detach().double().T
+        np.testing.assert_allclose(trace.layer(layer).next_layer, expected, rtol=1e-4, atol=1e-4)
+    assert trace.layer(WHERE[family][-1]).next_layer is None
+
+
+def test_the_next_router_normalises_its_input_as_it_does_its_own():
+    model = make("Olmoe")
+    gates = [layer.mlp.gate for layer in model.model.layers]
+    plain = type(gates[1]).forward
+    gates[1].forward = lambda x: plain(gates[1], torch.nn.functional.layer_norm(3 * x + 1, x.shape[-1:]))
+    shape = ModelShape.from_config(model.config.to_dict(), name="tiny")
+    tiny, seen, calls = LoadedModel(model, None, shape, [], {}, find_routers(model)), [], []
+    with hooked([(gates[0], lambda _gate, x, _: seen.append(x[0].reshape(-1, 32)))]):
+        first, second, last = collect_routing(tiny, [IDS[:9]], lambda _what, *at: calls.append(at), next_layer=True)
+    assert calls == [(1, 3), (2, 3), (3, 3)]
+    (x,) = seen
+    mean, deviation = x.mean(-1, keepdim=True), x.std(-1, keepdim=True, correction=0)
+    expected = (x - mean) / deviation @ gates[1].weight.T
+    np.testing.assert_allclose(first.next_layer, expected.detach(), rtol=1e-3, atol=1e-3)
+    assert second.next_layer.shape == (9, 10)
+    assert last.next_layer is None
+
+
+def test_the_only_mixture_has_no_next_one(tmp_path):
+    folder = save(tmp_path / "model", make("Qwen2Moe", mlp_only_layers=[0, 1]))
+    (tmp_path / "text.txt").write_text(TEXT)
+    with pytest.raises(InputError, match=r"model: has only one mixture of experts, and so no next one; leave --next"):
+        record(folder, tmp_path / "text.txt", tmp_path / "t.safetensors", tokens=8, next_layer=True)
+    assert not (tmp_path / "t.safetensors").exists()
 
 
 def test_routing_is_recorded_in_float32_only(tmp_path, cli_run):

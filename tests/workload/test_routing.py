@@ -1,5 +1,7 @@
 """Traces of routing: what is written comes back, and what no router gives is one line."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import tiny_mixture
@@ -42,6 +44,91 @@ def test_what_is_written_comes_back(tmp_path, kind):
     again = tmp_path / "again.safetensors"
     tiny_mixture.write(again, of=of, layers=layers, prompts=((0, 3), (5, 7)))
     assert again.read_bytes() == trace.path.read_bytes()
+
+
+def guessing(of, kind="ids", tokens=6):
+    """Routing whose layers have logits of the next one's router, but for the last."""
+    layers = routing(of, tokens=tokens, kind=kind)
+    following = [layer.recorded_logits for layer in routing(of, tokens=tokens, kind="logits", seed=1)]
+    return [
+        *(replace(layer, next_layer=values) for layer, values in zip(layers[:-1], following[1:], strict=True)),
+        layers[-1],
+    ]
+
+
+@pytest.mark.parametrize("kind", ["ids", "bare", "logits"])
+def test_the_next_routers_logits_come_back(tmp_path, kind):
+    """Layer 1 is dense, so layer 0 has those of layer 2."""
+    of = shape(dense_layers=(1,))
+    layers = guessing(of, kind)
+    trace = tiny_mixture.write(tmp_path / "t.safetensors", of=of, layers=layers)
+    read = trace.layer(0, 4)
+    assert (read.next_layer.dtype, read.next_layer.flags.writeable) == (np.float32, False)
+    assert read.next_layer.tolist() == layers[0].next_layer[:4].tolist()
+    assert read.at(2).next_layer.tolist() == layers[0].next_layer[2:3].tolist()
+    assert (read.preference == layers[0].preference[:4]).all()
+    assert trace.layer(2).next_layer is None
+    assert trace.layer(2).at(2).next_layer is None
+
+
+def test_logits_in_float16_are_read_as_float32(tmp_path):
+    values = np.float16(np.linspace(-3, 3, 48).reshape(6, 8))
+    path = changed(tmp_path, lambda t: t.update({f"layers.{layer}.next_layer": values for layer in (0, 1)}))
+    for layer in (0, 1):
+        read = Trace.open(path).layer(layer).next_layer
+        assert read.dtype == np.float32
+        assert read.tolist() == values.tolist()
+
+
+@pytest.mark.parametrize("kind", ["ids", "logits"])
+def test_a_trace_without_them_has_the_tensors_it_always_had(tmp_path, kind):
+    trace = tiny_mixture.write(tmp_path / "t.safetensors", kind=kind)
+    assert [trace.layer(index).next_layer for index in range(3)] == [None] * 3
+    names = {"ids": ("experts", "expert_weights"), "logits": ("router_logits",)}[kind]
+    with safe_open(trace.path, framework="np") as file:
+        assert set(file.keys()) == {f"layers.{index}.{name}" for index in range(3) for name in names}
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({0: None}, "layers.0.next_layer: is missing, but other layers have it; record the trace again"),
+        ({2: np.ones((6, 8), np.float32)}, "layers.2.next_layer: there is no layer after the last; leave it out"),
+        ({1: np.ones((6, 2), np.float32)}, r"layers.1.next_layer: has shape \[6, 2\]; \[6, 8\] is expected"),
+        ({1: np.ones((5, 8), np.float32)}, r"layers.1.next_layer: has shape \[5, 8\]; \[6, 8\] is expected"),
+        ({1: np.ones((6, 8), np.int8)}, "layers.1.next_layer: dtype I8 is not one of F16, F32"),
+        ({1: np.diag([np.nan] * 8)[2:].astype(np.float16)}, "layers.1.next_layer: token 0: NaN or infinite; import or"),
+    ],
+)
+def test_logits_that_no_next_router_gives_are_one_line(tmp_path, change, complaint):
+    def spoil(tensors):
+        tensors |= {f"layers.{layer}.next_layer": np.ones((6, 8), np.float16) for layer in (0, 1)}
+        for layer, values in change.items():
+            tensors.pop(f"layers.{layer}.next_layer", None)
+            if values is not None:
+                tensors[f"layers.{layer}.next_layer"] = values
+
+    path = changed(tmp_path, spoil)
+    with pytest.raises(InputError, match=complaint) as error:
+        Trace.open(path).layer(1)
+    assert str(error.value).startswith(f"{path}: ")
+    assert "\n" not in str(error.value)
+
+
+def test_only_logits_that_can_be_read_again_are_written(tmp_path):
+    path = tmp_path / "t.safetensors"
+    first, second, last = guessing(SHAPE)
+    for layers, complaint in (
+        ([first, replace(second, next_layer=None), last], "layers.1.next_layer: is missing"),
+        ([first, second, replace(last, next_layer=first.next_layer)], "layers.2.next_layer: there is no layer after"),
+        (
+            [first, replace(second, next_layer=np.full((6, 8), np.inf, np.float32)), last],
+            "layers.1.next_layer: token 0: NaN or infinite",
+        ),
+    ):
+        with pytest.raises(InputError, match=complaint):
+            tiny_mixture.write(path, layers=layers)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_ranking_of_ids_is_their_order():

@@ -1,7 +1,9 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import save_file
 from tiny import SHAPE, activations
 
@@ -28,6 +30,77 @@ def test_reads_only_the_tokens_asked_for(tiny_trace):
     assert opened.layer(0, tokens=5).mlp_input.tolist() == opened.layer(0).mlp_input[:5].tolist()
 
 
+THREE = SHAPE.model_copy(update={"num_hidden_layers": 3})
+
+
+def guessing(shape=THREE, tokens=12):
+    """The activations of every layer, the last without what the next one would make of its input."""
+    made = activations(shape, tokens)
+    *others, last = (replace(acts, next_layer=abs(acts.glu[:, ::-1])) for acts in made)
+    return [*others, replace(last, next_layer=None)]
+
+
+@pytest.mark.parametrize(("dtype", "error"), [("float32", 0), ("float16", 1e-3), ("int8", 1 / 127)])
+def test_what_the_next_layer_makes_of_an_input_comes_back(tmp_path, dtype, error):
+    path, layers = tmp_path / "t.safetensors", guessing()
+    write_trace(path, Header(model=THREE), layers, dtype)
+    opened = Trace.open(path)
+    for index, acts in enumerate(layers[:2]):
+        read = opened.layer(index, 7).next_layer
+        assert (read.dtype, read.shape, read.flags.writeable) == (np.float32, (7, 24), False)
+        assert read == pytest.approx(acts.next_layer[:7], abs=float(error * acts.next_layer.max()))
+        assert opened.layer(index).at(5).next_layer.tolist() == opened.layer(index).next_layer[5].tolist()
+    assert opened.layer(2).next_layer is None
+    assert opened.layer(2).at(5).next_layer is None
+
+
+def test_a_trace_without_it_has_the_tensors_it_always_had(tiny_trace):
+    opened = tiny_trace()
+    assert [opened.layer(index).next_layer for index in range(2)] == [None, None]
+    with safe_open(opened.path, framework="np") as file:
+        assert set(file.keys()) == {f"layers.{index}.{name}" for index in range(2) for name in TENSORS}
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({0: None}, r"layers\.0\.next_layer: is missing, but other layers have it; record the trace again"),
+        ({1: None}, r"layers\.1\.next_layer: is missing, but other layers have it; record the trace again"),
+        ({2: np.ones((12, 24), np.float32)}, r"layers\.2\.next_layer: there is no layer after the last; leave it out"),
+        ({1: np.ones((12, 16), np.float32)}, r"layers\.1\.next_layer: has shape \[12, 16\]; \[12, 24\] is expected"),
+        ({1: np.ones((11, 24), np.float32)}, r"layers\.1\.next_layer: has shape \[11, 24\]; \[12, 24\] is expected"),
+        ({1: np.ones((12, 24))}, r"layers\.1\.next_layer: dtype F64 is not one of F16, F32, I8 with scales"),
+        ({1: np.ones((12, 24), np.int8)}, r"layers\.1\.next_layer\.scale: is missing; int8 needs scales"),
+        (
+            {1: np.full((12, 24), np.inf, np.float32)},
+            r"layers\.1\.next_layer: holds NaN or infinite values; record the",
+        ),
+    ],
+)
+def test_what_the_next_layer_cannot_have_made_is_one_line(tmp_path, change, complaint):
+    path = tmp_path / "bad.safetensors"
+    guesses = {index: acts.next_layer for index, acts in enumerate(guessing())} | change
+    content = {f"layers.{i}.next_layer": values for i, values in guesses.items() if values is not None}
+    save_file(content | tensors(THREE), path, metadata=recorded.metadata(Header(model=THREE)))
+    with pytest.raises(InputError, match=complaint) as error:
+        Trace.open(path).layer(1)
+    assert str(error.value).startswith(f"{path}: ")
+    assert "\n" not in str(error.value)
+
+
+def test_only_what_can_be_read_again_of_the_next_layer_is_written(tmp_path):
+    first, second, last = guessing()
+    path, header = tmp_path / "t.safetensors", Header(model=THREE)
+    with pytest.raises(InputError, match=r"layers\.1\.next_layer: is missing"):
+        write_trace(path, header, [first, replace(second, next_layer=None), last])
+    with pytest.raises(InputError, match=r"layers\.2\.next_layer: there is no layer after the last"):
+        write_trace(path, header, [first, second, replace(last, next_layer=first.next_layer)])
+    large = replace(second, next_layer=1e5 * np.ones_like(second.next_layer))
+    with pytest.raises(InputError, match=r"layers\.1\.next_layer: values are not finite in float16; try --dtype"):
+        write_trace(path, header, [first, large, last], "float16")
+    assert not list(tmp_path.iterdir())
+
+
 def test_int8_blocks_follow_their_own_scale():
     values = np.repeat(np.float32([1e-3, 1.0]), 32)[None] * np.linspace(-1, 1, 64, dtype=np.float32)
     quantised, scale = encode(values)
@@ -43,8 +116,8 @@ def test_silu_and_glu():
     assert acts.glu == pytest.approx(silu(acts.gate_proj) * acts.up_proj)
 
 
-def tensors():
-    return {f"layers.{i}.{n}": getattr(a, n) for i, a in enumerate(activations()) for n in TENSORS}
+def tensors(shape=SHAPE):
+    return {f"layers.{i}.{n}": getattr(a, n) for i, a in enumerate(activations(shape)) for n in TENSORS}
 
 
 META = recorded.metadata(Header(model=SHAPE))
