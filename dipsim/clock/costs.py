@@ -56,8 +56,8 @@ class Found:
 class Costs:
     """The costs of the steps of a plan, whose rows are `cycles`, on a device.
 
-    `ahead` and `static` [rows][P] are what is known before masks, of weights and of compute; `prefill` encodes a
-    prompt. With `contention`, what is read crosses DRAM and enters caches by itself, and costs a step nothing.
+    `ahead` and `static` [rows][P] are what is known before masks, of weights and of compute, and `static_reads` the
+    reads from Flash among it; `prefill` encodes a prompt. With `contention`, what is read crosses DRAM and enters caches by itself, and costs a step nothing.
     """
 
     def __init__(
@@ -88,6 +88,7 @@ class Costs:
             (service.flash_static[heads], service.dram_static[heads], *others),
             (still.flash_static[heads], traffic[heads], *others),
         )
+        self.static_reads = still.flash_reads[heads].tolist()
         further = [0.0] * (len(self.resources) - len(RESOURCES))
         self.prefill = Request([*service.prefill.tolist(), *further], [*service.prefill_bytes.tolist(), *further])
         self._masked = lru_cache(maxsize=4096)(self._masked_seconds)

@@ -41,6 +41,7 @@ class Buffer:
         self.books = Guessed.none(rows)
         self._ended = ended
         self._for: dict[tuple[int, int], list[Guess]] = {}  # by the row and position that they are for
+        self._outdated: list[tuple[int, Guess]] = []  # read although their step has begun
         self._interrupting = 0.0
 
     def named(self, row: int, step: int) -> list[Mask]:
@@ -68,16 +69,22 @@ class Buffer:
     def meet(self, row: int, step: int, missing: Mask) -> tuple[Mask, list[Job]]:
         """A step misses units [N]: which of them were guessed and begun, and the reads under way that it waits for.
 
-        Nothing that was guessed for the step stays in the buffer. What has not begun is dropped.
+        Nothing that was guessed for the step stays in the buffer. What has not begun is dropped, unless it is to be read
+        all the same and the step does not want it.
         """
         found, waits, books = np.zeros_like(missing), [], self.books
-        for guess in self._for.pop((row, step), ()):
-            wanted = guess.units & missing
-            useful = int(np.count_nonzero(wanted))
-            if guess.job.begin is None and (useful or self.options.drop_late):
+        mine = self._for.pop((row, step), [])
+        for guess in [guess for guess in mine if guess.job.begin is None]:  # before room is given back to them
+            mine.remove(guess)
+            if self.options.drop_late or (guess.units & missing).any():
                 self.flash.cancel(guess.job)
                 books.dropped[row] += guess.count
-                continue
+            else:
+                self._outdated.append((row, guess))
+                after(guess.job.done, partial(self._free_later, guess))
+        for guess in mine:
+            wanted = guess.units & missing
+            useful = int(np.count_nonzero(wanted))
             books.wasted[row] += guess.count - useful
             found |= wanted
             if guess.job.end is not None:
@@ -97,10 +104,10 @@ class Buffer:
 
     def close(self) -> None:
         """At the end of the run, what is left was wasted, or never read."""
-        for (row, _), left in self._for.items():
-            for guess in left:
-                kind = self.books.dropped if guess.job.begin is None else self.books.wasted
-                kind[row] += guess.count
+        left = [(row, guess) for (row, _), guesses in self._for.items() for guess in guesses]
+        for row, guess in [*left, *self._outdated]:
+            kind = self.books.dropped if guess.job.begin is None else self.books.wasted
+            kind[row] += guess.count
 
     def _enter(self, size: float) -> bool:
         """Take room in the buffer, if there is so much."""

@@ -62,7 +62,7 @@ class LiveSteps:
         """What a step wants is looked up in its cache, in the buffer of guesses, and among what is under way."""
         site = self.plan.sites.get(step)
         if site is None:
-            return Demand(self.costs.static[row][step], self._interrupts(0))
+            return Demand(self.costs.static[row][step], self._interrupts(self.costs.static_reads[row][step]))
         plan, tokens = self.plan, self.rows[row].tokens
         masks = plan.choose(tokens, step)
         wanted = together(masks)
@@ -96,7 +96,7 @@ class LiveSteps:
             self._tiers(row, site, found)
         self._uses[step] += masks.sum(axis=0)
         self._last[self._stream[row], step] = wanted
-        return Demand(request, self._interrupts(reads.total if self.timing == "pipelined" else 0), [*waits, *late])
+        return Demand(request, self._interrupts(reads.total), [*waits, *late])
 
     def asked(self, row: int, step: int, fetch: Asked | None) -> list[Asked]:
         """A step asked for its fetch: until that ends, and is filled in, other steps wait for what it brings.
@@ -133,10 +133,13 @@ class LiveSteps:
         return replace(plan, guessed=self.buffer.books)
 
     def _interrupts(self, reads: float) -> float:
-        """Seconds for which reads under way beside compute interrupt it: a step's own, and guesses since the last."""
+        """Seconds for which reads beside compute interrupt it: those of guesses since the last step, and the step's own
+        where they run beside it.
+        """
         if self.device.compute is None or not self.device.compute.interrupt:
             return 0.0
-        return (reads + (self.buffer.interrupting() if self.buffer else 0)) * self.device.compute.interrupt
+        beside = reads if self.timing == "pipelined" else 0.0
+        return (beside + (self.buffer.interrupting() if self.buffer else 0.0)) * self.device.compute.interrupt
 
     def _under_way(self, step: int) -> list[tuple[Mask, Job]]:
         """What was asked for at this position and has not arrived."""
@@ -164,6 +167,7 @@ class LiveSteps:
             token=self.rows[row].tokens[0],
             layer=site.layer,
             target=there.layer,
+            ahead=prefetch.ahead,
             wraps=wraps,
             mask=wanted,
             last=self._last.get((self._stream[row], target), np.zeros_like(coming)),

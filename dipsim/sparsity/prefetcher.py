@@ -23,7 +23,8 @@ class Known:
     """What is known when one layer's mask is, of a later layer with N units in the same group.
 
     `token` wants `mask` [N] at `layer`; `acts` are the activations or the routing of that layer, of this token alone.
-    The guess is for `target`, a layer of the same token or, if `wraps`, of the next one. `last` [N] is what the token
+    The guess is for `target`, the layer `ahead` layers later among those with the group, of the same token or, if
+    `wraps`, of the next one. `last` [N] is what the token
     before used there, `uses` [N] by how many tokens each unit was used there so far, `resident` [N] what its cache
     holds. `actual()` [N] is what it will want; only a prefetcher that is an oracle may look.
     """
@@ -32,6 +33,7 @@ class Known:
     token: int
     layer: int
     target: int
+    ahead: int
     wraps: bool
     mask: Mask
     last: Mask

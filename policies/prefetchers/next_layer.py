@@ -21,7 +21,7 @@ class NextLayer(Prefetcher):
                 "prefetch: next-layer: the trace does not say what the next layer's gate makes of a layer's input; "
                 "record it with --next-layer, or ask an oracle how good a guess would have to be"
             )
-        if known.target > known.layer + 1:
+        if known.ahead > 1:
             return None
-        scores = known.acts.next_layer
+        scores = known.acts.next_layer.reshape(-1)
         return scores - scores.min() + 1

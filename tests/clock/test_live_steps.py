@@ -61,6 +61,13 @@ def run(trace, options=None, dev=SLOW, timing="serial", of=None, traced=()):
     return run_on_clock(trace, made, dev, timing, options or Clocked(), traced=lambda _: traced)
 
 
+def only_flash(layer, **changes):
+    """A device on which a layer computes so long, and all else but Flash takes no time to speak of."""
+    return SLOW.replace(
+        **{"compute.layer": layer, "dram.bandwidth": "1000 TB/s", "compute.throughput": "1e9 GFLOP/s"}, **changes
+    )
+
+
 def prefetch(by="oracle", units=2, buffer=10 * EXPERT, **options):
     parameters = {name: options.pop(name) for name in ("recall", "precision") if name in options}
     chosen_by = Named(units=by) if isinstance(by, tuple) else load_prefetcher(by, **parameters)
@@ -90,9 +97,9 @@ COLUMNS = st.tuples(
     st.sampled_from(["warm", "cold"]),
 )
 COSTLY = device(**{
-    "flash.read_bandwidth": "5 MB/s", "flash.command_time": "3 us", "flash.latency": "20 us", "dram.bandwidth": "60 MB/s",
-    "dram.flash_copies": 1, "dram.fill": "40 MB/s", "dram.row": "64 B", "compute.weights": "50 MB/s",
-    "compute.selection": "100 M/s", "compute.layer": "7 us", "compute.interrupt": "2 us",
+    "flash.read_bandwidth": "5 MB/s", "flash.command_time": "3 us", "flash.latency": "20 us",
+    "dram.bandwidth": "60 MB/s", "dram.flash_copies": 1, "dram.fill": "40 MB/s", "dram.row": "64 B",
+    "compute.weights": "50 MB/s", "compute.selection": "100 M/s", "compute.layer": "7 us", "compute.interrupt": "2 us",
 })  # fmt: skip
 
 
@@ -121,7 +128,8 @@ def test_experts_on_the_clock_are_those_of_the_plan(tmp_path, case):
     policy, rule, scope, room, seed, start = case
     trace = tiny_mixture.write(tmp_path / "t.safetensors", seed=seed, starts=(0, 7))
     size = SHAPE.static_bytes(7) + room * EXPERT
-    same(trace, Setting(load_policy(policy), size, rule, scope=scope, start=start), COSTLY)
+    parameters = {"experts": 1} if policy == "fewer-experts" else {}
+    same(trace, Setting(load_policy(policy, **parameters), size, rule, scope=scope, start=start), COSTLY)
 
 
 @settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -149,11 +157,12 @@ def test_policies_that_use_what_is_read_are_those_of_the_plan(tiny_trace):
 
 # prefetch
 
+
 def test_a_perfect_guess_and_time_enough_leave_only_the_first_reads(trace):
-    """Nothing is cached: each of 12 steps reads two experts. All but the first step's come while a layer computes."""
+    """Nothing is cached: each of 12 steps reads two experts. All but the first step's come from DRAM."""
     _, without = run(trace)
     made, times = run(trace, prefetch())
-    assert without.latency_s.sum() - times.latency_s.sum() == pytest.approx(11 * 2 * READ, rel=1e-9)
+    assert without.latency_s.sum() - times.latency_s.sum() == pytest.approx(22 * (READ - EXPERT / 1e9), rel=1e-9)
     assert fates(made) == {"useful": 22, "late": 0, "wasted": 0, "dropped": 0}
     assert made.guessed.bytes.sum() == 22 * EXPERT
     assert made.flash_misses.sum() == 2 * EXPERT
@@ -162,7 +171,9 @@ def test_a_perfect_guess_and_time_enough_leave_only_the_first_reads(trace):
 
 def test_a_guess_under_way_is_waited_for_and_one_that_has_not_begun_is_read_as_demand(trace):
     """100 us until the next layer: one guess has 92 us to go, and shares Flash with the demand for the other expert."""
-    fast = SLOW.replace(**{"compute.layer": "100 us", "dram.bandwidth": "1000 TB/s", "compute.throughput": "1e9 GFLOP/s"})
+    fast = SLOW.replace(
+        **{"compute.layer": "100 us", "dram.bandwidth": "1000 TB/s", "compute.throughput": "1e9 GFLOP/s"}
+    )
     _, without = run(trace, dev=fast)
     made, times = run(trace, prefetch(), dev=fast)
     head = made.tokens - 1  # lm_head takes no time here: the next token's guesses have as long as all others
@@ -174,25 +185,28 @@ def test_a_guess_under_way_is_waited_for_and_one_that_has_not_begun_is_read_as_d
 
 def test_an_idle_guess_that_is_wrong_costs_no_more_than_its_read(trace):
     """With 100 us for guesses, a wrong one of 192 us delays each later step by the 92 us that it still takes."""
-    fast = SLOW.replace(**{"compute.layer": "100 us", "dram.bandwidth": "1000 TB/s", "compute.throughput": "1e9 GFLOP/s"})
+    fast = SLOW.replace(
+        **{"compute.layer": "100 us", "dram.bandwidth": "1000 TB/s", "compute.throughput": "1e9 GFLOP/s"}
+    )
     fast = fast.replace(**{"flash.queue_depth": 1})
     _, without = run(trace, dev=fast)
     made, times = run(trace, prefetch((7, 6)), dev=fast)
     assert times.latency_s.sum() - without.latency_s.sum() == pytest.approx(11 * (READ - 100e-6), rel=1e-6)
-    assert fates(made) == {"useful": 0, "late": 0, "wasted": 12, "dropped": 12}
+    assert fates(made) == {"useful": 0, "late": 0, "wasted": 11, "dropped": 11}
 
 
 def test_an_eager_guess_stands_in_the_queue_before_later_demand(trace):
     """Two wrong guesses of 192 us a step, of which 100 us pass before the next demand; what is late is read all the
     same.
     """
-    fast = SLOW.replace(**{"compute.layer": "100 us", "dram.bandwidth": "1000 TB/s", "compute.throughput": "1e9 GFLOP/s"})
+    fast = SLOW.replace(
+        **{"compute.layer": "100 us", "dram.bandwidth": "1000 TB/s", "compute.throughput": "1e9 GFLOP/s"}
+    )
     fast = fast.replace(**{"flash.queue_depth": 1})
     _, without = run(trace, dev=fast)
     made, times = run(trace, prefetch((7, 6), when="eager", drop_late=False), dev=fast)
     assert times.latency_s.sum() - without.latency_s.sum() == pytest.approx(11 * (2 * READ - 100e-6), rel=1e-6)
-    assert fates(made)["dropped"] in (0, 1, 2)  # those of the last step
-    assert made.guessed.wasted.sum() + made.guessed.dropped.sum() == 24
+    assert fates(made) == {"useful": 0, "late": 0, "wasted": 22, "dropped": 0}
 
 
 def test_guesses_wait_for_room_in_the_buffer(trace):
@@ -202,7 +216,9 @@ def test_guesses_wait_for_room_in_the_buffer(trace):
 
 def test_two_layers_ahead_is_twice_the_time(trace):
     """384 us for guesses of a step, of which two must be read in it; asked for a layer earlier they are never late."""
-    fast = SLOW.replace(**{"compute.layer": "300 us", "dram.bandwidth": "1000 TB/s", "compute.throughput": "1e9 GFLOP/s"})
+    fast = SLOW.replace(
+        **{"compute.layer": "300 us", "dram.bandwidth": "1000 TB/s", "compute.throughput": "1e9 GFLOP/s"}
+    )
     near, far = (run(trace, prefetch(ahead=ahead), dev=fast) for ahead in (1, 2))
     assert fates(near[0])["late"] == 11
     assert far[0].flash_misses.sum() > near[0].flash_misses.sum() - 12 * EXPERT
@@ -241,7 +257,7 @@ def test_next_layer_takes_the_inputs_of_this_layer(tiny_trace):
     class Inputs(type(of.policy)):
         """The inputs alone."""
 
-        def groups(self, shape):
+        def groups(self, _shape):
             return (inputs,)
 
     made, _ = run(trace, options, of=replace(of, policy=Inputs(keep=0.5)), dev=slow)
@@ -306,7 +322,9 @@ def test_every_guess_has_one_fate_and_every_byte_one_kind(tmp_path, case):
     of = setting(room, "lru", length=12, buffer=6 * EXPERT)
     made, times = run(trace, options, of=of, dev=dev, timing=timing, traced=None)
     spans = [span for span in times.spans if span.step >= 0]
-    read = {kind: sum(s.bytes for s in spans if s.resource == "flash" and s.kind == kind) for kind in ("demand", "guess")}
+    read = {
+        kind: sum(s.bytes for s in spans if s.resource == "flash" and s.kind == kind) for kind in ("demand", "guess")
+    }
     assert read["demand"] == pytest.approx((made.flash_static + made.flash_read_bytes).sum())
     assert read["guess"] == pytest.approx(made.guessed.bytes.sum())
     used, found = made.units
@@ -328,12 +346,15 @@ def test_guesses_in_idle_time_cost_at_most_a_read_a_step_and_perfect_ones_nothin
     of = setting(room, "lru", length=12, buffer=6 * EXPERT)
     _, without = run(trace, of=of, dev=dev, timing=timing)
     _, perfect = run(trace, prefetch(buffer=6 * EXPERT), of=of, dev=dev, timing=timing)
-    _, wrong = run(trace, prefetch(buffer=6 * EXPERT, recall=0.0, precision=0.3, units=4), of=of, dev=dev, timing=timing)
+    _, wrong = run(
+        trace, prefetch(buffer=6 * EXPERT, recall=0.0, precision=0.3, units=4), of=of, dev=dev, timing=timing
+    )
     assert perfect.latency_s.sum() <= without.latency_s.sum() * (1 + 1e-9)
     assert (wrong.latency_s <= without.latency_s + 3 * READ * (1 + 1e-9)).all()
 
 
 # drafts
+
 
 def test_drafts_are_verified_together_by_hand(trace):
     """Three drafts, all right: the four tokens want experts 0 to 5, each read once in every layer."""
@@ -373,11 +394,12 @@ def test_acceptance_is_a_probability_until_the_first_that_is_wrong():
 
 # streams
 
+
 def test_streams_share_a_cache_and_wait_for_each_other_by_hand(tmp_path):
     """Two streams of two tokens, the same two experts of one layer. The second stream finds them under way."""
     shape = tiny_mixture.ModelShape(**tiny_mixture.SIZES | {"num_hidden_layers": 1}, mixture=tiny_mixture.MIXTURE)
     trace = tiny_mixture.write(tmp_path / "t.safetensors", of=shape, layers=[chosen([0, 1], [2, 3], [0, 1], [2, 3])])
-    fast = SLOW.replace(**{"compute.layer": "0 s", "dram.bandwidth": "1000 TB/s", "compute.throughput": "1e9 GFLOP/s"})
+    fast = only_flash("0 s")
     of = setting(8, "lru", shape=shape, streams=2)
     made, times = run(trace, Clocked(streams=2), of=of, dev=fast)
     assert made.flash_misses.sum(axis=1).tolist() == [2 * EXPERT, 2 * EXPERT, 0, 0]
@@ -391,14 +413,14 @@ def test_who_is_served_first(tmp_path, turns, ends):
     """Two streams read two experts each at the same time: one after the other, or both at half the speed."""
     shape = tiny_mixture.ModelShape(**tiny_mixture.SIZES | {"num_hidden_layers": 1}, mixture=tiny_mixture.MIXTURE)
     trace = tiny_mixture.write(tmp_path / "t.safetensors", of=shape, layers=[chosen([0, 1], [2, 3])])
-    fast = SLOW.replace(**{"compute.layer": "0 s", "dram.bandwidth": "1000 TB/s", "compute.throughput": "1e9 GFLOP/s",
-                           "flash.queue_depth": 2})  # fmt: skip
+    fast = only_flash("0 s", **{"flash.queue_depth": 2})
     of = setting(0, "none", shape=shape, streams=2, length=2)
     _, times = run(trace, Clocked(streams=2, turns=turns), of=of, dev=fast)
     assert times.latency_s == pytest.approx([count * READ for count in ends], rel=1e-6)
 
 
 # contention
+
 
 def test_copies_cross_dram_beside_the_reads_and_fills_after_them(trace):
     """A step's two experts cross DRAM while they are read, and again into the cache, while the next layer goes on."""
@@ -408,18 +430,19 @@ def test_copies_cross_dram_beside_the_reads_and_fills_after_them(trace):
     made, times = run(trace, Clocked(contention=True), of=of, dev=dev, traced=None)
     missed = made.flash_misses.sum()
     copied, filled = missed / 1e9, missed / 4e6
-    assert quiet.latency_s.sum() - times.latency_s.sum() == pytest.approx(copied + filled, rel=1e-6)
+    met = times.waited_s[:, Resource.DRAM].sum()  # where a fill and the next layer's weights share the bus
+    assert met > 0
+    assert quiet.latency_s.sum() - times.latency_s.sum() == pytest.approx(copied + filled - met, rel=1e-6)
     fills = [span for span in times.spans if span.kind == "fill"]
-    assert sum(span.bytes for span in fills if span.end_s - span.start_s > 40e-6) == missed
-    assert sum(span.bytes for span in fills) >= missed
+    taken_in = sum(span.bytes for span in fills if span.end_s - span.start_s > 40e-6)
+    assert taken_in == missed - 2 * EXPERT  # the last fill outlasts the run
 
 
 def test_a_unit_that_is_being_filled_in_is_waited_for(tmp_path):
     """One layer: the next token wants the same experts at once, and waits until the cache has taken them in."""
     shape = tiny_mixture.ModelShape(**tiny_mixture.SIZES | {"num_hidden_layers": 1}, mixture=tiny_mixture.MIXTURE)
     trace = tiny_mixture.write(tmp_path / "t.safetensors", of=shape, layers=[chosen([0, 1], [0, 1])])
-    fast = SLOW.replace(**{"compute.layer": "0 s", "dram.bandwidth": "1000 TB/s", "compute.throughput": "1e9 GFLOP/s",
-                           "dram.fill": "1 kB/s"})  # fmt: skip
+    fast = only_flash("0 s", **{"dram.fill": "1 kB/s"})
     of = setting(8, "lru", shape=shape, length=2)
     _, times = run(trace, Clocked(contention=True), of=of, dev=fast)
     assert times.latency_s == pytest.approx([2 * READ, 2 * EXPERT / 1e3], rel=1e-6)
@@ -438,7 +461,7 @@ CARD = {"flash.capacity": "768 B", "tiers": [{"name": "card", "bandwidth": "100 
 
 
 def test_a_card_behind_flash_by_hand(trace):
-    """Flash holds four experts of all: each layer's first two tokens fill it, and the third finds nothing of its own."""
+    """Flash holds four experts of all layers: each token's six throw out those of the token before."""
     made, times = run(trace, dev=SLOW.replace(**CARD))
     assert times.resources == ("flash", "dram", "compute", "card")
     assert made.tier_bytes[:, 0].tolist() == [6 * EXPERT] * 4
@@ -486,7 +509,9 @@ def test_a_unit_computes_its_steps(trace):
 
 
 def test_tiers_out_of_order_are_refused():
-    fast, slow = ({"name": name, "bandwidth": rate, "capacity": "1 kB"} for name, rate in (("a", "2 TB/s"), ("b", "1 TB/s")))
+    fast, slow = (
+        {"name": name, "bandwidth": rate, "capacity": "1 kB"} for name, rate in (("a", "2 TB/s"), ("b", "1 TB/s"))
+    )
     for wrong, words in (
         ({"tiers": [slow, fast]}, "in order of bandwidth"),
         ({"tiers": [fast | {"bandwidth": "30 MB/s"}]}, "slower than DRAM and faster than Flash"),
