@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -111,7 +111,8 @@ class Site:
         return self.further[tier].resident[self.first : self.first + self.caches.columns]
 
 
-class Reads(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Reads:
     """The reads [R] of a step and their bytes [R] by class of size, both together, and the units [N] that they bring."""
 
     count: Ints
@@ -337,7 +338,8 @@ class StepwiseExperts(Stepwise):
         if (count, layer) not in self._reads:  # all that differs is which units they bring
             reads = np.array([count * self._pieces])
             self._reads[count, layer] = Reads.of(reads, reads * self._read[layer], missing)
-        return self._reads[count, layer]._replace(brings=missing)
+        known = self._reads[count, layer]
+        return Reads(known.count, known.bytes, known.total, known.size, missing)
 
     def piece_bytes(self, site: Site) -> float:
         return site.unit_bytes / self._pieces

@@ -9,10 +9,10 @@ from dipsim import Known, Prefetcher
 
 
 class Oracle(Prefetcher):
-    """Names each unit that will be missed with the probability `recall`; of all that it names, `precision` will be.
+    """Names each unit that will be missed with the probability `recall`; a share `precision` of what it names is right.
 
-    What it names wrongly is drawn from the units that are neither resident nor wanted, at least as many as for one
-    right guess where something will be missed.
+    What it names wrongly is drawn from the units that are neither resident nor wanted, where something will be missed,
+    and then at least as many as for one right guess.
     """
 
     oracle = True
