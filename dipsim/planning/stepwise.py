@@ -113,7 +113,7 @@ class Site:
 
 @dataclass(frozen=True, slots=True)
 class Reads:
-    """The reads [R] of a step and their bytes [R] by class of size, both together, and the units [N] that they bring."""
+    """The reads [R] of a step and their bytes [R] by class of size, the sums of both, and the units [N] they bring."""
 
     count: Ints
     bytes: Floats
