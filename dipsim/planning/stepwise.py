@@ -293,7 +293,8 @@ class StepwiseExperts(Stepwise):
         self._place = {position: place for place, position in enumerate(self.order)}
         self._caches: list[UnitCache] = []
         self._reads: dict[tuple[int, int], Reads] = {}
-        self._stretches = [stretch for sequence in self._books.stretches() for stretch in sequence]
+        together = [stretch for sequence in self._books.stretches() for stretch in sequence]
+        self._uncounted = [(start, stop) for start, stop in together if not self.builder.counted[start]]
 
     def _new_caches(self) -> None:
         self._books.end(self._caches)
@@ -320,9 +321,8 @@ class StepwiseExperts(Stepwise):
         return site.chosen
 
     def _pass(self, begin: int, end: int) -> None:
-        counted = self.builder.counted
-        for start, stop in self._stretches:
-            if begin <= start < end and not counted[start]:
+        for start, stop in self._uncounted:
+            if begin <= start < end:
                 for place, site in enumerate(self._in_order):
                     self._books.wanted[start, place], self._books.found[0, start, place] = self._met(site, start, stop)
 
