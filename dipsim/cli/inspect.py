@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from pydantic import BaseModel
 
 from dipsim.basics.errors import InputError
 from dipsim.cli.terminal import console
@@ -19,6 +20,7 @@ class Kind(StrEnum):
 
     devices = "devices"
     policies = "policies"
+    prefetchers = "prefetchers"
     traces = "traces"
     layouts = "layouts"
 
@@ -46,6 +48,7 @@ def list_(kind: Annotated[Kind, typer.Argument(help="What to list.")]) -> None:
             _describe_device,
         ),
         Kind.policies: (("name", "parameters", "description"), _describe_policy),
+        Kind.prefetchers: (("name", "parameters", "description"), _describe_prefetcher),
         Kind.traces: (("name", "tokens", "model", "layers, hidden, intermediate or experts"), _describe_trace),
         Kind.layouts: (("name", "description"), _describe_layout),
     }[kind]
@@ -69,11 +72,20 @@ def _describe_device(name: str) -> tuple[str, ...]:
 def _describe_policy(name: str) -> tuple[str, ...]:
     from dipsim.sparsity.plugins import policy_class
 
-    policy = policy_class(name)
+    return _describe_plugin(policy_class(name))
+
+
+def _describe_prefetcher(name: str) -> tuple[str, ...]:
+    from dipsim.sparsity.plugins import prefetcher_class
+
+    return _describe_plugin(prefetcher_class(name))
+
+
+def _describe_plugin(plugin: type[BaseModel]) -> tuple[str, ...]:
     parameters = [
-        key if field.is_required() else f"{key}={field.default!r}" for key, field in policy.model_fields.items()
+        key if field.is_required() else f"{key}={field.default!r}" for key, field in plugin.model_fields.items()
     ]
-    return ", ".join(parameters), (policy.__doc__ or "").splitlines()[0]
+    return ", ".join(parameters), (plugin.__doc__ or "").splitlines()[0]
 
 
 def _describe_trace(name: str) -> tuple[str, ...]:

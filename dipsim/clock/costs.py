@@ -56,8 +56,9 @@ class Found:
 class Costs:
     """The costs of the steps of a plan, whose rows are `cycles`, on a device.
 
-    `ahead` and `static` [rows][P] are what is known before masks, of weights and of compute, and `static_reads` the
-    reads from Flash among it; `prefill` encodes a prompt. With `contention`, what is read crosses DRAM and enters caches by itself, and costs a step nothing.
+    `ahead` and `static` [rows, P] are what is known before masks, of weights and of compute, and `static_reads` the
+    reads from Flash among it; `prefill` encodes a prompt. With `contention`, what is read crosses DRAM and enters
+    caches by itself, and costs a step nothing.
     """
 
     def __init__(

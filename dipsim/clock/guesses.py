@@ -69,8 +69,8 @@ class Buffer:
     def meet(self, row: int, step: int, missing: Mask) -> tuple[Mask, list[Job]]:
         """A step misses units [N]: which of them were guessed and begun, and the reads under way that it waits for.
 
-        Nothing that was guessed for the step stays in the buffer. What has not begun is dropped, unless it is to be read
-        all the same and the step does not want it.
+        Nothing that was guessed for the step stays in the buffer. What has not begun is dropped, unless it is to be
+        read all the same and the step does not want it.
         """
         found, waits, books = np.zeros_like(missing), [], self.books
         mine = self._for.pop((row, step), [])

@@ -71,12 +71,12 @@ class LiveSteps:
         hits = site.present(masks, tokens)
         waits = [job for units, job in self._under_way(step) if (units & wanted).any()]
         above = _taken(held[: len(self.device.above)], wanted)
-        here = hits | together(np.array([*above, hits]))
+        here = np.bitwise_or.reduce([hits, *above]) if above else hits
         arrived, late = self.buffer.meet(row, step, wanted & ~here) if self.buffer else (None, [])
         here = here if arrived is None else here | arrived
         missing = wanted & ~here
-        from_flash, *behind = _taken([*held[len(self.device.above) :], np.ones_like(wanted)], missing)
-        reads = plan.fetch(step, from_flash)
+        behind = _taken([*held[len(above) :], np.ones_like(wanted)], missing) if self.device.behind else [missing]
+        reads = plan.fetch(step, behind.pop(0))
         used = wanted
         if before is not None:
             used, here = wanted | before | reads.brings, here | before
@@ -94,7 +94,7 @@ class LiveSteps:
         request = self.costs.request(row, site, found, reads, wants)
         if held:
             self._tiers(row, site, found)
-        self._uses[step] += masks.sum(axis=0)
+        self._uses[step] += masks.sum(axis=0) if len(masks) > 1 else wanted
         self._last[self._stream[row], step] = wanted
         return Demand(request, self._interrupts(reads.total), [*waits, *late])
 
@@ -173,7 +173,7 @@ class LiveSteps:
             last=self._last.get((self._stream[row], target), np.zeros_like(coming)),
             uses=self._uses[target],
             resident=coming,
-            acts=site.acts.at(self.rows[row].tokens[-1]),
+            see=lambda: site.acts.at(self.rows[row].tokens[-1]),
             actual=lambda: together(plan.choose(tokens, target)),
             random=self._random,
         )

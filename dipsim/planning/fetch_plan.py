@@ -216,7 +216,7 @@ class FetchPlan:
         if not self.of_experts:
             return None
         used = sum(group.k for group in self.groups) * float(self.shape.expert_bytes.sum())
-        return self.budget.static_bytes + float(self.shape.whole_mlp_bytes.sum()) + used
+        return self.budget.static_bytes + self.budget.buffer_bytes + float(self.shape.whole_mlp_bytes.sum()) + used
 
     @property
     def units(self) -> tuple[Floats, Floats]:

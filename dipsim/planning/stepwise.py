@@ -111,23 +111,20 @@ class Site:
         return self.further[tier].resident[self.first : self.first + self.caches.columns]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Reads:
-    """The reads [R] of a step and their bytes [R] by class of size, and the units [N] that they bring."""
+    """The reads [R] of a step and their bytes [R] by class of size, the sums of both, and the units [N] they bring."""
 
     count: Ints
     bytes: Floats
+    total: float
+    size: float
     brings: Mask
 
-    @property
-    def total(self) -> float:
-        """The number of reads."""
-        return float(self.count.sum())
-
-    @property
-    def size(self) -> float:
-        """Their bytes."""
-        return float(self.bytes.sum())
+    @classmethod
+    def of(cls, count: Ints, size: Floats, brings: Mask) -> Reads:
+        """From reads and their bytes by class."""
+        return cls(count, size, float(count.sum()), float(size.sum()), brings)
 
 
 class Stepwise(ABC):
@@ -263,7 +260,7 @@ class StepwiseColumns(Stepwise):
     def fetch(self, position: int, missing: Mask) -> Reads:
         site = self.sites[position]
         found = fetch(missing[None], self.builder.placement(site.caches, site.layer), self.setting.flash)
-        return Reads(found.reads[0], found.read_bytes[0], found.masks[0] if site.caches.group.uses_all else missing)
+        return Reads.of(found.reads[0], found.read_bytes[0], found.masks[0] if site.caches.group.uses_all else missing)
 
     def piece_bytes(self, site: Site) -> float:
         return self.builder.placement(site.caches, site.layer).piece_bytes
@@ -295,7 +292,9 @@ class StepwiseExperts(Stepwise):
         self._read = piece_read_bytes(self.shape, self.setting)
         self._place = {position: place for place, position in enumerate(self.order)}
         self._caches: list[UnitCache] = []
-        self._stretches = [stretch for sequence in self._books.stretches() for stretch in sequence]
+        self._reads: dict[tuple[int, int], Reads] = {}
+        together = [stretch for sequence in self._books.stretches() for stretch in sequence]
+        self._uncounted = [(start, stop) for start, stop in together if not self.builder.counted[start]]
 
     def _new_caches(self) -> None:
         self._books.end(self._caches)
@@ -322,9 +321,8 @@ class StepwiseExperts(Stepwise):
         return site.chosen
 
     def _pass(self, begin: int, end: int) -> None:
-        counted = self.builder.counted
-        for start, stop in self._stretches:
-            if begin <= start < end and not counted[start]:
+        for start, stop in self._uncounted:
+            if begin <= start < end:
                 for place, site in enumerate(self._in_order):
                     self._books.wanted[start, place], self._books.found[0, start, place] = self._met(site, start, stop)
 
@@ -336,8 +334,12 @@ class StepwiseExperts(Stepwise):
         return int(np.count_nonzero(together(masks))), int(np.count_nonzero(hits))
 
     def fetch(self, position: int, missing: Mask) -> Reads:
-        count = np.array([np.count_nonzero(missing) * self._pieces])
-        return Reads(count, count * self._read[self.sites[position].layer], missing)
+        count, layer = int(np.count_nonzero(missing)), self.sites[position].layer
+        if (count, layer) not in self._reads:  # all that differs is which units they bring
+            reads = np.array([count * self._pieces])
+            self._reads[count, layer] = Reads.of(reads, reads * self._read[layer], missing)
+        known = self._reads[count, layer]
+        return Reads(known.count, known.bytes, known.total, known.size, missing)
 
     def piece_bytes(self, site: Site) -> float:
         return site.unit_bytes / self._pieces

@@ -76,6 +76,7 @@ class Run(BaseModel, frozen=True, allow_inf_nan=False):
     dram_bytes: float
     tokens: int
     scope: str | None = None  # of a cache of experts
+    on_clock: str | None = None
     working_set_bytes: float | None = None
     tokens_per_s: PositiveFloat
     mean_latency_s: float = Field(validation_alias=AliasPath("latency_s", "mean"))
@@ -106,7 +107,8 @@ class Run(BaseModel, frozen=True, allow_inf_nan=False):
         tokens = f"{self.tokens:,} token{'s' * (self.tokens > 1)}"
         served = f" over the {self.scope}" if self.scope else ""
         rule = f"eviction {self.eviction}{served}"
-        memory = (f"layout {self.layout}", rule, f"timing {self.timing}", f"start {self.start}")
+        memory = [f"layout {self.layout}", rule, f"timing {self.timing}", f"start {self.start}"]
+        memory += [self.on_clock] if self.on_clock else []
         return " · ".join((self.device, f"DRAM {show(self.dram_bytes, 'size')}", *memory, tokens))
 
 

@@ -26,7 +26,8 @@ FATES = ("useful", "late", "wasted", "dropped")  # of guesses
 class Result:
     """One policy's run on one device.
 
-    `perplexity` and its `standard_error` are None unless they were measured for exactly this setting.
+    `perplexity` and its `standard_error` are None unless they were measured for exactly this setting. `on_clock` says
+    in words what depended on the clock.
     """
 
     plan: FetchPlan
@@ -34,6 +35,7 @@ class Result:
     timeline: Timeline
     perplexity: float | None = None
     standard_error: float | None = None
+    on_clock: str = ""
 
     @property
     def policy(self) -> str:
@@ -207,6 +209,7 @@ class Result:
             "layout": plan.setting.layout,
             "eviction": plan.setting.eviction,
             "timing": self.timeline.timing,
+            **({"on_clock": self.on_clock} if self.on_clock else {}),
             "dram_bytes": plan.setting.dram_bytes,
             "tokens": plan.tokens,
             "warm_up_tokens": plan.warm_up,

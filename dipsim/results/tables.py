@@ -23,19 +23,21 @@ def heading(results: Sequence[Result]) -> str:
     plan, timeline = results[0].plan, results[0].timeline
     budget = plan.budget
     static = budget.lm_head_bytes + budget.attention_bytes
-    rest = max(0.0, budget.total_bytes - static - budget.kv_cache_bytes)
-    parts = (
+    rest = max(0.0, budget.total_bytes - static - budget.kv_cache_bytes - budget.buffer_bytes)
+    parts = [
         f"{show(static, 'size')} lm_head and attention",
         f"{show(budget.kv_cache_bytes, 'size')} KV cache",
         f"{show(rest, 'size')} for {show(plan.shape.mlp_bytes, 'size')} of {'experts' if plan.of_experts else 'MLP'}",
-    )
+    ]
+    parts += [f"{show(budget.buffer_bytes, 'size')} for guesses"] if budget.buffer_bytes else []
+    clock = f"\n{results[0].on_clock}" if results[0].on_clock else ""
     begun = f" after {plan.warm_up} to warm up" if plan.warm_up else f", start {plan.setting.start}"
     faults = page_fault_share(budget.total_bytes, results[0].device)
     paging = f"\n{faults:.0%} of what is resident pages in: the device has less DRAM free" if faults else ""
     scope = f" over the {plan.setting.scope}" if plan.of_experts else ""
     return (
         f"{plan.shape.name} on {results[0].device.name}: {plan.tokens} tokens{begun}, layout {plan.setting.layout}, "
-        f"{plan.setting.eviction}{scope}, {timeline.timing}{paging}\n"
+        f"{plan.setting.eviction}{scope}, {timeline.timing}{clock}{paging}\n"
         f"DRAM {show(budget.total_bytes, 'size')} = {' + '.join(parts)}"
     )
 
@@ -47,6 +49,7 @@ def run_table(results: Sequence[Result]) -> Table:
     rows = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     amplified = any(summary["read_amplification"] > 1.005 for summary in summaries)
     energy = any(summary["energy_j_per_token"] is not None for summary in summaries)
+    guessed = any("guesses_per_token" in summary for summary in summaries)
     settings = [
         name for name in ("dram_bytes", "layout", "eviction", "device") if len({s[name] for s in summaries}) > 1
     ]
@@ -56,6 +59,7 @@ def run_table(results: Sequence[Result]) -> Table:
     numbers = (
         *("tokens/s", "ms/token", *(f"{part} time" for part in parts), "hit rate", "MLP read"),
         *(("read amplification", "mean read") if amplified else ()),
+        *(("guesses read", "of use") if guessed else ()),
         *(("mJ/token",) if energy else ()),
         "perplexity",
     )
@@ -72,10 +76,19 @@ def run_table(results: Sequence[Result]) -> Table:
             f"{summary['hit_rate']:.1%}",
             f"{summary['mlp_fraction_read']:.1%}",
             *((f"{summary['read_amplification']:.2f}", show(summary["mean_read_bytes"], "size")) if amplified else ()),
+            *(_guesses(summary.get("guesses_per_token")) if guessed else ()),
             *((_millijoules(summary["energy_j_per_token"]),) if energy else ()),
             NOT_MEASURED if perplexity is None else f"{perplexity:.2f} ± {summary['perplexity_standard_error']:.2f}",
         )
     return rows
+
+
+def _guesses(fates: dict[str, float] | None) -> tuple[str, str]:
+    """The guesses that were read for a token, and the share that was used."""
+    if fates is None:
+        return "", ""
+    read = fates["useful"] + fates["late"] + fates["wasted"]
+    return significant(read), f"{(fates['useful'] + fates['late']) / read:.0%}" if read else ""
 
 
 def _millijoules(joules: float | None) -> str:

@@ -39,8 +39,12 @@ def load_prefetcher(name_or_path: str | Path, /, **parameters: Any) -> Prefetche
 
     Raises InputError as `load_policy`.
     """
-    cls = _plugin_class("prefetchers", name_or_path, Prefetcher)
-    return parse(cls, parameters, f"prefetch: {assets.policy_name(str(name_or_path))}")
+    return parse(prefetcher_class(name_or_path), parameters, f"prefetch: {assets.policy_name(str(name_or_path))}")
+
+
+def prefetcher_class(name_or_path: str | Path) -> type[Prefetcher]:
+    """Load the class of a prefetcher, by name or path. Raises InputError as `load_policy`."""
+    return _plugin_class("prefetchers", name_or_path, Prefetcher)
 
 
 def _plugin_class(kind: str, name_or_path: str | Path, base: type[Plugin]) -> type[Plugin]:

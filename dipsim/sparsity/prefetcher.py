@@ -22,11 +22,10 @@ from dipsim.sparsity.policy import Group
 class Known:
     """What is known when one layer's mask is, of a later layer with N units in the same group.
 
-    `token` wants `mask` [N] at `layer`; `acts` are the activations or the routing of that layer, of this token alone.
-    The guess is for `target`, the layer `ahead` layers later among those with the group, of the same token or, if
-    `wraps`, of the next one. `last` [N] is what the token
-    before used there, `uses` [N] by how many tokens each unit was used there so far, `resident` [N] what its cache
-    holds. `actual()` [N] is what it will want; only a prefetcher that is an oracle may look.
+    `token` wants `mask` [N] at `layer`, where its `acts` are. The guess is for `target`, the layer `ahead` layers later
+    among those with the group, of the same token or, if `wraps`, of the next one. `last` [N] is what the token before
+    used there, `uses` [N] by how many tokens each unit was used there so far, `resident` [N] what its cache holds or
+    will hold. `actual()` [N] is what it will want; only a prefetcher that is an oracle may look.
     """
 
     group: Group
@@ -39,9 +38,14 @@ class Known:
     last: Mask
     uses: Ints
     resident: Mask
-    acts: Any
+    see: Callable[[], Any]
     actual: Callable[[], Mask]
     random: np.random.Generator
+
+    @property
+    def acts(self) -> Any:
+        """The activations or the routing of `layer`, of this token alone."""
+        return self.see()
 
 
 class Prefetcher(Strict):

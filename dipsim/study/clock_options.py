@@ -78,6 +78,19 @@ class ClockOptions(Strict):
         return self.speculate is not None and self.speculate.draft > 0
 
     @property
+    def told(self) -> str:
+        """What depends on the clock, in a few words; empty if nothing does."""
+        parts = []
+        if self.prefetch is not None and self._reads_ahead:
+            read = self.prefetch
+            parts.append(f"prefetch {read.by.load().label} {read.when}, {read.units} a layer, lanes {read.lanes}")
+        if self.speculate is not None and self._drafts:
+            parts.append(f"{self.speculate.draft} drafts accepted with {self.speculate.acceptance:g}")
+        if self.streams > 1:
+            parts.append(f"{self.streams} streams {self.turns}")
+        return " · ".join([*parts, *(["contention"] if self.contention else [])])
+
+    @property
     def clock_options(self) -> ClockOptions:
         """These options alone."""
         return ClockOptions(**{name: getattr(self, name) for name in ClockOptions.model_fields})

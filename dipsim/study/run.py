@@ -125,6 +125,7 @@ def _run(
         else:
             fetch_plan = plans[index]
             times = engine.run(fetch_plan, device, options.timing, traced(fetch_plan.rows))
-        results.append(Result(fetch_plan, device, times, *lookup(measured, fetch_plan)))
+        perplexity, error = lookup(measured, fetch_plan)
+        results.append(Result(fetch_plan, device, times, perplexity, error, options.told))
         progress("simulating policies", index + 1, len(settings))
     return results

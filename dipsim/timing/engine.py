@@ -284,7 +284,7 @@ class Planned:
 
 
 def requests(seconds: Sequence[Floats], sizes: Sequence[Floats]) -> list[list[Request]]:
-    """Requests [T][P] of three arrays [T, P] each, in the order of `Resource`."""
+    """Requests [T, P] of three arrays [T, P] each, in the order of `Resource`."""
     pairs = zip(np.stack(seconds, axis=-1).tolist(), np.stack(sizes, axis=-1).tolist(), strict=True)
     return [[Request(*request) for request in zip(*token, strict=True)] for token in pairs]
 

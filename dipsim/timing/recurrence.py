@@ -10,6 +10,7 @@ the last step. The equations are in docs/background.md, section 6.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,6 +21,8 @@ from dipsim.timing.service import ServiceTimes, service_times
 from dipsim.timing.timeline import BREAKDOWN, WAIT, Resource, Timeline, Timing
 
 Interval = tuple[Floats, Floats]  # (start, end) of a request, seconds
+LAST = 6  # steps of a token, at its end, that mostly decide what is ahead of the next
+ROUNDING = 1e-14  # of a token's latency
 
 
 def timeline(plan: FetchPlan, device: Device, timing: Timing) -> Timeline:
@@ -69,63 +72,78 @@ def prefill_time(service: ServiceTimes, timing: Timing) -> float:
 def _pipelined(service: ServiceTimes, starts: Sequence[int]) -> tuple[Floats, Floats]:
     """`parts_s` and `waited_s` of a timeline in which all resources run side by side.
 
-    A token begins with what the one before asked for ahead. All tokens are computed side by side, at first as if there
-    were nothing ahead, and again until what is ahead of each is what the one before it left.
+    A token begins with what the one before asked for ahead. All tokens are computed side by side: at first as if what
+    is ahead followed from the last steps of the one before alone, and again until it is what that one left.
     """
     fresh = np.isin(np.arange(len(service.compute)), starts)
-    ahead = np.zeros((3, 2, len(fresh)))
+    steps = _Steps(
+        np.stack([service.flash_static.T, service.dram_static.T], axis=1),
+        np.stack([service.flash.T, service.dram.T], axis=1),
+        np.ascontiguousarray(service.compute.T),
+        np.ascontiguousarray(service.interrupts.T),
+    )
+    first = np.roll(steps.static[0], -1, axis=-1)
+    _, _, left = _tokens(
+        _Steps(*(seconds[-LAST:] for seconds in steps)), first, np.zeros((3, *first.shape)), np.ones_like(fresh)
+    )
     while True:
-        parts, waited, left = _tokens(service, ahead, fresh)
-        following = np.roll(left, 1, axis=-1)
-        following[..., fresh] = 0.0
-        if np.array_equal(following, ahead):
+        ahead = np.where(fresh, 0.0, np.roll(left, 1, axis=-1))
+        parts, waited, left = _tokens(steps, first, ahead, fresh)
+        off = np.abs(np.where(fresh, 0.0, np.roll(left, 1, axis=-1)) - ahead)
+        if (off <= ROUNDING * parts.sum(axis=-1)).all():
             return parts, waited
-        ahead = following
 
 
-def _tokens(service: ServiceTimes, ahead: Floats, fresh: Mask) -> tuple[Floats, Floats, Floats]:
+class _Steps(NamedTuple):
+    """Service times by step: of static and masked transfers [P, 2, T], of compute and what interrupts it [P, T]."""
+
+    static: Floats
+    masked: Floats
+    compute: Floats
+    interrupts: Floats
+
+
+def _tokens(steps: _Steps, first: Floats, ahead: Floats, fresh: Mask) -> tuple[Floats, Floats, Floats]:
     """Tokens that begin at 0 with the static transfers of their first step asked for `ahead`, or else `fresh` [T].
 
-    `ahead` [3, 2, T] is when they are served from, when they end, and how long they waited, of Flash and DRAM.
+    `ahead` [3, 2, T] is when they are served from, when they end, and how long they waited, of Flash and DRAM. `first`
+    [2, T] are the static transfers of the first step of the next token.
 
     When step p - 1 is done, each resource is asked for the masked transfer of step p, then for the static of p + 1. A
     step ends with the last of its requests, and with what they interrupted. The token waited for the last one from its
     start or, where it had started earlier, from the begin of the step. Returns parts and waiting, [T, 4] and [T, 3],
     and what is ahead of the next token, as `ahead`.
     """
-    static = np.stack([service.flash_static, service.dram_static])  # [2, T, P]
-    masked = np.stack([service.flash, service.dram])
-    done, positions = np.zeros(len(fresh)), service.compute.shape[1]
-    begin_s, end_s = _served(done, done, static[..., 0])
+    done = np.zeros(len(fresh))
+    begin_s, end_s = _served(done, done, steps.static[0])
     early = (np.where(fresh, begin_s, ahead[0]), np.where(fresh, end_s, ahead[1]))
-    waited = np.where(fresh, 0.0, ahead[2])
     parts = np.zeros((len(BREAKDOWN), *done.shape))
-    for p in range(positions):
+    following = np.concatenate([steps.static[1:], first[None]])
+    delays = np.empty((2, *following.shape))  # of masked transfers, and of those ahead of the next step
+    for p, (static, masked, compute, interrupts) in enumerate(zip(*steps, strict=True)):
         begin = done
-        needed = _served(early[1], begin, masked[..., p])
-        waited = waited + np.where(masked[..., p] > 0, needed[0] - begin, 0.0)
-        compute = service.compute[:, p]
+        needed = _served(early[1], begin, masked)
         done = _book_last(
             parts,
             begin,
             (
-                (Resource.FLASH, static[0, :, p], (early[0][0], early[1][0])),
-                (Resource.DRAM, static[1, :, p], (early[0][1], early[1][1])),
-                (Resource.FLASH, masked[0, :, p], (needed[0][0], needed[1][0])),
-                (Resource.DRAM, masked[1, :, p], (needed[0][1], needed[1][1])),
+                (Resource.FLASH, static[0], (early[0][0], early[1][0])),
+                (Resource.DRAM, static[1], (early[0][1], early[1][1])),
+                (Resource.FLASH, masked[0], (needed[0][0], needed[1][0])),
+                (Resource.DRAM, masked[1], (needed[0][1], needed[1][1])),
                 (Resource.COMPUTE, compute, (begin, begin + compute)),
             ),
         )
-        interrupts = service.interrupts[:, p]
         done = done + interrupts
         parts[Resource.COMPUTE] += interrupts
-        following = static[..., p + 1] if p + 1 < positions else np.roll(static[..., 0], -1, axis=-1)
-        early = _served(needed[1], begin, following)
-        delay = np.where(following > 0, early[0] - begin, 0.0)
-        waited = waited + delay * (p + 1 < positions)
-    left = np.stack([early[0] - done, early[1] - done, delay])
-    all_waited = np.concatenate([waited, np.zeros((1, len(fresh)))])
-    return np.moveaxis(parts, 0, -1), np.moveaxis(all_waited, 0, -1), left
+        early = _served(needed[1], begin, following[p])
+        np.subtract(needed[0], begin, out=delays[0, p])
+        np.subtract(early[0], begin, out=delays[1, p])
+    delays[0] *= steps.masked > 0
+    delays[1] *= following > 0
+    waited = np.where(fresh, 0.0, ahead[2]) + delays[0].sum(axis=0) + delays[1, :-1].sum(axis=0)
+    over = np.maximum(early[0] - done, 0), np.maximum(early[1] - done, 0)  # what ended before begins with the token
+    return parts.T, np.append(waited, np.zeros((1, len(fresh))), axis=0).T, np.stack([*over, delays[1, -1]])
 
 
 def _book_last(parts: Floats, begin: Floats, requests: tuple[tuple[Resource, Floats, Interval], ...]) -> Floats:

@@ -154,6 +154,9 @@ class Server:
 
     def _share(self) -> None:
         """Share the lanes, and set the timer to the next end."""
+        self._timer += 1
+        if not self.jobs:
+            return
         self._give_lanes()
         used = sum(job.lanes for job in self.jobs)
         soonest = None
@@ -164,7 +167,6 @@ class Server:
                 job.speed = self._speed(job, used)
                 left = job.left if job.speed == 1 else -int(-job.left // job.speed)
                 soonest = left if soonest is None else min(soonest, left)
-        self._timer += 1
         if soonest is not None:
             after(self.env.timeout(max(0, soonest), self._timer), self._end)
 
@@ -204,12 +206,10 @@ class Server:
         if timer.value != self._timer:
             return
         self._write_down()
-        ended = [job for job in self.jobs if job.lanes and job.left <= 0]
-        if ended:
-            self.jobs = [job for job in self.jobs if not (job.lanes and job.left <= 0)]
-            for job in ended:
-                job.end = self._then
-                job.done.succeed(job)
+        for job in [job for job in self.jobs if job.lanes and job.left <= 0]:
+            self.jobs.remove(job)
+            job.end = self._then
+            job.done.succeed()
         self._share()
 
 

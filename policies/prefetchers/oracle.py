@@ -9,10 +9,10 @@ from dipsim import Known, Prefetcher
 
 
 class Oracle(Prefetcher):
-    """Names each unit that will be missed with the probability `recall`; of all that it names, `precision` will be.
+    """Names each unit that will be missed with the probability `recall`; a share `precision` of what it names is right.
 
-    What it names wrongly is drawn from the units that are neither resident nor wanted, at least as many as for one
-    right guess where something will be missed.
+    What it names wrongly is drawn from the units that are neither resident nor wanted, where something will be missed,
+    and then at least as many as for one right guess.
     """
 
     oracle = True
@@ -21,12 +21,11 @@ class Oracle(Prefetcher):
     precision: Annotated[float, Field(gt=0, le=1)] = 1.0
 
     def scores(self, known: Known) -> Any:
-        wanted = known.actual()
-        missed, others = (np.flatnonzero(units & ~known.resident) for units in (wanted, ~wanted))
-        right = missed[known.random.random(len(missed)) < self.recall]
-        expected = max(1.0, len(missed) * self.recall) * (len(missed) > 0)
-        wrong = min(len(others), known.random.poisson(expected * (1 / self.precision - 1)))
-        named = np.concatenate([right, known.random.choice(others, wrong, replace=False)])
-        scores = np.zeros(len(wanted))
-        scores[named] = 1 + known.random.random(len(named))
-        return scores
+        wanted, cold, draw = known.actual(), ~known.resident, known.random.random(len(known.resident))
+        missed, others = wanted & cold, ~wanted & cold
+        count = np.count_nonzero(missed)
+        right = missed & (draw < self.recall)
+        expected = max(1.0, count * self.recall) * (count > 0)
+        wrong = known.random.poisson(expected * (1 / self.precision - 1))
+        last = np.sort(draw[others])[::-1][wrong : wrong + 1]  # the largest draw of those that are not named
+        return (1 + known.random.random(len(draw))) * (right | (others & (draw > last[0] if len(last) else others)))

@@ -132,6 +132,7 @@ def test_experts_on_the_clock_are_those_of_the_plan(tmp_path, case):
     same(trace, Setting(load_policy(policy, **parameters), size, rule, scope=scope, start=start), COSTLY)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(COLUMNS)
 def test_columns_on_the_clock_are_those_of_the_plan(tiny_trace, case):
@@ -309,6 +310,7 @@ GUESSES = st.tuples(
 )
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(GUESSES)
 def test_every_guess_has_one_fate_and_every_byte_one_kind(tmp_path, case):
@@ -338,6 +340,7 @@ def test_every_guess_has_one_fate_and_every_byte_one_kind(tmp_path, case):
     assert (again.guessed.dropped == made.guessed.dropped).all()
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 2**16), st.sampled_from(["serial", "concurrent"]), st.integers(0, 20), st.integers(1, 4))
 def test_guesses_in_idle_time_cost_at_most_a_read_a_step_and_perfect_ones_nothing(tmp_path, seed, timing, room, depth):
@@ -482,6 +485,7 @@ def test_a_tier_above_dram_by_hand(trace):
     assert without.latency_s - times.latency_s == pytest.approx(saved, abs=1e-15)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 2**16), st.integers(0, 24), st.sampled_from(TIMINGS))
 def test_a_larger_tier_is_never_slower(tmp_path, seed, room, timing):
@@ -496,6 +500,22 @@ def test_a_larger_tier_is_never_slower(tmp_path, seed, room, timing):
     base = total(room + 1, 3)
     assert total(room + 3, 3) <= base * (1 + 1e-9)
     assert total(room + 1, 8) <= base * (1 + 1e-9)
+
+
+@pytest.mark.slow
+@settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(0, 2**16), st.integers(0, 24), st.sampled_from(TIMINGS), st.booleans())
+def test_more_bandwidth_and_more_lanes_are_never_slower(tmp_path, seed, room, timing, guessed):
+    """With perfect guesses or none, beside fills and copies; a later token may only begin earlier."""
+    trace = tiny_mixture.write(tmp_path / "t.safetensors", seed=seed)
+    of = setting(room, "lru", length=12, buffer=6 * EXPERT)
+    options = replace(prefetch(buffer=6 * EXPERT) if guessed else Clocked(), contention=True)
+    dev = SLOW.replace(**{"dram.flash_copies": 1, "dram.fill": "2 MB/s", "dram.bandwidth": "20 MB/s",
+                          "flash.latency": "300 us", "flash.queue_depth": 2})  # fmt: skip
+    slow = run(trace, options, of=of, dev=dev, timing=timing)[1].latency_s.sum()
+    for field, value in (("flash.read_bandwidth", "3 MB/s"), ("dram.bandwidth", "70 MB/s"), ("flash.queue_depth", 4)):
+        fast = run(trace, options, of=of, dev=dev.replace(**{field: value}), timing=timing)[1].latency_s.sum()
+        assert fast <= slow * (1 + 1e-9), field
 
 
 def test_a_unit_computes_its_steps(trace):

@@ -141,3 +141,40 @@ def test_more_lanes_never_end_later(work, lanes):
     latest = [max((end for _, end, _ in found), default=0.0) for found in (few, more)]
     wide = [full for *_, how in demand for full in [how["full"]] if full > lanes]
     assert wide or latest[1] <= latest[0] * (1 + 1e-9)
+
+
+def read_by_read(lanes, limit, guesses, reads, when, seconds):
+    """When demand of so many reads ends, an event a read: each takes a lane for `seconds`, guesses first."""
+    env = simpy.Environment()
+    slots, few = simpy.PriorityResource(env, lanes), simpy.Resource(env, limit)
+    done = []
+
+    def guess():
+        with few.request() as one:
+            yield one
+            with slots.request(priority=1) as lane:
+                yield lane
+                yield env.timeout(seconds)
+
+    def read():
+        yield env.timeout(when)
+        with slots.request(priority=0) as lane:
+            yield lane
+            yield env.timeout(seconds)
+        done.append(env.now)
+
+    for _ in range(guesses):
+        env.process(guess())
+    for _ in range(reads):
+        env.process(read())
+    env.run()
+    return max(done)
+
+
+@given(st.integers(1, 5), st.integers(1, 5), st.integers(0, 8), st.integers(1, 12), st.floats(0, 6))
+def test_shares_of_lanes_are_what_reads_find_one_by_one(lanes, limit, guesses, reads, when):
+    """Within the time of a read: a batch is a fluid, and its last reads are not whole rounds."""
+    guess = (0, 1, {"full": 1, "size": 1.0, "priority": SPARE, "keeps": True})
+    batch = (when, reads / min(reads, lanes), {"full": reads, "size": 1.0, "flow": 1})
+    found, _ = play([guess] * guesses + [batch], lanes=lanes, limit=min(limit, lanes), rate=linear)
+    assert found[-1][1] == pytest.approx(read_by_read(lanes, min(limit, lanes), guesses, reads, when, 1.0), abs=1.001)
