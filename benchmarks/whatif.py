@@ -29,7 +29,6 @@ RECALLS = [0.25, 0.5, 0.75, 1.0]
 WHEN = ["never", "idle", "eager"]
 PRECISION = 0.6
 QUALITY = "not measured"
-STOLEN = "0.84 ms"  # of the GPU by a guess: 73 % of the time that an expert takes to read
 PREDICTING = "2783 us"  # a layer of the phone, 512 us, and 109 ms a token of predicting
 
 
@@ -142,7 +141,8 @@ def summary(found: dict[tuple[str, str], pd.DataFrame]) -> Rows:
     for (machine, name), table in found.items():
         of = "drafts" if name == "drafts" else "prefetch"
         for when, mine in table.groupby("prefetch.when", sort=False) if of == "prefetch" else [("-", table)]:
-            ends = [mine.loc[mine["gain"].idxmin()], mine.loc[mine["gain"].idxmax()]]
+            order = mine.sort_values("gain", kind="stable")
+            ends = [order.iloc[0], order.iloc[-1]]
             cells = [text for row in ends for text in (f"{row['gain']:.3f}", _place(row, map_axes(mine, of)))]
             lose = f"{(mine['gain'] < 1).sum()} of {len(mine)}"
             rows.append([machine, name, str(when), *cells, lose, QUALITY])
@@ -155,17 +155,25 @@ def _place(row: pd.Series[Any], axes: list[str]) -> str:
     return ", ".join(f"{name} {value}" for name, value in zip(names, values, strict=True))
 
 
-def least_recall(found: dict[tuple[str, str], pd.DataFrame]) -> Rows:
-    """The least recall of the map that wins, by how long Flash is idle."""
-    rows = [["machine", "when", *["idle: gain at recall 0.25 / 0.5 / 0.75 / 1"] * 4, "perplexity"]]
+def break_even(found: dict[tuple[str, str], pd.DataFrame]) -> Rows:
+    """By how long Flash is idle: the least recall of the map from which on guesses win, and what half recall brings."""
+    columns = (f"`{when}`: {what}" for when in WHEN[1:] for what in ("wins from recall", "gain at 0.5"))
+    rows = [["machine", "what is changed", "tokens/s without", "Flash idle", *columns, "perplexity"]]
     for machine in MACHINES:
-        for when, mine in found[machine.name, "idle"].groupby("prefetch.when", sort=False):
-            cells = []
-            for idle, same in mine.groupby("idle"):
-                gained = same.sort_values("oracle.recall")["gain"]
-                cells.append(f"{idle:.0%}: {' / '.join(f'{gain:.2f}' for gain in gained)}")
-            rows.append([machine.name, str(when), *cells, QUALITY])
+        key, values = machine.speed
+        for value in values:
+            mine = found[machine.name, "idle"].query(f"`{key}` == @value")
+            cells = [text for when in WHEN[1:] for text in _wins(mine[mine["prefetch.when"] == when])]
+            without, idle = mine["baseline"].iloc[0], mine["idle"].iloc[0]
+            rows.append([machine.name, f"`{key}` {value}", f"{without:.2f}", f"{idle:.0%}", *cells, QUALITY])
     return rows
+
+
+def _wins(rows: pd.DataFrame) -> tuple[str, str]:
+    gained = rows.set_index("oracle.recall")["gain"].sort_index()
+    losing = gained.index[gained < 1]
+    above = gained.index[gained.index > max(losing, default=0.0)]
+    return (f"{above[0]:g}" if len(above) else "nowhere"), f"{gained[0.5]:.3f}"
 
 
 def published() -> Rows:
@@ -181,8 +189,6 @@ def published() -> Rows:
     mac = MACHINES[1].same
     temporal = {"prefetch": _oracle(0.25, 0.25, when="eager", units=4, lanes=4)}
     rows.append(_beside("M3 Max, the last token's experts", (4.36, 4.36 * 0.82), mac, temporal))
-    stolen = {"hardware": mac["hardware"] | {"compute.interrupt": STOLEN}}
-    rows.append(_beside("the same, and a read slows the GPU down", (4.36, 4.36 * 0.82), mac, temporal | stolen))
     ahead = {"prefetch": _oracle(0.46, 1 / 1.4, when="idle", units=4, lanes=4)}
     rows.append(_beside("M4 Max, only while Flash is idle", (3.20, 4.29), m4_max(), ahead))
     rows[-1][2] += " with other changes, +5.2 % alone"
@@ -199,7 +205,8 @@ def _beside(name: str, speeds: tuple[float, float], same: dict[str, Any], change
     mine = [each.tokens_per_s for each in results]
     hits = " to ".join(f"{100 * each.hit_rate:.0f}" for each in results)
     changes = [f"{100 * (after / before - 1):+.1f} %" for before, after in (speeds, mine)]
-    return [name, f"{speeds[0]:.2f} to {speeds[1]:.2f}", changes[0], f"{mine[0]:.2f} to {mine[1]:.2f}", changes[1], f"{hits} %", QUALITY]
+    theirs, ours = (f"{before:.2f} to {after:.2f}" for before, after in (speeds, mine))
+    return [name, theirs, changes[0], ours, changes[1], f"{hits} %", QUALITY]
 
 
 def m4_max() -> dict[str, Any]:
@@ -220,7 +227,7 @@ def main() -> None:
     found = {(machine.name, name): swept(machine, name) for machine in MACHINES for name in machine.maps()}
     tables = {
         "machines": machines(),
-        "idle": least_recall(found),
+        "idle": break_even(found),
         "maps": summary(found),
         "published": published(),
     }

@@ -123,7 +123,7 @@ def _ticks(rows: pd.DataFrame, name: str) -> list[str]:
 
 def _axis(rows: pd.DataFrame, name: str) -> str:
     text = "DRAM" if name == DRAM else name
-    return f"{text}, and how long Flash is idle without" if _decides(rows, name) else text
+    return f"{text}\nand how long Flash is idle without" if _decides(rows, name) else text
 
 
 def _decides(rows: pd.DataFrame, name: str) -> bool:
