@@ -120,8 +120,8 @@ class Engine:
         self.spans: list[Span] = []
         self.start, self.latency, self.ttft = [0] * tokens, [0] * tokens, 0
         self.parts = [[0] * (len(places) + 1) for _ in range(tokens)]
-        self.busy = np.zeros((tokens, len(places)))
-        self.waited = np.zeros((tokens, len(places)))
+        self.busy = [[0.0] * len(places) for _ in range(tokens)]
+        self.waited = [[0] * len(places) for _ in range(tokens)]
 
     def run(self, steps: Steps, streams: Sequence[Sequence[int]], starts: Container[int] = ()) -> Timeline:
         """Run the tokens of each stream one after the other, the streams side by side.
@@ -138,8 +138,8 @@ class Engine:
             latency_s=_seconds(self.latency),
             ttft_s=self.ttft / TICKS,
             parts_s=np.array([_seconds(parts) for parts in self.parts]),
-            busy_s=self.busy / TICKS,
-            waited_s=self.waited / TICKS,
+            busy_s=np.array(self.busy) / TICKS,
+            waited_s=np.array([_seconds(waited) for waited in self.waited]),
             resources=self.names,
             streams=tuple(range(tokens[0], tokens[-1] + 1) for tokens in streams) if len(streams) > 1 else (),
         )
@@ -215,7 +215,7 @@ class Engine:
             if job.end is None:
                 yield job.done
         if token is not None and self._now > begin:
-            self.waited[token, Resource.FLASH] += self._now - begin
+            self.waited[token][Resource.FLASH] += self._now - begin
         for each in asked:
             if each.job.end is None:
                 yield each.job.done
@@ -232,9 +232,9 @@ class Engine:
         """Write down what has ended."""
         job, token = asked.job, asked.token
         if asked.step != PREFILL:
-            self.busy[token, asked.resource] += job.held
+            self.busy[token][asked.resource] += job.held
             if asked.kind == "demand":
-                self.waited[token, asked.resource] += job.waited
+                self.waited[token][asked.resource] += job.waited
         if self.traced is None or token in self.traced:
             assert job.begin is not None
             assert job.end is not None

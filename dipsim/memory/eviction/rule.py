@@ -79,7 +79,12 @@ class EvictionRule:
 
         `last_use` [n] is the position of the last request of each.
         """
-        order = among[np.lexsort((last_use, self.value[among]))]
+        value = self.value[among]
+        enough = int(excess / self.sizes.min()) + 1  # as many as could leave
+        if enough < len(among):  # only the least valuable need an order
+            near = value <= np.partition(value, enough - 1)[enough - 1]
+            among, value, last_use = among[near], value[near], last_use[near]
+        order = among[np.lexsort((last_use, value))]
         return order[: int(np.searchsorted(np.cumsum(self.sizes[order]), excess)) + 1]
 
     def newcomers(self, among: Mask, count: int) -> Mask:
