@@ -185,7 +185,8 @@ def published() -> Rows:
     predicting = {"hardware": {"compute.layer": PREDICTING}}
     rows.append(_beside("the same, and predicting takes the processor's time", (5.09, 2.65), phone, gate | predicting))
     last = {"prefetch": {"by": "same-as-last-token", "units": 6, "lanes": 1, "when": "idle"}}
-    rows.append(_beside("phone, the last token's experts", (5.10, 5.14), phone, last))
+    larger = phone | {"cache": {"size": "5000 MiB"}}
+    rows.append(_beside("phone, the last token's experts", (5.10, 5.14), larger, last))
     mac = MACHINES[1].same
     temporal = {"prefetch": _oracle(0.25, 0.25, when="eager", units=4, lanes=4)}
     rows.append(_beside("M3 Max, the last token's experts", (4.36, 4.36 * 0.82), mac, temporal))
