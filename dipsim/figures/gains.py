@@ -22,7 +22,7 @@ from dipsim.basics.arrays import Mask
 from dipsim.basics.units import parse, show, significant
 from dipsim.figures.maps import write_values
 from dipsim.figures.style import blank_figure
-from dipsim.figures.sweep_table import DRAM, SETTINGS, WITHOUT, is_own, price, varies
+from dipsim.figures.sweep_table import DRAM, SETTINGS, WITHOUT, is_own, is_swept, price, varies
 
 FIXED = ("trace", "device", DRAM, "policy", *SETTINGS, "read_through", "stream_static", "tokens")
 DIMENSIONS = ("size", "bandwidth", "time", "throughput", "rate")
@@ -144,7 +144,7 @@ def _range(texts: list[str]) -> str:
 
 def _keys(table: pd.DataFrame) -> list[str]:
     """The columns that say what a point is; the size of a cache is told by its DRAM."""
-    return [*FIXED, *(name for name in table.columns if "." in name and name != "cache.size")]
+    return [*FIXED, *(name for name in table.columns if is_swept(name) and name != "cache.size")]
 
 
 def _numbers(values: pd.Series[Any]) -> pd.Series[float] | None:

@@ -24,6 +24,7 @@ CLIFF = "cliff_dram_bytes"  # below it a cache does not hold the experts of one 
 DRAM, FLASH = "dram_bytes", "flash_bandwidth_bytes_per_s"
 ON_AXES = ("flash.read_bandwidth", "cache.size")  # what is swept and drawn along an axis
 AXES = {DRAM: "DRAM (GB)", FLASH: "Flash read bandwidth (GB/s)"}
+CLOCK = ("streams", "turns", "contention")  # swept keys without a dot that have columns of their own
 WITHOUT: dict[str, tuple[str, Any]] = {"prefetch": ("prefetch.when", "never"), "drafts": ("speculate.draft", 0)}
 NO_OPTIONS = ("flash", "dram", "compute", "energy", "cache")  # what other swept keys with a dot begin with
 STREAMED = {"True": "static weights streamed", "False": "static weights in DRAM"}
@@ -38,7 +39,9 @@ def read_sweep(path: Path) -> pd.DataFrame:
     again = f"run `python -m dipsim sweep --out {path.parent}` again"
     types: dict[str, Any] = {**dict.fromkeys(TEXTS, str), **dict.fromkeys(NUMBERS, float), CLIFF: str}
     try:
-        table = pd.read_csv(path, dtype=types, usecols=lambda name: name in types or "." in name, keep_default_na=False)
+        table = pd.read_csv(
+            path, dtype=types, usecols=lambda name: name in types or is_swept(name), keep_default_na=False
+        )
         table["perplexity"].where(table["perplexity"] != NOT_MEASURED, "nan").astype(float)
         table["stream_static"] = table["stream_static"].map(STREAMED)
         table["read_through"] = table["read_through"].map(THROUGH)
@@ -49,7 +52,7 @@ def read_sweep(path: Path) -> pd.DataFrame:
         raise InputError(f"{path}: {' '.join(str(error).split())}; {again}") from None
     if not good or (table["tokens_per_s"] <= 0).any():
         raise InputError(f"{path}: is empty, or a number in it is not; {again}")
-    hardware = [name for name in table.columns if "." in name and name not in ON_AXES]  # as swept
+    hardware = [name for name in table.columns if is_swept(name) and name not in ON_AXES]
     said = table.assign(tokens=table["tokens"].map("{:,.0f} tokens".format))
     for name in (*hardware, *SETTINGS):
         said[name] = f"{name} " + table[name].astype(str)
@@ -72,6 +75,11 @@ def join_columns(table: pd.DataFrame, names: Sequence[str]) -> pd.Series[str]:
     """The texts of several columns, joined row by row; empty ones are left out."""
     rows = table[list(names)].astype(str).to_numpy()
     return pd.Series([" · ".join(filter(None, row)) for row in rows], index=table.index)
+
+
+def is_swept(name: str) -> bool:
+    """Whether a column is a swept key of a device, of an option or of a plugin."""
+    return "." in name or name in CLOCK
 
 
 def is_own(name: str, of: str) -> bool:

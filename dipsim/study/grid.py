@@ -13,6 +13,7 @@ from dipsim.study.experiment import Experiment, policy_entries, set_parameter
 
 HARDWARE = ("flash", "dram", "compute", "energy")  # a device's parts, with which its fields begin
 FIXED = ("sweep", "policies", "hardware")  # fields that cannot be swept as a whole
+CLOCK = ("streams", "turns", "contention")  # options on the clock that have none
 NESTED = ("cache", "prefetch", "speculate")  # options that have fields of their own
 
 

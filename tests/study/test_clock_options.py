@@ -149,6 +149,12 @@ def test_a_sweep_uses_the_engine_where_it_must(make, tmp_path):
 
 
 @pytest.mark.slow
+def test_every_swept_option_has_its_column(make):
+    swept = {"streams": [1, 2], "turns": ["first-come", "round-robin"], "contention": [False, True]}
+    told = [tuple(point.columns[name] for name in swept) for point in points(make(sweep=swept))]
+    assert len(told) == len(set(told)) == 7  # of the eight, one stream without contention takes no turns
+
+
 def test_workers_find_the_same_and_a_users_prefetcher_is_found(make, tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(
         "from dipsim import Prefetcher\n\n\nclass Mine(Prefetcher):\n    '''The first.'''\n\n    first: int = 0\n\n"
