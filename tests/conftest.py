@@ -48,3 +48,8 @@ def cli_run(capsys, monkeypatch):
 @pytest.fixture
 def checkout():
     return Path(__file__).resolve().parent.parent
+
+
+def pytest_collection_modifyitems(items):
+    """What takes long, and what shares a fixture, begins first: at the end the workers share short tests evenly."""
+    items.sort(key=lambda item: not {"slow", "xdist_group"} & {mark.name for mark in item.iter_markers()})
