@@ -196,6 +196,7 @@ def test_a_fit_refuses_what_says_nothing(tiny_trace, tmp_path):
         fit.fit(Trace.open(path))
 
 
+@pytest.mark.slow
 def test_the_shipped_statistics_are_the_fit_of_the_shipped_trace():
     done = []
     fitted = fit.fit(Trace.open("smollm2-135m"), lambda _what, *step: done.append(step))
