@@ -37,7 +37,7 @@ def draw_maps(rows: pd.DataFrame, value: str, title: str) -> Figure:
         cells = mine.pivot_table(index=DRAM, columns=FLASH, values=value)
         image = axes.imshow(cells, norm=norm, cmap="viridis", origin="lower", aspect="auto")
         if value == "speedup":
-            _ratios(axes, cells.to_numpy(), image)
+            write_values(axes, cells.to_numpy(), image)
         else:
             _isolines(axes, cells.to_numpy())
         _axes(axes, cells)
@@ -66,7 +66,8 @@ def _isolines(axes: Axes, cells: Floats) -> None:
         text.set(color="black", weight="bold", path_effects=[withStroke(linewidth=3, foreground="white")])
 
 
-def _ratios(axes: Axes, cells: Floats, image: AxesImage) -> None:
+def write_values(axes: Axes, cells: Floats, image: AxesImage) -> None:
+    """Write into the cells of a map what they stand for, in an ink that can be read there."""
     shades = np.asarray(image.to_rgba(cells))
     for (row, column), value in np.ndenumerate(cells):
         ink = "white" if shades[row, column, :3] @ LUMINANCE < 0.5 else "black"

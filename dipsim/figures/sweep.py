@@ -8,10 +8,11 @@ from pathlib import Path
 from matplotlib import style
 from matplotlib.figure import Figure
 
+from dipsim.figures.gains import draw_gains, gains, map_axes
 from dipsim.figures.lines import draw_bars, draw_lines
 from dipsim.figures.maps import draw_maps, draw_winner
 from dipsim.figures.style import STYLE, save_figure
-from dipsim.figures.sweep_table import DRAM, FLASH, read_sweep, varies
+from dipsim.figures.sweep_table import DRAM, FLASH, WITHOUT, read_sweep, varies
 
 
 def is_sweep(folder: Path) -> bool:
@@ -28,6 +29,9 @@ def draw_sweep(folder: Path) -> list[Path]:
     cases = table.groupby("case", sort=False)
     with style.context(["default", STYLE]):
         figures: dict[str, Figure] = {}
+        for of in WITHOUT:
+            if len(map_axes(found := gains(table, of), of)) == 2:
+                figures[of] = draw_gains(found, of)
         for case, rows in cases:
             suffix = f"_{_slug(str(case))}" if len(cases) > 1 else ""
             if varies(rows[DRAM]) and varies(rows[FLASH]):

@@ -18,11 +18,14 @@ from dipsim.results.quality import NOT_MEASURED
 
 SETTINGS = ("layout", "start", "eviction", "scope", "timing", "prompt")
 TEXTS = ("trace", "model", "device", *SETTINGS, "read_through", "stream_static", "policy", "perplexity", "key")
-NUMBERS = ("dram_bytes", "mlp_fraction_in_dram", "flash_bandwidth_bytes_per_s", "tokens", "tokens_per_s", "hit_rate")
+NUMBERS = ("dram_bytes", "mlp_fraction_in_dram", "flash_bandwidth_bytes_per_s", "tokens", "tokens_per_s", "hit_rate",
+           "flash_utilisation")  # fmt: skip
 CLIFF = "cliff_dram_bytes"  # below it a cache does not hold the experts of one token; empty without experts
 DRAM, FLASH = "dram_bytes", "flash_bandwidth_bytes_per_s"
 ON_AXES = ("flash.read_bandwidth", "cache.size")  # what is swept and drawn along an axis
 AXES = {DRAM: "DRAM (GB)", FLASH: "Flash read bandwidth (GB/s)"}
+WITHOUT: dict[str, tuple[str, Any]] = {"prefetch": ("prefetch.when", "never"), "drafts": ("speculate.draft", 0)}
+NO_OPTIONS = ("flash", "dram", "compute", "energy", "cache")  # what other swept keys with a dot begin with
 STREAMED = {"True": "static weights streamed", "False": "static weights in DRAM"}
 THROUGH = {"True": "gaps read through", "False": "gaps left out"}
 
@@ -47,15 +50,18 @@ def read_sweep(path: Path) -> pd.DataFrame:
     if not good or (table["tokens_per_s"] <= 0).any():
         raise InputError(f"{path}: is empty, or a number in it is not; {again}")
     hardware = [name for name in table.columns if "." in name and name not in ON_AXES]  # as swept
-    table["tokens"] = table["tokens"].map("{:,.0f} tokens".format)
+    said = table.assign(tokens=table["tokens"].map("{:,.0f} tokens".format))
     for name in (*hardware, *SETTINGS):
-        table[name] = f"{name} " + table[name].astype(str)
+        said[name] = f"{name} " + table[name].astype(str)
+    for of, (switch, off) in WITHOUT.items():
+        if switch in table:  # without it, its options mean nothing
+            said.loc[table[switch] == off, [name for name in hardware if is_own(name, of) and name != switch]] = ""
     settings = ["trace", "device", *hardware, *SETTINGS, "read_through", "stream_static", "tokens"]
     within = table.groupby("trace")[settings].nunique().max()  # what differs from trace to trace alone is the trace's
     varying = [name for name in settings if varies(table[name]) and (name == "trace" or within[name] > 1)]
-    table["setting"] = join_columns(table, [name for name in [*settings[:-4], "tokens"] if not varies(table[name])])
-    table["case"] = join_columns(table, varying)
-    table["other"] = join_columns(table, [name for name in varying if name != "trace"])
+    table["setting"] = join_columns(said, [name for name in [*settings[:-4], "tokens"] if not varies(table[name])])
+    table["case"] = join_columns(said, varying)
+    table["other"] = join_columns(said, [name for name in varying if name != "trace"])
     point = pd.MultiIndex.from_frame(table[["case", DRAM, FLASH]])
     dense = table["tokens_per_s"].set_axis(point)[(table["policy"] == "dense").to_numpy()]
     table["speedup"] = table["tokens_per_s"] / dense.reindex(point).to_numpy()
@@ -63,8 +69,15 @@ def read_sweep(path: Path) -> pd.DataFrame:
 
 
 def join_columns(table: pd.DataFrame, names: Sequence[str]) -> pd.Series[str]:
-    """The texts of several columns, joined row by row."""
-    return table[list(names)].astype(str).agg(" · ".join, axis=1) if names else pd.Series("", index=table.index)
+    """The texts of several columns, joined row by row; empty ones are left out."""
+    rows = table[list(names)].astype(str).to_numpy()
+    return pd.Series([" · ".join(filter(None, row)) for row in rows], index=table.index)
+
+
+def is_own(name: str, of: str) -> bool:
+    """Whether a column is an option of `prefetch`, or a parameter of its prefetcher, or one of `drafts`."""
+    head, dot, _ = name.partition(".")
+    return bool(dot) and head not in NO_OPTIONS and (head == "speculate") == (of == "drafts")
 
 
 def varies(values: pd.Series[Any]) -> bool:

@@ -22,7 +22,7 @@ from dipsim.workload.shape import ModelShape
 from dipsim.workload.trace import Header
 
 FITTED = ("qwen3-30b-a3b", "gemma-4-26b-a4b")
-LIKE = ("mixtral-8x7b", "gpt-oss-20b", "deepseek-v3")
+LIKE = ("mixtral-8x7b", "gpt-oss-20b", "gpt-oss-120b", "deepseek-v3", "deepseek-v4-flash", "qwen3.5-397b-a17b")
 MODEL = {
     "name": "tiny-moe",
     "hidden_size": 16,
@@ -209,6 +209,15 @@ def test_shipped_sizes_add_up(name, billions):
         shape.mlp_bytes / bits.mlp + shape.attention_bytes / bits.attention + 2 * shape.lm_head_bytes / bits.lm_head
     )
     assert 8 * values / 1e9 == pytest.approx(billions, abs=0.005)
+
+
+@pytest.mark.parametrize(
+    ("name", "billions"), [("gpt-oss-120b", 116.8), ("deepseek-v4-flash", 284), ("qwen3.5-397b-a17b", 397)]
+)
+def test_sizes_whose_attention_is_rounded_are_near_those_published(name, billions):
+    shape, bits = Trace.open(name).shape, Trace.open(name).shape.bits
+    values = shape.mlp_bytes / bits.mlp + shape.attention_bytes / bits.attention
+    assert 8 * (values + 2 * shape.lm_head_bytes / bits.lm_head) / 1e9 == pytest.approx(billions, rel=0.002)
 
 
 @pytest.mark.parametrize(
