@@ -48,3 +48,16 @@ def cli_run(capsys, monkeypatch):
 @pytest.fixture
 def checkout():
     return Path(__file__).resolve().parent.parent
+
+
+def pytest_collection_modifyitems(config, items):
+    """What takes long, and what shares a fixture, begins first: at the end the workers share short tests evenly.
+
+    xdist 3.8 tells the groups of tests by names that pytest 9.2 no longer keeps where xdist puts them, so that tests
+    of a group went to any worker (pytest-dev/pytest-xdist#1386).
+    """
+    items.sort(key=lambda item: not {"slow", "xdist_group"} & {mark.name for mark in item.iter_markers()})
+    for item in items if config.getoption("loadgroup", False) else ():
+        group = item.get_closest_marker("xdist_group")
+        if group and hasattr(item, "_id") and "@" not in item.nodeid:
+            item._id = type(item._id).parse(f"{item.nodeid}@{group.args[0]}")

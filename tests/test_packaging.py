@@ -1,15 +1,18 @@
 """The wheel, in an empty environment and an empty folder, does the main job; nothing of ours lands beside it."""
 
 import json
+import re
 import subprocess
 import sys
 import tarfile
 import zipfile
+from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("packaging")]  # one wheel serves both tests
 
 PLUGIN = """from dipsim import Group, Policy
 
@@ -53,10 +56,40 @@ def test_contents(wheel):
         assert any(member.endswith(f"/{name}") for member in everything), name
 
 
+def required(path):
+    """What the wheel asks for without an extra, as its metadata says."""
+    with zipfile.ZipFile(path) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        metadata = archive.read(name).decode()
+    found = re.findall(r"^Requires-Dist: (.*)$", metadata, flags=re.MULTILINE)
+    return [line for line in found if "extra ==" not in line]
+
+
+def put_in(site, wanted):
+    """Link into `site` what is wanted and all that it needs, as installed here: pip would unpack the same for long."""
+    waiting, seen = list(wanted), set()
+    while waiting:
+        requirement = Requirement(waiting.pop())
+        if requirement.name in seen or (requirement.marker and not requirement.marker.evaluate({"extra": ""})):
+            continue
+        seen.add(requirement.name)
+        found = distribution(requirement.name)
+        assert requirement.specifier.contains(found.version, prereleases=True), requirement
+        for top in {file.parts[0] for file in found.files} - {"..", "__pycache__"}:
+            (site / top).symlink_to(found.locate_file(top))
+        waiting += found.requires or ()
+    return seen
+
+
 def test_runs_from_an_empty_folder(wheel, tmp_path):
+    """With what the wheel requires, and nothing else that is installed here."""
     python = tmp_path / "venv/bin/python"
-    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
-    subprocess.run([python, "-m", "pip", "install", "--quiet", wheel[0]], check=True)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
+    (site,) = (tmp_path / "venv/lib").glob("python*/site-packages")
+    assert {"numpy", "pandas", "simpy"} <= put_in(site, required(wheel[0]))
+    pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index", wheel[0]]
+    subprocess.run(pip, check=True)
+    subprocess.run([*pip[:5], "check"], check=True)
     empty = tmp_path / "empty"
     empty.mkdir()
     (empty / "mine.py").write_text(PLUGIN)

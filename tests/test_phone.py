@@ -8,27 +8,35 @@ import pytest
 
 from dipsim.timing.device import Device
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("phone")]  # two tests use the same predictions
 
 
-@pytest.fixture
-def phone(checkout, monkeypatch):
-    monkeypatch.syspath_prepend(str(checkout / "benchmarks"))
-    sys.modules.pop("phone", None)
-    import phone
+@pytest.fixture(scope="module")
+def phone():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(Path(__file__).resolve().parent.parent / "benchmarks"))
+        sys.modules.pop("phone", None)
+        import phone
 
-    return phone
+        yield phone
+
+
+@pytest.fixture(scope="module")
+def latencies(phone):
+    """The predicted seconds of each token, by run."""
+    device = Device.load("oneplus-15r")
+    return {run.name: phone.predict(run, device).latency_s for run in phone.RUNS}
 
 
 def test_the_shipped_device_is_the_fitted_one(phone):
     assert phone.as_device(phone.fit()) == Device.load("oneplus-15r")
 
 
-def test_every_run_that_was_not_fitted_is_predicted_within_15_percent_and_half_of_them_within_7(phone):
+def test_every_run_that_was_not_fitted_is_predicted_within_15_percent_and_half_of_them_within_7(phone, latencies):
     device = Device.load("oneplus-15r")
     error, calm = {}, {}
     for run in phone.RUNS:
-        latency, measured = 1e3 * phone.predict(run, device).latency_s, run.tokens["wall_ms"].to_numpy()
+        latency, measured = 1e3 * latencies[run.name], run.tokens["wall_ms"].to_numpy()
         error[run.name] = measured.mean() / latency.mean() - 1
         if run.cache:
             quiet = phone.undisturbed(run)
@@ -42,9 +50,8 @@ def test_every_run_that_was_not_fitted_is_predicted_within_15_percent_and_half_o
     assert calm["gemma_traced"] == pytest.approx(0.824, abs=5e-3)
 
 
-def test_the_signs_of_what_was_tried(phone):
-    device = Device.load("oneplus-15r")
-    speed = {run.name: 1 / phone.predict(run, device).latency_s.mean() for run in phone.RUNS}
+def test_the_signs_of_what_was_tried(latencies):
+    speed = {name: 1 / latency.mean() for name, latency in latencies.items()}
     assert speed["qwen_stream_ov"] < 0.85 * speed["qwen_stream"]
     assert speed["qwen_c4000_l4_ov"] > 1.05 * speed["qwen_c4000_l4"]
     for cache in ("c2000", "c4000"):

@@ -50,6 +50,9 @@ def texts(path: Path) -> list[str]:
     return [element.text or "" for element in ElementTree.parse(path).iter("{http://www.w3.org/2000/svg}text")]
 
 
+pytestmark = pytest.mark.xdist_group("figures")  # that are drawn once for all
+
+
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("plots") / "out"
@@ -96,6 +99,7 @@ def test_many_policies_with_long_names_fit(tmp_path: Path) -> None:
     assert "75.0" in texts(folder / "policies.svg")  # no dense, no ratio
 
 
+@pytest.mark.slow
 def test_the_smallest_run_gives_the_same_bytes_twice_and_leaves_matplotlib_as_it_was(tmp_path: Path) -> None:
     folder = write_tables(tmp_path / "out", {"dip": 16.81}, tokens=1, layers=1)
     first = [path.read_bytes() for path in draw_run(folder)]

@@ -141,7 +141,7 @@ def sizes(trace, shares=(0.1, 0.5, 1.0)):
 @pytest.mark.slow
 @pytest.mark.parametrize("eviction", EVICTIONS)
 def test_plans_of_blind_policies_are_the_cpus(tiny_trace, eviction):
-    trace = tiny_trace(tokens=7, starts=(0, 4))
+    trace = tiny_trace(tokens=5, starts=(0, 3))
     policies = [load_policy(name) for name in ("dense", "magnitude", "gate", "up", "dip", "dip-threshold")]
     policies.append(load_policy("dip", keep=0.75))
     same_plans(trace, [Setting(policy, size, eviction) for policy in policies for size in sizes(trace)])
@@ -150,7 +150,7 @@ def test_plans_of_blind_policies_are_the_cpus(tiny_trace, eviction):
 @pytest.mark.slow
 @pytest.mark.parametrize("eviction", ["none", "lru", "lfu"])
 def test_plans_of_cache_aware_policies_are_the_cpus(tiny_trace, eviction):
-    trace = tiny_trace(tokens=7, starts=(0, 4))
+    trace = tiny_trace(tokens=5, starts=(0, 3))
     parameters = [{}, {"gamma": 0.3, "keep": 0.75}, {"gamma": 0.2, "fixed_top_n": 2}, {"warmup": 4}]
     policies = [load_policy("dip-ca", **each) for each in parameters]
     same_plans(trace, [Setting(policy, size, eviction) for policy in policies for size in sizes(trace)])

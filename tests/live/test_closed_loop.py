@@ -429,7 +429,8 @@ def test_a_text_is_cut_into_whole_sequences(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_real_model_through_the_command_line(tmp_path, cli_run, checkout):
+@pytest.mark.xdist_group("real model")
+def test_the_real_model_through_the_command_line(tmp_path, cli_run, checkout, loaded_once):
     """SmolLM2 on a page of this project: dense equals a direct computation, light pruning costs little, hard much."""
     from dipsim.live import smollm2
 
@@ -446,7 +447,7 @@ def test_the_real_model_through_the_command_line(tmp_path, cli_run, checkout):
     status, _, err = cli_run("evaluate", tmp_path / "exp.yaml", *options, "--out", tmp_path / "out")
     assert (status, err) == (0, "")
     dense, light, hard, aware = pd.read_csv(tmp_path / "out/quality.csv").to_dict("records")
-    model = load("smollm2-135m")
+    model = loaded_once("smollm2-135m")  # what the command loaded
     ids = read_tokens(model, checkout / "traces/README.md", 2, 128)
     with torch.inference_mode():
         logits = model.model(ids).logits[:, :-1].log_softmax(-1)

@@ -323,9 +323,10 @@ def test_cache_folder_follows_the_environment(monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
-def test_real_model_predicts_english():
+@pytest.mark.xdist_group("real model")
+def test_real_model_predicts_english(loaded_once):
     assert files.sha256(smollm2.fetch()) == smollm2.SHA256
-    loaded = models.load("smollm2-135m")
+    loaded = loaded_once("smollm2-135m")
     assert loaded.shape == Trace.open("smollm2-135m").shape
     ids = loaded.tokenizer("The capital of France is", add_special_tokens=False, return_tensors="pt")["input_ids"]
     with torch.inference_mode():

@@ -133,6 +133,7 @@ def test_wrong_caches_are_one_line(tmp_path, cli_run, experiment, options, compl
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_run_on_the_command_line_writes_tables_and_figures(tmp_path, cli_run, experiment):
     path = tmp_path / "mine.yaml"
     path.write_text(f"trace: {experiment().trace}\ndevice: paper\npolicies: [experts, {{drop-cold: {{share: 0.4}}}}]\n")

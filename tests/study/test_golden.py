@@ -6,6 +6,8 @@ from dipsim.basics import assets
 from dipsim.study.experiment import Experiment
 from dipsim.study.run import run
 
+pytestmark = pytest.mark.xdist_group("golden")  # one run of the quickstart serves all
+
 
 @pytest.fixture(scope="module")
 def quickstart():

@@ -16,6 +16,7 @@ from dipsim.study.run import run
 from dipsim.study.sweep import sweep
 from dipsim.timing.device import Device
 from dipsim.workload import Trace
+from dipsim.workload.recorded import write_trace
 
 POLICIES = ["dense", {"dip": {"keep": 0.75}}]
 
@@ -116,13 +117,25 @@ def test_a_perplexity_is_shown_only_for_masks_of_the_same_memory():
     assert ['"page": 4096.0' in memory for memory in pages] == [True, False]
 
 
+@pytest.fixture(scope="module")
+def third(tmp_path_factory):
+    """Every third layer of the shipped trace: all depths of a real model, at a third of the time."""
+    whole, path = Trace.open("smollm2-135m"), tmp_path_factory.mktemp("third") / "third.safetensors"
+    chosen = range(0, whole.shape.num_hidden_layers, 3)
+    header = whole.header.model_copy(
+        update={"model": whole.shape.model_copy(update={"num_hidden_layers": len(chosen)})}
+    )
+    write_trace(path, header, [whole.layer(index) for index in chosen], dtype="float32")
+    return path
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("device", ["oneplus-12", "paper", "pc-nvme-gen4", "pi5-nvme"])  # docs/hardware.md has all
 @pytest.mark.parametrize("scale_to", [None, "phi-3-medium"])
-def test_with_auto_no_policy_loses_to_dense_by_more_than_its_overheads(device, scale_to):
+def test_with_auto_no_policy_loses_to_dense_by_more_than_its_overheads(third, device, scale_to):
     policies = ["dense", *({"dip": {"keep": keep}} for keep in (0.9, 0.5)), {"dip-ca": {"keep": 0.75}},
                 {"magnitude": {"fraction": 0.5}}, {"gate": {"fraction": 0.7}}, {"up": {"fraction": 0.7}}]  # fmt: skip
-    data = {"trace": "smollm2-135m", "device": device, "scale_to": scale_to, "layout": "auto", "tokens": 96}
+    data = {"trace": str(third), "device": device, "scale_to": scale_to, "layout": "auto", "tokens": 96}
     dense, *pruned = run(parse(Experiment, data | {"dram": {"mlp_fraction": 0.5}, "policies": policies}, "x"))
     for result in pruned:
         assert result.tokens_per_s > 0.97 * dense.tokens_per_s, result.policy

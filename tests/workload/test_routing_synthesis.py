@@ -285,6 +285,7 @@ def record(path, values, k=5, weights=True, ids=True, **header):
 KNOWN = ({"skew": 0.4, "correlation": 0.5, "scale": 0.6}, {"skew": 1.3, "correlation": 0.2, "scale": 2.1})
 
 
+@pytest.mark.slow
 def test_a_fit_finds_what_was_drawn(tmp_path):
     """Two routers, each drawn twenty times: a single one tells its skew to 0.2 and its scale to 11 % only."""
     values = [logits(128, 128, seed, **known) for known in KNOWN for seed in range(100, 120)]
@@ -298,6 +299,7 @@ def test_a_fit_finds_what_was_drawn(tmp_path):
     assert routing_fit.fit_routing(trace) == found
 
 
+@pytest.mark.slow
 def test_a_fit_of_logits_is_that_of_their_choices(tmp_path):
     values = [logits(40, 30)]
     found = [
@@ -306,6 +308,7 @@ def test_a_fit_of_logits_is_that_of_their_choices(tmp_path):
     assert found[0].model_dump() == pytest.approx(found[1].model_dump(), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_fit_without_weights_has_no_scale_of_its_own(tmp_path):
     values = [logits(50, 30)]
     known, unknown = (
@@ -318,6 +321,7 @@ def test_a_fit_without_weights_has_no_scale_of_its_own(tmp_path):
     assert one.scale == 1
 
 
+@pytest.mark.slow
 def test_a_fit_leaves_prompts_out_and_keeps_the_first(tmp_path):
     values = logits(80, 30)
     alone = routing_fit.fit_routing(record(tmp_path / "alone.safetensors", [values[40:]]))
@@ -360,6 +364,7 @@ def test_a_fit_refuses_what_says_nothing(tmp_path):
         routing_fit.recorded_use(routing, [range(10, 50)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FITTED)
 def test_the_shipped_routing_is_the_fit_of_the_shipped_trace(name):
     done = []
