@@ -42,14 +42,14 @@ class Found:
     """How many units a step uses, where it finds them, and what it reads.
 
     Of the `used` ones, `here` are found without Flash, of which guesses brought `brought`; `above` of them come from
-    each tier above DRAM, and `behind` of the others from each tier behind Flash.
+    each tier above DRAM. `behind` are the reads of each tier behind Flash, and their bytes; `read` those of Flash.
     """
 
     used: float
     here: float
     brought: int = 0
     above: tuple[int, ...] = ()
-    behind: tuple[int, ...] = ()
+    behind: tuple[tuple[float, float], ...] = ()
     read: float = 0.0
 
 
@@ -57,8 +57,8 @@ class Costs:
     """The costs of the steps of a plan, whose rows are `cycles`, on a device.
 
     `ahead` and `static` [rows, P] are what is known before masks, of weights and of compute, and `static_reads` the
-    reads from Flash among it; `prefill` encodes a prompt. With `contention`, what is read crosses DRAM and enters
-    caches by itself, and costs a step nothing.
+    reads from Flash among it; `prefill` encodes a prompt. With `contention`, what is read because of masks crosses DRAM
+    and enters caches by itself, and costs a step nothing.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Costs:
             unit, computes = self._unit(step)
             seconds = compute_seconds(still, computes)[heads, position]
             computing[unit][:, position] = self._slower * seconds + drafting * (position == 0)
-        service, (traffic, _) = service_times(still, device), dram_traffic(still, device)
+        service, (traffic, _) = service_times(still, self.device), dram_traffic(still, self.device)
         others = [nothing] * (len(self.resources) - 2)
         self.static = requests(computing, [nothing, nothing, *others])
         self.ahead = requests(
@@ -111,10 +111,11 @@ class Costs:
         seconds[Resource.DRAM], sizes[Resource.DRAM] = dram, traffic
         seconds[unit] = compute
         pieces = site.unit_bytes / self.plan.piece_bytes(site)
-        tiers = zip((*self.device.above, *self.device.behind), (*found.above, *found.behind), strict=False)
-        for index, (tier, units) in enumerate(tiers, start=len(RESOURCES)):
-            sizes[index] = units * site.unit_bytes
-            seconds[index] = units * pieces * tier.command_time + sizes[index] / tier.bandwidth
+        above = [(units * pieces, units * site.unit_bytes) for units in found.above]
+        tiers = zip((*self.device.above, *self.device.behind), (*above, *found.behind), strict=False)
+        for index, (tier, (count, size)) in enumerate(tiers, start=len(RESOURCES)):
+            sizes[index] = size
+            seconds[index] = count * tier.command_time + size / tier.bandwidth
         return Request(seconds, sizes, max(1.0, reads.total), reads.size / max(1.0, reads.total))
 
     def batch_seconds(self, reads: Reads) -> float:
@@ -131,7 +132,7 @@ class Costs:
         size, missed = site.unit_bytes, (found.used - found.here) * site.unit_bytes
         moved = _Moved(
             *(plan.setting, plan.shape, self.admits, found.here * size, missed),
-            flash_read_bytes=max(found.read, missed),
+            flash_read_bytes=max(found.read + sum(size for _, size in found.behind), missed),
             flops=found.used * (2.0 * size * 8 / plan.shape.bits.mlp),
             ranked=float(site.caches.columns * (size > 0)),
             piece_bytes=plan.piece_bytes(site),

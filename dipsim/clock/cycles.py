@@ -12,7 +12,8 @@ from dipsim.basics.arrays import Ints
 from dipsim.basics.errors import InputError
 from dipsim.clock.clocked import Clocked, Speculation
 from dipsim.planning.fetch_plan import FetchPlan
-from dipsim.planning.stepwise import check_order
+from dipsim.planning.stepwise import check_order, check_tier
+from dipsim.timing.device import Device
 
 
 @dataclass(frozen=True)
@@ -56,9 +57,14 @@ def streams(rows: int, count: int) -> list[range]:
     return [range(begin, end) for begin, end in pairwise(round(rows * each / count) for each in range(count + 1))]
 
 
-def check_clock(plan: FetchPlan, options: Clocked) -> None:
-    """Raise InputError if a plan, which need not be filled in, cannot be made on the clock."""
+def check_clock(plan: FetchPlan, options: Clocked, device: Device) -> None:
+    """Raise InputError if a plan, which need not be filled in, cannot be made on the clock of a device."""
     check_order(plan.setting, plan.groups)
+    for tier in device.tiers:
+        check_tier(tier.name, tier.eviction)
+    layers = int(np.count_nonzero(plan.shape.is_mixture)) or plan.shape.num_hidden_layers
+    if options.prefetch is not None and options.prefetch.ahead > layers:
+        raise InputError(f"prefetch: ahead: {options.prefetch.ahead} is more than the {layers} layers; give less")
     if options.speculation is not None:
         lengths = [end - begin for begin, end in pairwise((*plan.sequence_starts, plan.rows))]
         if max(lengths) < 2:

@@ -44,10 +44,6 @@ class Buffer:
         self._outdated: list[tuple[int, Guess]] = []  # read although their step has begun
         self._interrupting = 0.0
 
-    def named(self, row: int, step: int) -> list[Mask]:
-        """The units that were guessed for a step to come."""
-        return [guess.units for guess in self._for.get((row, step), ())]
-
     def read(
         self, by: tuple[int, int], target: tuple[int, int], units: Mask, unit_bytes: float, reads: Reads, seconds: float
     ) -> None:
@@ -119,7 +115,7 @@ class Buffer:
     def _free(self, guess: Guess) -> None:
         """Give its room back to guesses that may wait for it."""
         self.room += guess.bytes
-        if self.flash.jobs:
+        if self.flash.guesses:
             self.flash.look()
 
     def _free_later(self, guess: Guess, _: object) -> None:

@@ -15,10 +15,11 @@ from dipsim.clock.costs import Costs, Found
 from dipsim.clock.cycles import cycles, streams
 from dipsim.clock.guesses import Buffer, Guess
 from dipsim.planning.fetch_plan import FetchPlan, Setting
-from dipsim.planning.stepwise import Site, Stepwise, stepwise, together
+from dipsim.planning.stepwise import Reads, Site, Stepwise, stepwise, together
 from dipsim.sparsity.prefetcher import Known, guesses
 from dipsim.timing.device import Device
 from dipsim.timing.engine import Asked, Demand, Engine, Request
+from dipsim.timing.recurrence import encoding_time
 from dipsim.timing.server import SPARE, Job, after
 from dipsim.timing.timeline import Resource, Timeline, Timing
 from dipsim.workload.trace import Trace
@@ -32,7 +33,8 @@ class LiveSteps:
         self.rows = cycles(plan.counted, plan.begins, options.speculation)
         self.streams = streams(len(self.rows), options.streams)
         self._stream = {row: stream for stream, rows in enumerate(self.streams) for row in rows}
-        self._coming: dict[int, list[tuple[Mask, Job]]] = {}  # by position: what others began to read or fill in
+        self._coming: dict[int, list[tuple[Mask, Job, int]]] = {}  # by position: what others began to read or fill in
+        self._computed: dict[tuple[int, int], tuple[int, float]] = {}  # units times tokens, and units, of each step
         self._met: tuple[Mask, Mask] | None = None  # what the step in hand wants and misses
         self._last: dict[tuple[int, int], Mask] = {}  # by stream and position
         self._uses = {position: _used_before(site, plan.builder.counted) for position, site in plan.sites.items()}
@@ -41,7 +43,12 @@ class LiveSteps:
         self.costs = Costs(plan, device, self.rows, options.speculation, options.contention)
         self.prefill = self.costs.prefill
         tiers = (*device.above, *device.behind)
-        self._from_tiers = np.zeros((len(self.rows), len(tiers)))
+        names = [tier.name for tier in device.behind]
+        self._sources = {
+            int(Resource.FLASH),
+            *(self.costs.resources.index(name) for name in names),
+        }  # of what is missed
+        self._from_tiers = np.zeros((len(self.rows), len(tiers), 2))  # reads and bytes
 
     def attach(self, engine: Engine) -> None:
         """Get to know the engine that these steps run on."""
@@ -69,36 +76,38 @@ class LiveSteps:
         before = site.resident.copy() if site.caches.group.uses_all else None
         held = [site.held(tier).copy() for tier in range(len(site.further))]
         hits = site.present(masks, tokens)
-        waits = [job for units, job in self._under_way(step) if (units & wanted).any()]
+        waits = [(job, resource) for units, job, resource in self._under_way(step) if (units & hits).any()]
         above = _taken(held[: len(self.device.above)], wanted)
         here = np.bitwise_or.reduce([hits, *above]) if above else hits
         arrived, late = self.buffer.meet(row, step, wanted & ~here) if self.buffer else (None, [])
         here = here if arrived is None else here | arrived
         missing = wanted & ~here
         behind = _taken([*held[len(above) :], np.ones_like(wanted)], missing) if self.device.behind else [missing]
-        reads = plan.fetch(step, behind.pop(0))
+        reads, *slower = [plan.fetch(step, units) for units in behind]
         used = wanted
         if before is not None:
             used, here = wanted | before | reads.brings, here | before
-        plan.enter(tokens[0], step, used, here & used, reads)
+        plan.enter(tokens[0], step, used, here & used, Reads.together([reads, *slower]), masks.sum(axis=0))
         self._met = (wanted, missing)
         found = Found(
             used=int(np.count_nonzero(used)),
             here=int(np.count_nonzero(here & used)),
             brought=0 if arrived is None else int(np.count_nonzero(arrived)),
             above=tuple(int(np.count_nonzero(units)) for units in above),
-            behind=tuple(int(np.count_nonzero(units)) for units in behind),
+            behind=tuple((each.total, each.size) for each in slower),
             read=reads.size,
         )
         wants = np.count_nonzero(masks, axis=1).tolist() if len(masks) > 1 else ()
         request = self.costs.request(row, site, found, reads, wants)
         if held:
             self._tiers(row, site, found)
+        self._computed[row, step] = int(np.count_nonzero(masks)), found.used
         self._uses[step] += masks.sum(axis=0) if len(masks) > 1 else wanted
         self._last[self._stream[row], step] = wanted
-        return Demand(request, self._interrupts(reads.total), [*waits, *late])
+        begun = [(job, int(Resource.FLASH)) for job in late]
+        return Demand(request, self._interrupts(reads.total), [*waits, *begun])
 
-    def asked(self, row: int, step: int, fetch: Asked | None) -> list[Asked]:
+    def asked(self, row: int, step: int, requests: Sequence[Asked]) -> list[Asked]:
         """A step asked for its fetch: until that ends, and is filled in, other steps wait for what it brings.
 
         Guesses are asked for behind it. Returns what the step waits for besides: with contention, storage writes what
@@ -109,15 +118,23 @@ class LiveSteps:
         (wanted, missing), self._met = self._met, None
         if self.options.prefetch is not None:
             self._guess(row, step, wanted)
-        if fetch is None:
-            return []
-        self._coming.setdefault(step, []).append((missing, fetch.job))
-        if not self.options.contention:
+        fetches = [each for each in requests if each.resource in self._sources]
+        self._coming.setdefault(step, []).extend((missing, each.job, each.resource) for each in fetches)
+        if not self.options.contention or not fetches:
             return []
         size = float(np.count_nonzero(missing)) * self.plan.sites[step].unit_bytes
-        after(fetch.job.done, lambda _: self._fill(row, step, missing, size))
-        copies = self.device.dram.flash_copies
-        return [self._move(row, step, copies * fetch.bytes, self.device.dram.bandwidth, "copies")] if copies else []
+
+        left = [each.job for each in fetches]
+
+        def ended(_: object) -> None:
+            left.pop()
+            if not left:
+                self._fill(row, step, missing, size)
+
+        for each in fetches:
+            after(each.job.done, ended)
+        copied = self.device.dram.flash_copies * sum(each.bytes for each in fetches)
+        return [self._move(row, step, copied, self.device.dram.bandwidth, "copies")] if copied else []
 
     def finish(self) -> FetchPlan:
         """The plan that was made."""
@@ -125,8 +142,12 @@ class LiveSteps:
         if self.options.speculation is not None:
             heads = np.searchsorted(self.plan.counted, [cycle.tokens[0] for cycle in self.rows])
             plan = replace(plan.of_rows(heads), accepted=np.array([cycle.accepted for cycle in self.rows]))
+            flops = plan.flops * np.array([len(cycle.tokens) for cycle in self.rows])[:, None]
+            for (row, step), (computed, used) in self._computed.items():  # each token computes with its own units
+                flops[row, step] = plan.flops[row, step] * computed / max(used, 1)
+            plan = replace(plan, flops=flops)
         if self._from_tiers.size:
-            plan = replace(plan, tier_bytes=self._from_tiers)
+            plan = replace(plan, tier_reads=self._from_tiers[..., 0], tier_bytes=self._from_tiers[..., 1])
         if self.buffer is None:
             return plan
         self.buffer.close()
@@ -141,10 +162,10 @@ class LiveSteps:
         beside = reads if self.timing == "pipelined" else 0.0
         return (beside + (self.buffer.interrupting() if self.buffer else 0.0)) * self.device.compute.interrupt
 
-    def _under_way(self, step: int) -> list[tuple[Mask, Job]]:
-        """What was asked for at this position and has not arrived."""
+    def _under_way(self, step: int) -> list[tuple[Mask, Job, int]]:
+        """What was asked for at this position and has not arrived, and which resource brings it."""
         if coming := self._coming.get(step):
-            coming[:] = [(units, job) for units, job in coming if job.end is None]
+            coming[:] = [each for each in coming if each[1].end is None]
         return coming or []
 
     def _guess(self, row: int, step: int, wanted: Mask) -> None:
@@ -157,11 +178,7 @@ class LiveSteps:
         if self._stream.get(for_row) != self._stream[row]:  # nothing comes after this row
             return
         site, there, tokens = plan.sites[step], plan.sites[target], self.rows[for_row].tokens
-        coming = there.resident.copy()
-        for units in (*buffer.named(for_row, target), *(units for units, _ in self._under_way(target))):
-            coming |= units
-        if self.device.behind:
-            coming |= ~there.held(len(self.device.above))
+        coming = there.resident | ~there.held(len(self.device.above)) if self.device.behind else there.resident
         known = Known(
             group=there.caches.group,
             token=self.rows[row].tokens[0],
@@ -192,16 +209,17 @@ class LiveSteps:
         return order[place], wraps > 0
 
     def _guess_ended(self, guess: Guess) -> None:
-        """A guess was read: it is written down, and with contention it crosses DRAM."""
+        """A guess was read: it is written down, and crosses DRAM as often as any read."""
         row, step = guess.by
         self.engine.note(Asked(guess.job, Resource.FLASH, row, step, guess.reads.size, "guess"))
-        if self.options.contention and (copies := self.device.dram.flash_copies):
-            self._move(row, step, copies * guess.reads.size, self.device.dram.bandwidth, "copies")
+        if copies := self.device.dram.flash_copies:
+            self._note_later(self._move(row, step, copies * guess.reads.size, self.device.dram.bandwidth, "copies"))
 
     def _tiers(self, row: int, site: Site, found: Found) -> None:
         """Write down what other tiers gave; Flash keeps what comes from behind it, when it has nothing else to do."""
-        self._from_tiers[row] += np.array([*found.above, *found.behind]) * site.unit_bytes
-        if new := sum(found.behind) * site.unit_bytes:
+        above = [(0.0, count * site.unit_bytes) for count in found.above]
+        self._from_tiers[row] += np.array([*above, *found.behind])
+        if new := sum(size for _, size in found.behind):
             seconds = new / self.device.flash.peak_bandwidth
             job = self.engine.servers[Resource.FLASH].ask(
                 seconds, full=math.inf, size=new, priority=SPARE, flow="write"
@@ -212,14 +230,13 @@ class LiveSteps:
         """What was read is taken into the cache; who wants it waits."""
         if self.costs.admits:
             filling = self._move(row, step, size, self.device.dram.fill or self.device.dram.bandwidth, "fill")
-            self._coming[step].append((units, filling.job))
+            self._note_later(filling)
+            self._coming[step].append((units, filling.job, filling.resource))
 
     def _move(self, row: int, step: int, size: float, rate: float, flow: str) -> Asked:
         """Ask DRAM to move bytes beside demand."""
         job = self.engine.servers[Resource.DRAM].ask(size / rate, flow=flow)
-        asked = Asked(job, Resource.DRAM, row, step, size, "fill")
-        self._note_later(asked)
-        return asked
+        return Asked(job, Resource.DRAM, row, step, size, "fill")
 
     def _note_later(self, asked: Asked) -> None:
         after(asked.job.done, lambda _: self.engine.note(asked))
@@ -269,4 +286,6 @@ def run_on_clock(
     steps.attach(engine)
     starts = [row for row, cycle in enumerate(steps.rows) if plan.begins_sequence(cycle.tokens[0])]
     timeline = engine.run(steps, steps.streams, starts if options.streams == 1 else [])
+    if options.streams > 1:  # whose prompts are encoded before the clock starts
+        timeline = replace(timeline, ttft_s=encoding_time(steps.prefill.seconds, timing))
     return steps.finish(), timeline

@@ -114,7 +114,7 @@ class FetchPlan:
     expert, None without experts. `guessed` tells what was read ahead of masks, None if nothing was; what a step found
     there in time, or waited for, counts among its `dram_hits`. `accepted` [T] is how many tokens each row stands for
     where drafts are verified together, None where it is one. `tier_bytes` [T, tiers] came from tiers above DRAM and
-    behind Flash, and count among `dram_hits` and `flash_misses` all the same.
+    behind Flash in `tier_reads`, and count among `dram_hits`, and what is missed and read from Flash, all the same.
     """
 
     setting: Setting
@@ -144,6 +144,7 @@ class FetchPlan:
     guessed: Guessed | None = None
     accepted: Ints | None = None
     tier_bytes: Floats | None = None
+    tier_reads: Floats | None = None
 
     @property
     def rows(self) -> int:

@@ -126,6 +126,15 @@ class Reads:
         """From reads and their bytes by class."""
         return cls(count, size, float(count.sum()), float(size.sum()), brings)
 
+    @classmethod
+    def together(cls, parts: Sequence[Reads]) -> Reads:
+        """Those of several fetches."""
+        if len(parts) == 1:
+            return parts[0]
+        brings = np.bitwise_or.reduce([each.brings for each in parts])
+        count, size = (np.sum(each, axis=0) for each in ([p.count for p in parts], [p.bytes for p in parts]))
+        return cls.of(count, size, brings)
+
 
 class Stepwise(ABC):
     """The plan of one setting over the first `tokens` tokens, made step by step. All that it needs is read once.
@@ -227,8 +236,11 @@ class Stepwise(ABC):
         """Bytes of a unit in each of the pieces that it lies in."""
 
     @abstractmethod
-    def enter(self, token: int, position: int, wanted: Mask, found: Mask, reads: Reads) -> None:
-        """Enter what a token, or those computed with it, used at a position and found in DRAM, [N] each, and read."""
+    def enter(self, token: int, position: int, wanted: Mask, found: Mask, reads: Reads, uses: Ints) -> None:
+        """Enter what a token, or those computed with it, used at a position and found in DRAM, [N] each, and read.
+
+        `uses` [N] says how many of them use each unit.
+        """
 
     @abstractmethod
     def finish(self) -> FetchPlan:
@@ -265,7 +277,15 @@ class StepwiseColumns(Stepwise):
     def piece_bytes(self, site: Site) -> float:
         return self.builder.placement(site.caches, site.layer).piece_bytes
 
-    def enter(self, token: int, position: int, wanted: Mask, found: Mask, reads: Reads) -> None:
+    def enter(
+        self,
+        token: int,
+        position: int,
+        wanted: Mask,
+        found: Mask,
+        reads: Reads,
+        uses: Ints,  # noqa: ARG002
+    ) -> None:
         place, cache = self._place[position], self.sites[position].cache
         assert isinstance(cache, ColumnCache)
         self._wanted[token, place], self._found[token, place] = np.count_nonzero(wanted), np.count_nonzero(found)
@@ -295,6 +315,9 @@ class StepwiseExperts(Stepwise):
         self._reads: dict[tuple[int, int], Reads] = {}
         together = [stretch for sequence in self._books.stretches() for stretch in sequence]
         self._uncounted = [(start, stop) for start, stop in together if not self.builder.counted[start]]
+        for begin in () if self.shared else self.builder.sequence_starts:  # each begins with new caches in any order
+            self._new_caches()
+            self._pass(begin, begin + 1)
 
     def _new_caches(self) -> None:
         self._books.end(self._caches)
@@ -347,13 +370,22 @@ class StepwiseExperts(Stepwise):
     def without_masks(self) -> FetchPlan:
         return replace(super().without_masks(), encoded=self._books.encoded(0))
 
-    def enter(self, token: int, position: int, wanted: Mask, found: Mask, reads: Reads) -> None:  # noqa: ARG002
+    def enter(
+        self,
+        token: int,
+        position: int,
+        wanted: Mask,
+        found: Mask,
+        reads: Reads,  # noqa: ARG002
+        uses: Ints,
+    ) -> None:
         books, place, layer = self._books, self._place[position], self.sites[position].layer
         books.wanted[token, place], books.found[0, token, place] = np.count_nonzero(wanted), np.count_nonzero(found)
-        books.uses[layer] += wanted
+        books.uses[layer] += uses
 
     def finish(self) -> FetchPlan:
-        self._pass(self._passed, self.tokens)
+        if not self.shared:
+            self._pass(self._passed, self.tokens)
         self._books.end(self._caches)
         self._books.record()
         return self.builder.finish()
@@ -366,6 +398,16 @@ def check_order(setting: Setting, groups: Sequence[Group]) -> None:
             f"eviction: {setting.eviction} needs to know all masks beforehand, and here the clock decides in which "
             "order they come; use lru, lfu or none"
         )
+
+
+def check_tier(name: str, eviction: str) -> None:
+    """Raise InputError for a rule that the cache of a further tier cannot follow."""
+    try:
+        rule = eviction_rule(eviction)
+    except InputError as error:
+        raise InputError(f"device: tiers: {name}: {error}") from None
+    if rule.needs_future or rule.fixed:
+        raise InputError(f"device: tiers: {name}: eviction {eviction} is for DRAM alone; use lru or lfu")
 
 
 def stepwise(

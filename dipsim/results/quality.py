@@ -83,6 +83,8 @@ def memory_of(plan: FetchPlan) -> str:
             seen["scope"] = setting.scope
         together = {"streams": setting.streams - 1, "draft": setting.draft}  # others that change the caches
         seen |= {name: count for name, count in together.items() if count}
+        if uses_all and setting.buffer:  # what is read ahead changes what is read along
+            seen["buffer"] = setting.buffer
         if uses_all or setting.eviction == "pinned":
             file = learned_file(setting.layout)
             trace = setting.calibration and assets.find("traces", setting.calibration)

@@ -81,7 +81,10 @@ class Result:
 
     def _flash_reads(self) -> Floats:
         """Reads from Flash per token, [T]."""
-        return np.asarray(self.plan.flash_reads.sum(axis=1) + self._guessed.reads)
+        reads = self.plan.flash_reads.sum(axis=1) + self._guessed.reads
+        if self.plan.tier_reads is not None:
+            reads = reads - self.plan.tier_reads[:, len(self.device.above) :].sum(axis=1)
+        return np.asarray(reads)
 
     def _dram_traffic(self) -> Floats:
         """Bytes over the DRAM bus per token, [T], with what storage copies through it."""
@@ -103,7 +106,7 @@ class Result:
     def _energy_j(self) -> Floats | None:
         """Joules per token, [T]; None where the device does not say what a part of them costs."""
         energy, plan = self.device.energy, self.plan
-        if energy is None or energy.flash is None or energy.dram is None:
+        if energy is None or energy.flash is None or energy.dram is None or self.device.tiers:
             return None
         joules = self._flash_bytes() * energy.flash + self._dram_traffic() * energy.dram
         if self.device.compute is None:
@@ -251,14 +254,11 @@ class Result:
         found: dict[str, Any] = {}
         plan, latency, streams = self.plan, self.timeline.latency_s, self.timeline.streams
         if streams:
-            mine = [latency[list(rows)] for rows in streams]
+            accepted = np.ones(plan.rows, dtype=int) if plan.accepted is None else plan.accepted
+            mine = [(int(accepted[list(rows)].sum()), float(latency[list(rows)].sum())) for rows in streams]
             found["streams"] = [
-                {
-                    "tokens": len(each),
-                    "tokens_per_s": float(len(each) / each.sum()),
-                    "mean_latency_s": float(each.mean()),
-                }
-                for each in mine
+                {"tokens": count, "tokens_per_s": count / seconds, "mean_latency_s": seconds / count}
+                for count, seconds in mine
             ]
         if plan.tier_bytes is not None:
             names = [tier.name for tier in (*self.device.above, *self.device.behind)]

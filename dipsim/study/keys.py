@@ -9,15 +9,16 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from dipsim.basics import assets
 from dipsim.basics.files import sha256
 from dipsim.basics.version import __version__
 from dipsim.planning.fetch_plan import Setting
 from dipsim.sparsity.policy import Policy
+from dipsim.sparsity.prefetcher import Prefetcher
 from dipsim.storage.learned import learned_file
 from dipsim.study.clock_options import ClockOptions
 from dipsim.timing.device import Device
@@ -48,14 +49,19 @@ def point_key(of_plan: str, device: Device, timing: str, clock: ClockOptions = N
     if clock.on_clock:
         parts.append(clock.clock_options.model_dump())
         if clock.prefetch is not None:
-            parts.append(sha256(assets.find("prefetchers", clock.prefetch.by.policy)))
+            parts.append(_plugin_hash(clock.prefetch.by.load(), Prefetcher))
     return _hash(parts)
 
 
 def policy_hash(policy: Policy) -> str:
     """The hash of the policy's file, of the plugins that it builds on, and of the files that they read."""
-    plugins = [cls for cls in type(policy).__mro__ if issubclass(cls, Policy) and cls is not Policy]
-    return _hash([sha256(file) for file in (*(Path(inspect.getfile(cls)) for cls in plugins), *policy.files())])
+    return _plugin_hash(policy, Policy, policy.files())
+
+
+def _plugin_hash(plugin: object, base: type, files: Sequence[Path] = ()) -> str:
+    """The hash of a plugin's file, of those that it builds on, and of others."""
+    plugins = [cls for cls in type(plugin).__mro__ if issubclass(cls, base) and cls is not base]
+    return _hash([sha256(file) for file in (*(Path(inspect.getfile(cls)) for cls in plugins), *files)])
 
 
 @cache

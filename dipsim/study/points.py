@@ -101,7 +101,7 @@ def points(experiment: Experiment, where: object = "sweep") -> list[Point]:
                 if key not in plans:
                     plans[key] = _planned(key, trace, setting, cell.tokens)
                 if cell.on_clock or device.on_clock:
-                    check_clock(plans[key].empty, cell.clocked(setting.buffer))
+                    check_clock(plans[key].empty, cell.clocked(setting.buffer), device)
                 point = _point(cell, choice, device, trace.trace, plans[key], named)
                 found.setdefault(point.key, point)
         except InputError as error:

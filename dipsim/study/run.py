@@ -13,6 +13,7 @@ from dipsim.basics.progress import Progress, silent
 from dipsim.basics.units import show
 from dipsim.clock.cycles import check_clock
 from dipsim.clock.live_steps import run_on_clock
+from dipsim.planning.fetch_plan import Setting
 from dipsim.planning.planner import plan
 from dipsim.results import provenance
 from dipsim.results.folder import clear_results, write_tables
@@ -56,9 +57,7 @@ def check(experiment: Experiment) -> None:
     policies, trace = experiment.load_policies(), experiment.open_trace()
     device = experiment.load_hardware(trace.shape)
     settings = experiment.settings(policies, trace.shape, trace.longest_sequence(experiment.tokens), device)
-    for fetch_plan in plan(trace, settings, experiment.tokens, layers=0):
-        if experiment.on_clock or device.on_clock:
-            check_clock(fetch_plan, experiment.clocked(fetch_plan.setting.buffer))
+    _check(trace, settings, device, experiment)
 
 
 def cliff(experiment: Experiment) -> str | None:
@@ -98,6 +97,13 @@ def write_run(experiment: Experiment, results: Sequence[Result], out: Path, time
     write_tables(results, out, timeline)
 
 
+def _check(trace: Trace, settings: Sequence[Setting], device: Device, options: Options) -> None:
+    """Raise InputError if a setting cannot be planned, before a layer is read."""
+    for fetch_plan in plan(trace, settings, options.tokens, layers=0):
+        if options.on_clock or device.on_clock:
+            check_clock(fetch_plan, options.clocked(fetch_plan.setting.buffer), device)
+
+
 def _run(
     trace: Trace,
     device: Device,
@@ -109,6 +115,7 @@ def _run(
     settings = options.settings(policies, trace.shape, trace.longest_sequence(options.tokens), device)
     measured = read_quality(trace)
     on_clock = options.on_clock or device.on_clock
+    _check(trace, settings, device, options)
     results = []
     if not on_clock:
         plans = plan(trace, settings, options.tokens, progress=progress)

@@ -18,6 +18,9 @@ from dipsim.basics.files import read_yaml
 from dipsim.basics.units import Bandwidth, EnergyPerByte, EnergyPerOperation, Rate, Size, Throughput, Time
 from dipsim.storage.flash import Flash
 
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+TAKEN = ("flash", "dram", "compute", "wait", "start", "latency")  # names that tables have for something else
+
 
 class Dram(Strict):
     """Working memory: its capacity in bytes and its bandwidth in bytes per second.
@@ -65,7 +68,7 @@ class Compute(Strict):
     selection: Rate | None = None
     layer: Time = 0.0
     interrupt: Time = 0.0
-    units: dict[str, Unit] = Field(default_factory=dict)
+    units: dict[Name, Unit] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _one_rate(self) -> Self:
@@ -78,15 +81,21 @@ class Compute(Strict):
         rates = {name: getattr(self, name) for name in ("throughput", "weights", "selection")}
         changed = {name: rate * share for name, rate in rates.items() if rate is not None}
         times = {name: getattr(self, name) / share for name in ("layer", "interrupt")}
-        return self.model_copy(update=changed | times)
+        of_unit = ("throughput", "weights")
+        units = {
+            name: unit.model_copy(update={r: rate * share for r in of_unit if (rate := getattr(unit, r)) is not None})
+            for name, unit in self.units.items()
+        }
+        return self.model_copy(update={**changed, **times, "units": units})
 
 
 class Unit(Strict):
-    """A further unit of compute, such as an NPU, for the steps that it `runs`: attention, lm_head, or groups of columns
-    or experts (input, neuron, expert). Its rate is given as that of `Compute`.
+    """A further unit of compute, such as an NPU, for the steps that it `runs`: attention, whole (matrices that every
+    token reads), input, neuron and expert (columns and experts that masks choose), lm_head. Its rate is given as that
+    of `Compute`, whose other times it shares. Prompts and what reads interrupt are the main unit's.
     """
 
-    runs: tuple[str, ...] = Field(min_length=1)
+    runs: tuple[Literal["attention", "whole", "input", "neuron", "expert", "lm_head"], ...] = Field(min_length=1)
     throughput: Throughput | None = None
     weights: Bandwidth | None = None
 
@@ -104,7 +113,7 @@ class Tier(Strict):
     choose, as the rule `eviction` (lru by default) says. The last tier holds everything.
     """
 
-    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
+    name: Name
     bandwidth: Bandwidth
     capacity: Size | None = None
     command_time: Time = 0.0
@@ -187,9 +196,12 @@ class Device(Strict):
         if bool(self.behind) != (self.flash.capacity is not None):
             raise ValueError("tiers: a tier behind Flash needs flash.capacity, and flash.capacity a tier behind it")
         units = self.compute.units if self.compute else {}
-        names = ["flash", "dram", "compute", *units, *(tier.name for tier in self.tiers)]
+        names = [*TAKEN, *units, *(tier.name for tier in self.tiers)]
         if len(set(names)) < len(names):
-            raise ValueError("tiers and compute.units need names of their own, other than flash, dram and compute")
+            raise ValueError(f"tiers and compute.units need names of their own, other than {', '.join(TAKEN)}")
+        runs = [step for unit in units.values() for step in unit.runs]
+        if len(set(runs)) < len(runs):
+            raise ValueError("compute.units: a step is run by two units; give it to one")
         return self
 
     @property
@@ -218,18 +230,22 @@ class Device(Strict):
         if self.sustained is None:
             raise InputError(f"hot: device {self.name} does not say what it sustains; add sustained to its file")
         share, dram = self.sustained, self.dram
+        above = [tier.model_copy(update={"bandwidth": tier.bandwidth * share.dram}) for tier in self.above]
+        behind = [tier.model_copy(update={"bandwidth": tier.bandwidth * share.flash}) for tier in self.behind]
         return self.model_copy(
             update={
                 "name": f"{self.name} (hot)",
                 "flash": self.flash.slowed(share.flash),
                 "dram": dram.model_copy(update={"bandwidth": dram.bandwidth * share.dram}),
                 "compute": self.compute and self.compute.slowed(share.compute),
+                "tiers": (*above, *behind),
             }
         )
 
     def scaled(self, ratio: float, name: str) -> Device:
         """The device as one for which columns of `ratio` times the size cost what columns cost here, called `name`."""
-        return self.model_copy(update={"name": name, "flash": self.flash.scaled(ratio)})
+        tiers = [tier.model_copy(update={"command_time": tier.command_time * ratio}) for tier in self.tiers]
+        return self.model_copy(update={"name": name, "flash": self.flash.scaled(ratio), "tiers": tuple(tiers)})
 
     def replace(self, where: object = "device", **fields: Any) -> Device:
         """A checked copy with fields changed by dotted name, as in `replace(**{"flash.read_bandwidth": "2 GB/s"})`.

@@ -51,7 +51,7 @@ class Demand(NamedTuple):
 
     request: Request
     after: float = 0.0
-    under_way: Sequence[Job] = ()
+    under_way: Sequence[tuple[Job, int]] = ()
 
 
 class Asked(NamedTuple):
@@ -79,8 +79,8 @@ class Steps(Protocol):
     def demand(self, token: int, step: int) -> Demand:
         """What a step asks for besides."""
 
-    def asked(self, token: int, step: int, fetch: Asked | None) -> list[Asked]:
-        """A step has asked for its fetch, or needs none; returns what else it waits for."""
+    def asked(self, token: int, step: int, requests: Sequence[Asked]) -> list[Asked]:
+        """A step has made the requests of the stage that fetches, if any; returns what else it waits for."""
 
 
 class Engine:
@@ -174,8 +174,7 @@ class Engine:
             for stage in self.stages:
                 asked = self._ask(stream, token, step, demand.request, stage, known)
                 if Resource.FLASH in stage:
-                    fetches = demand.request.seconds[Resource.FLASH] > 0
-                    asked += self.steps.asked(token, step, asked[0] if fetches else None)
+                    asked += self.steps.asked(token, step, asked)
                 asked = early + asked
                 early.clear()
                 others = demand.under_way if Resource.FLASH in stage else ()
@@ -208,22 +207,26 @@ class Engine:
                 asked.append(Asked(job, resource, token, step, moved))
         return asked
 
-    def _join(self, asked: Sequence[Asked], token: int | None = None, others: Sequence[Job] = ()) -> Process:
+    def _join(
+        self, asked: Sequence[Asked], token: int | None = None, others: Sequence[tuple[Job, int]] = ()
+    ) -> Process:
         """Wait for all of what was asked for, here or by `others`; book the time of a token to what ended last."""
         begin = self._now
-        for job in others:
+        served = [(each.job, each.resource) for each in asked]
+        for job, _ in served:
             if job.end is None:
                 yield job.done
-        if token is not None and self._now > begin:
-            self.waited[token][Resource.FLASH] += self._now - begin
-        for each in asked:
-            if each.job.end is None:
-                yield each.job.done
         for each in asked:
             self.note(each)
-        if token is not None and (asked or others):
-            ends = [(each.job, each.resource) for each in asked] + [(job, int(Resource.FLASH)) for job in others]
-            last, resource = max(ends, key=_end)
+        own = self._now
+        for job, resource in others:
+            if job.end is None:
+                before = self._now
+                yield job.done
+                if token is not None:  # for what others began, and longer than for what it asked for itself
+                    self.waited[token][resource] += self._now - max(before, own)
+        if token is not None and (served or others):
+            last, resource = max((*served, *others), key=_end)
             start = max(_end((last, resource)) - last.alone, begin)
             self.parts[token][resource] += self._now - start
             self.parts[token][-1] += start - begin
@@ -270,7 +273,7 @@ class Planned:
     def reach(self, token: int) -> None:
         """Nothing happens before a token."""
 
-    def asked(self, token: int, step: int, fetch: Asked | None) -> list[Asked]:  # noqa: ARG002
+    def asked(self, token: int, step: int, requests: Sequence[Asked]) -> list[Asked]:  # noqa: ARG002
         """Nothing follows from a fetch."""
         return []
 

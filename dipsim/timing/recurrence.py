@@ -63,7 +63,12 @@ def _one_by_one(service: ServiceTimes, timing: Timing) -> tuple[Floats, Floats]:
 
 def prefill_time(service: ServiceTimes, timing: Timing) -> float:
     """Seconds to encode the prompt, the time to first token."""
-    flash, dram, compute = service.prefill
+    return encoding_time(service.prefill.tolist(), timing)
+
+
+def encoding_time(prefill: Sequence[float], timing: Timing) -> float:
+    """The same, from the service of Flash, DRAM and compute (and of further resources, which prompts do not use)."""
+    flash, dram, compute, *_ = prefill
     if timing == "serial":
         return float(flash + dram + compute)
     return float(max(flash, dram) + compute) if timing == "concurrent" else float(max(flash, dram, compute))

@@ -90,6 +90,7 @@ class Server:
     ) -> None:
         self.env, self.lanes, self.fair, self.rate, self.limit = env, lanes, fair, rate, limit
         self.jobs: list[Job] = []  # in the order of who goes first
+        self.guesses: list[Job] = []  # that keep their lanes, and have not begun
         self._then = 0  # when their progress was last written down
         self._timer = 0  # only the last one counts
         self._asked = 0
@@ -122,24 +123,19 @@ class Server:
             enter=enter,
         )
         self._write_down()
-        insort(self.jobs, job)
+        insort(self.guesses if keeps else self.jobs, job)
         self._share()
         return job
 
     def cancel(self, job: Job) -> None:
         """Take back a request that has not begun."""
         assert job.begin is None
-        self.jobs.remove(job)
+        (self.guesses if job.keeps else self.jobs).remove(job)
 
     def look(self) -> None:
         """Look again whether a request may enter."""
         self._write_down()
         self._share()
-
-    @property
-    def demanded(self) -> bool:
-        """Whether demand is being served or waits."""
-        return bool(self.jobs) and self.jobs[0].priority == DEMAND
 
     def _write_down(self) -> None:
         """Write down how far everyone has come."""
@@ -155,8 +151,6 @@ class Server:
     def _share(self) -> None:
         """Share the lanes, and set the timer to the next end."""
         self._timer += 1
-        if not self.jobs:
-            return
         self._give_lanes()
         used = sum(job.lanes for job in self.jobs)
         soonest = None
@@ -171,27 +165,36 @@ class Server:
             after(self.env.timeout(max(0, soonest), self._timer), self._end)
 
     def _give_lanes(self) -> None:
-        if len(self.jobs) == 1 and not self.jobs[0].keeps:
+        """Guesses that have begun keep their lanes; then come the first requests of all flows, guesses in between."""
+        if len(self.jobs) == 1 and not self.guesses and not self.jobs[0].keeps:
             self.jobs[0].lanes = self.jobs[0].width
             return
-        kept = sum(job.lanes for job in self.jobs if job.keeps)  # none before it begins
-        free, allowed, idle = self.lanes - kept, self.limit - kept, not self.demanded
-        heads = {job.flow: job for job in reversed(self.jobs) if not job.keeps}  # the first of each flow
-        if self.fair:  # among those who go first
-            first = [job for job in heads.values() if job.priority == self.jobs[0].priority]
-            free = _give_evenly(sorted(first, key=lambda job: (job.width, job.number)), free)
-        for job in self.jobs:
-            if not job.keeps:
-                if heads[job.flow] is not job:
-                    job.lanes = 0
-                elif not self.fair or job.priority != self.jobs[0].priority:
-                    job.lanes = min(job.width, free)
-                    free -= job.lanes
-                continue
-            may_begin = free >= 1 and allowed >= 1 and (idle or job.priority != IDLE)
-            if job.begin is None and may_begin and (job.enter is None or job.enter()):
-                job.lanes = min(job.width, free, allowed)
-                free, allowed = free - job.lanes, allowed - job.lanes
+        kept = sum(job.lanes for job in self.jobs if job.keeps)
+        free, allowed = self.lanes - kept, self.limit - kept
+        heads: dict[Hashable, Job] = {}
+        for each in self.jobs:
+            if not each.keeps and heads.setdefault(each.flow, each) is not each:
+                each.lanes = 0  # it waits for the one before it
+        idle = not any(job.priority == DEMAND for job in heads.values())
+        even = [job for job in heads.values() if self.fair and job.priority == next(iter(heads.values())).priority]
+        free = _give_evenly(sorted(even, key=lambda job: (job.width, job.number)), free)
+        begun: list[Job] = []
+        rest: list[Job | None] = [job for job in heads.values() if job not in even]
+        for job in (*rest, None):
+            while self.guesses and (job is None or self.guesses[0] < job):
+                guess = self.guesses[0]
+                if free < 1 or allowed < 1 or (guess.priority == IDLE and not idle):
+                    break
+                if guess.enter is not None and not guess.enter():
+                    break
+                guess.lanes = min(guess.width, free, allowed)
+                free, allowed = free - guess.lanes, allowed - guess.lanes
+                begun.append(self.guesses.pop(0))
+            if job is not None:
+                job.lanes = min(job.width, free)
+                free -= job.lanes
+        for guess in begun:
+            insort(self.jobs, guess)
 
     def _speed(self, job: Job, used: float) -> float:
         """How fast a job is, of how fast it is alone with all the lanes that it can use."""

@@ -58,7 +58,8 @@ class Timeline:
     `start_s` and `latency_s` are [T]. `ttft_s` is the time to encode the prompt. `parts_s` [T, 4] breaks each latency
     down by what the token waited for, in the order of BREAKDOWN: of the requests that a step waits for, the last to
     end counts, its service for its resource and its time in the queue as wait. `busy_s` [T, 3] is the service of each
-    resource, and `waited_s` [T, 3] how much longer than alone the requests to each of them took together. `streams` are
+    resource, and `waited_s` [T, 3] how much longer than alone the token's requests to each of them took together, and
+    for how long it waited besides for what others had asked for. `streams` are
     the tokens of each stream; by default there is one, of all. Further tiers and units of compute have their names in
     `resources`, behind the three, and their places in the arrays.
     """

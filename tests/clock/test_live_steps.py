@@ -145,7 +145,8 @@ def test_columns_on_the_clock_are_those_of_the_plan(tiny_trace, case):
 def test_prompts_and_pinned_experts_are_those_of_the_plan(tmp_path):
     trace = tiny_mixture.write(tmp_path / "t.safetensors", starts=(0, 6), prompts=((0, 3), (6, 8), (10, 11)), seed=3)
     for rule in ("lru", "pinned"):
-        same(trace, Setting(load_policy("experts"), SHAPE.static_bytes(12) + 9 * EXPERT, rule, scope="model"), COSTLY)
+        of = Setting(load_policy("experts"), SHAPE.static_bytes(12) + 9 * EXPERT, rule, scope="model", start="warm")
+        same(trace, of, COSTLY)
 
 
 def test_policies_that_use_what_is_read_are_those_of_the_plan(tiny_trace):
@@ -547,3 +548,124 @@ def test_tiers_out_of_order_are_refused():
 def test_a_rule_that_knows_the_future_is_refused(trace):
     with pytest.raises(InputError, match="belady needs to know all masks beforehand"):
         run(trace, prefetch(), of=setting(24, "belady", buffer=10 * EXPERT))
+
+
+# what a review found
+
+
+def test_what_comes_from_a_card_is_waited_for_by_others(tmp_path):
+    """Two streams want the same expert, which the card reads for 1 ms and 1.92 ms: both have it then."""
+    shape = tiny_mixture.ModelShape(**tiny_mixture.SIZES | {"num_hidden_layers": 1}, mixture=tiny_mixture.MIXTURE)
+    trace = tiny_mixture.write(tmp_path / "t.safetensors", of=shape, layers=[chosen([0, 1], [0, 1])])
+    of = setting(8, "lru", shape=shape, streams=2, length=2)
+    made, times = run(trace, Clocked(streams=2), of=of, dev=only_flash("0 s", **CARD))
+    both = 2 * (1e-3 + EXPERT / 100e3)
+    assert times.latency_s == pytest.approx([both, both], rel=1e-6)
+    assert times.waited_s[:, 3] == pytest.approx([0, both], rel=1e-6)
+    assert made.tier_reads.tolist() == [[2], [0]]
+
+
+def spans_of(times, resource):
+    return [span for span in times.spans if span.resource == resource and span.step >= 0]
+
+
+def test_with_contention_every_byte_crosses_dram_once(tmp_path):
+    """A dense layer before two with experts: what is read whole crosses DRAM as it does without contention."""
+    shape = tiny_mixture.shape(dense_layers=(0,))
+    trace = tiny_mixture.write(tmp_path / "t.safetensors", of=shape)
+    dev = SLOW.replace(**{"dram.flash_copies": 2, "dram.fill": "4 MB/s"})
+    of = setting(2, "lru", shape=shape, length=12)
+    made, times = run(trace, Clocked(contention=True), of=of, dev=dev, traced=None)
+    moved = sum(span.bytes for span in spans_of(times, "dram"))
+    crossed = made.dram_bytes.sum() + 2 * (made.flash_static + made.flash_read_bytes).sum()
+    filled = made.flash_misses[:, [step == "expert" for step in made.step]].sum()
+    assert made.flash_static.sum() > 0
+    assert moved == pytest.approx(crossed + filled, abs=4 * EXPERT)  # the last fills outlast the run
+    assert len(set(spans_of(times, "dram"))) == len(spans_of(times, "dram"))
+    assert (times.busy_s.sum(axis=0) <= times.elapsed_s * (1 + 1e-9)).all()
+
+
+def test_a_guess_crosses_dram_as_any_read(trace):
+    dev = SLOW.replace(**{"dram.flash_copies": 1})
+    made, times = run(trace, prefetch(), dev=dev, traced=None)
+    copied = [span for span in spans_of(times, "dram") if span.kind == "fill"]
+    assert sum(span.bytes for span in copied) == made.guessed.bytes.sum() == 22 * EXPERT
+
+
+def test_prompts_of_several_sequences_take_what_the_plan_says(tmp_path):
+    trace = tiny_mixture.write(
+        tmp_path / "t.safetensors", starts=(0, 4, 8), prompts=((0, 2), (4, 7), (8, 9), (10, 11)), seed=5
+    )
+    like = Setting(load_policy("experts"), SHAPE.static_bytes(12) + 9 * EXPERT, "lru", scope="model", start="warm")
+    same(trace, like, COSTLY)
+    of = replace(like, streams=2, dram_bytes=SHAPE.static_bytes(12, 2) + 9 * EXPERT)
+    made, times = run(trace, Clocked(streams=2), of=of, dev=COSTLY)
+    assert made.encoded.found >= 0
+    assert times.ttft_s > 0
+    alone, _ = run_on_clock(trace, replace(of, streams=1), COSTLY, "serial", Clocked())
+    assert made.encoded.wanted == alone.encoded.wanted
+
+
+def test_waiting_for_a_fill_is_waiting_for_dram(tmp_path):
+    shape = tiny_mixture.ModelShape(**tiny_mixture.SIZES | {"num_hidden_layers": 1}, mixture=tiny_mixture.MIXTURE)
+    trace = tiny_mixture.write(tmp_path / "t.safetensors", of=shape, layers=[chosen([0, 1], [0, 1])])
+    of = setting(8, "lru", shape=shape, length=2)
+    _, times = run(trace, Clocked(contention=True), of=of, dev=only_flash("0 s", **{"dram.fill": "1 kB/s"}))
+    assert times.parts_s[1, Resource.DRAM] + times.parts_s[1, 3] == pytest.approx(times.latency_s[1], rel=1e-6)
+    assert times.waited_s[1, Resource.FLASH] == 0
+
+
+def test_drafts_compute_what_each_token_computes(trace):
+    made, _ = run(trace, Clocked(speculation=Speculation(3, 1.0, verify=1.5)))
+    single, alone = run(trace)
+    assert made.flops[:, made.is_mlp].sum() == pytest.approx(single.flops[:, single.is_mlp].sum())
+    assert made.flops.sum() == pytest.approx(single.flops.sum(), rel=0.03)  # but for the context of later ones
+    assert (made.uses == single.uses).all()
+    _, slow = run(trace, Clocked(speculation=Speculation(3, 1.0, verify=5.0)))
+    compute = alone.parts_s[0, Resource.COMPUTE]
+    assert slow.parts_s[0, Resource.COMPUTE] == pytest.approx(16 * compute, rel=1e-6)
+
+
+def test_a_late_guess_that_is_wanted_is_read_as_demand_even_if_late_ones_are_kept(trace):
+    fast = only_flash("100 us")
+    kept, dropped = (run(trace, prefetch(drop_late=drop), dev=fast) for drop in (False, True))
+    assert kept[1].latency_s == pytest.approx(dropped[1].latency_s)
+    assert fates(kept[0]) == fates(dropped[0])
+
+
+def test_only_the_lanes_of_the_device_are_there():
+    curves = {1: [["100 B", "1 MB/s"], ["1 kB", "1 MB/s"]], 4: [["100 B", "4 MB/s"], ["1 kB", "4 MB/s"]]}
+    flash = device(**{"flash": {"read_curves": curves, "lanes": 4}}).flash
+    assert flash.most_under_way == 4
+    assert [flash.throughput(lanes, 500.0) for lanes in (1, 2, 4)] == pytest.approx([1e6, 2e6, 4e6])
+    latent = device(**{"flash.read_bandwidth": "1 MB/s", "flash.latency": "1 ms", "flash.queue_depth": 8}).flash
+    assert latent.most_under_way == 8
+    assert [latent.throughput(reads, 1000.0) for reads in (1, 2, 3)] == pytest.approx([0.5e6, 1e6, 1e6])
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"tiers": [{"name": "latency", "bandwidth": "2 TB/s", "capacity": "1 kB"}]}, "names of their own"),
+        ({"tiers": [{"name": "My SRAM", "bandwidth": "2 TB/s", "capacity": "1 kB"}]}, "tiers"),
+        ({"compute.units": {"npu": {"throughput": "1 TFLOP/s", "runs": ["ffn"]}}}, "compute.units.npu.runs"),
+        (
+            {"compute.units": {n: {"throughput": "1 TFLOP/s", "runs": ["expert"]} for n in ("a", "b")}},
+            "a step is run by two units",
+        ),
+    ],
+)
+def test_tiers_and_units_that_cannot_be_are_refused(changes, words):
+    with pytest.raises(InputError, match=words):
+        SLOW.replace(**changes)
+
+
+def test_a_hot_device_is_slower_in_all_its_parts():
+    npu = {"compute.units": {"npu": {"throughput": "10 GFLOP/s", "runs": ["attention"]}}, "sustained.flash": 0.5,
+           "sustained.dram": 0.25, "sustained.compute": 0.1}  # fmt: skip
+    tiers = [{"name": "sram", "bandwidth": "2 TB/s", "capacity": "1 kB"}, *CARD["tiers"]]
+    cold = SLOW.replace(**npu, **CARD | {"tiers": tiers})
+    hot = cold.hot()
+    assert [tier.bandwidth for tier in hot.tiers] == [0.5e12, 50e3]
+    assert hot.compute.units["npu"].throughput == 1e9
+    assert cold.scaled(0.5, "x").tiers[1].command_time == 0.5e-3
