@@ -227,3 +227,14 @@ def test_flash_traffic_can_load_the_dram_bus(tiny_trace):
     direct, copied = (engine.run(fetch_plan, dev.replace(**{"dram.flash_copies": n}), "serial") for n in (0, 2))
     extra = 2 * fetch_plan.flash_bytes.sum() / 1e9
     assert copied.latency_s.sum() - direct.latency_s.sum() == pytest.approx(extra)
+
+
+def test_what_is_ahead_of_a_token_may_follow_from_long_before_its_last_steps():
+    """DRAM needs 1.99 ms a step, compute 2 ms: DRAM gains 10 us on compute in each of 37 steps."""
+    shape = SHAPE.model_copy(update={"num_hidden_layers": 12})
+    builder = PlanBuilder(shape, Setting(load_policy("dip"), shape.static_bytes(5) + 1), 5, (0,))
+    builder.arrays["flops"][:], builder.arrays["dram_static"][:] = 2e6, 1.99e-3 * 60e9
+    fetch_plan, dev = builder.finish(), device(**{"compute.throughput": "1 GFLOP/s"})
+    simulated, closed = (call(fetch_plan, dev, "pipelined") for call in (engine.run, timeline))
+    assert closed.latency_s == pytest.approx(simulated.latency_s, rel=1e-12)
+    assert closed.waited_s == pytest.approx(simulated.waited_s, rel=1e-9, abs=1e-15)
