@@ -39,6 +39,7 @@ def test_run_writes_a_folder_and_prints_a_table(here, cli_run):
     assert not any(name.startswith(".") for name in written)
 
 
+@pytest.mark.slow
 def test_flags_change_the_experiment(here, cli_run):
     flags = ["--device", "./own.yaml", "--policy", "dip", "--policy", "dip-ca", "--set", "dip.keep=0.9"]
     flags += ["--set", "dip-ca.gamma=0.2", "--dram", "3 kB", "--eviction", "lru", "--timing", "pipelined"]
@@ -63,6 +64,7 @@ def test_plot_draws_again(here, cli_run):
     assert figure.exists()
 
 
+@pytest.mark.slow
 def test_a_layout_is_learned_checked_and_used(here, cli_run):
     status, out, err = cli_run("learn-layout", "tiny.safetensors", "--out", "x.layout.safetensors",
                                "--set", "dip.keep=0.6", "--tokens", 3, "--device", "oneplus-12")  # fmt: skip

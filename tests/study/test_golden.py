@@ -6,7 +6,7 @@ from dipsim.basics import assets
 from dipsim.study.experiment import Experiment
 from dipsim.study.run import run
 
-pytestmark = pytest.mark.xdist_group("golden")  # one run of the quickstart serves all
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("golden")]  # one run of the quickstart serves all
 
 
 @pytest.fixture(scope="module")
@@ -15,7 +15,6 @@ def quickstart():
     return {result.plan.setting.policy.name: result for result in results}
 
 
-@pytest.mark.slow
 def test_cache_awareness_pays(quickstart):
     speed = {name: result.tokens_per_s for name, result in quickstart.items()}
     assert speed["dip-ca"] > speed["dip"] > speed["dense"]
@@ -51,7 +50,6 @@ def test_golden(quickstart, name):
     assert quickstart[name].hit_rate == pytest.approx(hit_rate, abs=1e-4)
 
 
-@pytest.mark.slow
 def test_a_cold_start_counts_every_token_and_gives_the_figures_of_version_0_1():
     cold = Experiment.load(assets.find("examples", "quickstart")).model_copy(update={"start": "cold"})
     for result in run(cold):
