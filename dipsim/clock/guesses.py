@@ -19,9 +19,10 @@ PRIORITY = {"eager": DEMAND, "spare": SPARE, "idle": IDLE}
 
 @dataclass(eq=False)
 class Guess:
-    """Units [N] that are read together, guessed at a (row, step). They take so many `bytes` of the buffer."""
+    """Units [N] that are read together, guessed at a row for a (row, step). They take so many `bytes` of the buffer."""
 
-    by: tuple[int, int]
+    by: int
+    target: tuple[int, int]
     units: Mask
     bytes: float
     reads: Reads
@@ -45,9 +46,9 @@ class Buffer:
         self._interrupting = 0.0
 
     def read(
-        self, by: tuple[int, int], target: tuple[int, int], units: Mask, unit_bytes: float, reads: Reads, seconds: float
+        self, by: int, target: tuple[int, int], units: Mask, unit_bytes: float, reads: Reads, seconds: float
     ) -> None:
-        """At the (row, step) `by`, ask for units [N] that the `target` may want; alone that takes so many seconds."""
+        """At a row, ask for units [N] that the (row, step) `target` may want; alone that takes so many seconds."""
         size = float(np.count_nonzero(units)) * unit_bytes
         job = self.flash.ask(
             seconds,
@@ -58,7 +59,7 @@ class Buffer:
             keeps=True,
             enter=lambda: self._enter(size),
         )
-        guess = Guess(by, units, size, reads, job)
+        guess = Guess(by, target, units, size, reads, job)
         self._for.setdefault(target, []).append(guess)
         after(job.done, lambda _: self._read(guess))
 
@@ -123,8 +124,7 @@ class Buffer:
 
     def _read(self, guess: Guess) -> None:
         """Write down a guess that was read."""
-        row, _ = guess.by
-        self.books.reads[row] += guess.reads.total
-        self.books.bytes[row] += guess.reads.size
+        self.books.reads[guess.by] += guess.reads.total
+        self.books.bytes[guess.by] += guess.reads.size
         self._interrupting += guess.reads.total
         self._ended(guess)

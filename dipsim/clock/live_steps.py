@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from dipsim.basics.arrays import Ints, Mask
+from dipsim.basics.errors import InputError
 from dipsim.basics.progress import Progress, silent
 from dipsim.clock.clocked import Clocked
 from dipsim.clock.costs import Costs, Found
@@ -191,7 +192,7 @@ class LiveSteps:
             uses=self._uses[target],
             resident=coming,
             see=lambda: site.acts.at(self.rows[row].tokens[-1]),
-            actual=lambda: together(plan.choose(tokens, target)),
+            actual=lambda: self._look_ahead(target, tokens),
             random=self._random,
         )
         named = guesses(prefetch.prefetcher, known, prefetch.units)
@@ -200,7 +201,17 @@ class LiveSteps:
             units[named[begin : begin + prefetch.batch]] = True
             reads = plan.fetch(target, units)
             seconds = self.costs.batch_seconds(reads)
-            buffer.read((row, step), (for_row, target), units, there.unit_bytes, reads, seconds)
+            buffer.read(row, (for_row, target), units, there.unit_bytes, reads, seconds)
+
+    def _look_ahead(self, target: int, tokens: range) -> Mask:
+        """What tokens will want at a position, for an oracle. Raises InputError if the prefetcher is none."""
+        prefetch = self.options.prefetch
+        if prefetch is not None and not prefetch.prefetcher.oracle:
+            raise InputError(
+                f"prefetch: {prefetch.prefetcher.label}: looks at what will be wanted; only an oracle may, which says "
+                "`oracle = True` in its class"
+            )
+        return together(self.plan.choose(tokens, target))
 
     def _target(self, step: int, ahead: int) -> tuple[int, bool]:
         """The position of the same group so many layers later, and whether it is the next token's."""
@@ -210,7 +221,7 @@ class LiveSteps:
 
     def _guess_ended(self, guess: Guess) -> None:
         """A guess was read: it is written down, and crosses DRAM as often as any read."""
-        row, step = guess.by
+        row, step = guess.target
         self.engine.note(Asked(guess.job, Resource.FLASH, row, step, guess.reads.size, "guess"))
         if copies := self.device.dram.flash_copies:
             self._note_later(self._move(row, step, copies * guess.reads.size, self.device.dram.bandwidth, "copies"))
@@ -275,9 +286,9 @@ def run_on_clock(
     if the setting cannot be planned so.
     """
     caching = (*device.above, *device.behind[:-1])
-    further = [(tier.capacity or 0.0, tier.eviction) for tier in caching]
+    further = [(tier.capacity or 0.0, tier.eviction, tier in device.behind) for tier in caching]
     if device.behind:
-        further.insert(len(device.above), (device.flash.capacity or 0.0, device.behind[0].eviction))
+        further.insert(len(device.above), (device.flash.capacity or 0.0, device.behind[0].eviction, True))
     plan = stepwise(trace, setting, tokens, shared=options.streams > 1, further=further, progress=progress)
     steps = LiveSteps(plan, device, timing, options)
     limit = options.prefetch.lanes if options.prefetch else 1

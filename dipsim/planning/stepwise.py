@@ -17,7 +17,7 @@ from dipsim.basics.arrays import Floats, Ints, Mask, Numbers
 from dipsim.basics.errors import InputError
 from dipsim.basics.progress import Progress, silent
 from dipsim.memory.budget import columns_held
-from dipsim.memory.cache import ColumnCache
+from dipsim.memory.cache import ColumnCache, lowest
 from dipsim.memory.eviction import eviction_rule
 from dipsim.memory.unit_cache import UnitCache
 from dipsim.planning.builder import Counts, LayerCaches, PlanBuilder
@@ -140,8 +140,8 @@ class Stepwise(ABC):
     """The plan of one setting over the first `tokens` tokens, made step by step. All that it needs is read once.
 
     `sites` are by their position in the plan, `order` are those positions. With `shared`, one set of caches serves all
-    sequences; otherwise each begins with its own. `further` are the (bytes, eviction) of caches in other tiers. Raises
-    InputError if the setting cannot be planned so.
+    sequences; otherwise each begins with its own. `further` are the (bytes, eviction, whether it begins full) of caches
+    in other tiers. Raises InputError if the setting cannot be planned so.
     """
 
     def __init__(
@@ -151,7 +151,7 @@ class Stepwise(ABC):
         tokens: int,
         *,
         shared: bool,
-        further: Sequence[tuple[float, str]],
+        further: Sequence[tuple[float, str, bool]],
         progress: Progress,
     ) -> None:
         self.further = further
@@ -258,11 +258,14 @@ class StepwiseColumns(Stepwise):
         self._reads, self._read_bytes = np.zeros(each), np.zeros(each)
 
     def _new_caches(self) -> None:
-        held = [(columns_held(self.shape, self.builder.groups, size), rule) for size, rule in self.further]
+        held = [(columns_held(self.shape, self.builder.groups, size), rule, full) for size, rule, full in self.further]
         for site in self.sites.values():
             site.cache = site.caches.cache(self.builder.begin_with(site.caches, site.layer))
-            place = self.builder.caches.index(site.caches)
-            site.further = tuple(ColumnCache(site.caches.columns, capacities[place], rule) for capacities, rule in held)
+            place, columns = self.builder.caches.index(site.caches), site.caches.columns
+            site.further = tuple(
+                ColumnCache(columns, each[place], rule, resident=lowest(columns, each[place]) if full else None)
+                for each, rule, full in held
+            )
 
     def _pass(self, begin: int, end: int) -> None:
         for token in (np.flatnonzero(~self.builder.counted[begin:end]) + begin).tolist():
@@ -325,8 +328,11 @@ class StepwiseExperts(Stepwise):
         self._caches = self._books.caches_of(chosen)
         further = [
             [UnitCache(cache.sizes, size / len(self._caches), rule) for cache in self._caches]
-            for size, rule in self.further
+            for size, rule, _ in self.further
         ]
+        for caches, (_, _, full) in zip(further, self.further, strict=True):
+            for cache in caches if full else ():
+                cache.pin(np.cumsum(cache.sizes) <= cache.budget)
         one_each = len(self._caches) > 1
         for place, site in enumerate(self._in_order):
             site.cache = self._caches[place if one_each else 0]
@@ -416,7 +422,7 @@ def stepwise(
     tokens: int | None = None,
     *,
     shared: bool = False,
-    further: Sequence[tuple[float, str]] = (),
+    further: Sequence[tuple[float, str, bool]] = (),
     progress: Progress = silent,
 ) -> Stepwise:
     """A plan of the first `tokens` tokens, by default all, that is made step by step (see `Stepwise`)."""

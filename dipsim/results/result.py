@@ -270,6 +270,10 @@ class Result:
             found["guesses_per_token"] = {
                 name: float(getattr(plan.guessed, name).sum() / plan.tokens) for name in FATES
             }
+            missed = self.plan.flash_misses / np.maximum(self.plan.unit_bytes, 1.0)  # of units, by demand
+            used = (plan.guessed.useful + plan.guessed.late).sum()
+            found["guess_recall"] = float(_ratio(used, used + missed.sum(), 0.0))
+            found["guess_precision"] = float(_ratio(used, used + plan.guessed.wasted.sum(), 0.0))
             found["guessed_flash_bytes_per_token"] = float(plan.guessed.bytes.sum() / plan.tokens)
         return found
 

@@ -45,8 +45,8 @@ def simulate(
     `dram` is a size like "60 MB", a number of bytes, or None for all that the device has. `options` are those of an
     experiment: `start` ("warm" by default), `layout` ("columns"), `eviction`, `timing` ("serial"), `tokens` (all),
     `prompt` (0), `read_through` (True), `calibration`, `stream_static` (False), `cache`, and those of `ClockOptions`:
-    `prefetch`, `speculate`, `streams` (1), `turns`, `contention` (False). Raises InputError if the parts do not fit each
-    other.
+    `prefetch`, `speculate`, `streams` (1), `turns`, `contention` (False). Raises InputError if the parts do not fit
+    each other.
     """
     size = f"{dram!r} B" if isinstance(dram, (int, float)) else dram
     checked = parse(Options, {"dram": size, **options}, "simulate")

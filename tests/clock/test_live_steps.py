@@ -269,6 +269,17 @@ def test_next_layer_takes_the_inputs_of_this_layer(tiny_trace):
     assert made.guessed.useful.tolist() == [len(a & b) for a, b in zip(best, used, strict=True)]
 
 
+def test_only_an_oracle_may_look_ahead(trace):
+    class Cheat(Prefetcher):
+        """Looks."""
+
+        def scores(self, known):
+            return known.actual()
+
+    with pytest.raises(InputError, match="cheat: looks at what will be wanted; only an oracle may|only an oracle may"):
+        run(trace, Clocked(prefetch=Prefetch(Cheat(), 2, 5 * EXPERT)))
+
+
 def test_an_oracle_is_as_good_as_it_is_told_to_be(tmp_path):
     trace = tiny_mixture.write(tmp_path / "t.safetensors", tokens=400, of=(of := tiny_mixture.shape(num_experts=64)))
     size = of.static_bytes(400) + 20 * EXPERT
@@ -465,15 +476,17 @@ CARD = {"flash.capacity": "768 B", "tiers": [{"name": "card", "bandwidth": "100 
 
 
 def test_a_card_behind_flash_by_hand(trace):
-    """Flash holds four experts of all layers: each token's six throw out those of the token before."""
+    """Flash holds four experts, at first 0 to 3 of the first layer; each token's six throw out those before."""
     made, times = run(trace, dev=SLOW.replace(**CARD))
     assert times.resources == ("flash", "dram", "compute", "card")
-    assert made.tier_bytes[:, 0].tolist() == [6 * EXPERT] * 4
-    assert times.parts_s[:, 3] == pytest.approx([6 * (1e-3 + EXPERT / 100e3)] * 4)
-    big = SLOW.replace(**CARD | {"flash.capacity": "3456 B"})  # 18 experts: those of three tokens
+    assert made.tier_bytes[:, 0].tolist() == [4 * EXPERT, *[6 * EXPERT] * 3]
+    assert times.parts_s[:, 3] == pytest.approx([n * (1e-3 + EXPERT / 100e3) for n in (4, 6, 6, 6)])
+    big = SLOW.replace(**CARD | {"flash.capacity": "3456 B"})  # 18: two layers, and 0 and 1 of the third
     made, times = run(trace, dev=big)
-    assert made.tier_bytes[:, 0].tolist() == [6 * EXPERT, 6 * EXPERT, 0, 6 * EXPERT]
+    assert made.tier_bytes[:, 0].tolist() == [0, 2 * EXPERT, 0, 4 * EXPERT]  # 4 and 5 of the first layer had left
     assert times.parts_s[2, Resource.FLASH] == pytest.approx(6 * READ)
+    made, _ = run(trace, dev=SLOW.replace(**CARD | {"flash.capacity": "4608 B"}))
+    assert made.tier_bytes.sum() == 0  # it holds everything
 
 
 def test_a_tier_above_dram_by_hand(trace):
@@ -554,9 +567,9 @@ def test_a_rule_that_knows_the_future_is_refused(trace):
 
 
 def test_what_comes_from_a_card_is_waited_for_by_others(tmp_path):
-    """Two streams want the same expert, which the card reads for 1 ms and 1.92 ms: both have it then."""
+    """Two streams want the same experts, which the card reads for 1 ms and 1.92 ms each: both have them then."""
     shape = tiny_mixture.ModelShape(**tiny_mixture.SIZES | {"num_hidden_layers": 1}, mixture=tiny_mixture.MIXTURE)
-    trace = tiny_mixture.write(tmp_path / "t.safetensors", of=shape, layers=[chosen([0, 1], [0, 1])])
+    trace = tiny_mixture.write(tmp_path / "t.safetensors", of=shape, layers=[chosen([6, 7], [6, 7])])
     of = setting(8, "lru", shape=shape, streams=2, length=2)
     made, times = run(trace, Clocked(streams=2), of=of, dev=only_flash("0 s", **CARD))
     both = 2 * (1e-3 + EXPERT / 100e3)

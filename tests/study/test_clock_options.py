@@ -74,6 +74,9 @@ def test_a_prefetch_takes_its_buffer_from_the_cache_and_its_reads_cost_energy(ma
     fates = summary["guesses_per_token"]
     assert fates["useful"] == pytest.approx(tokens["guesses_useful"].mean())
     assert fates["useful"] + fates["late"] > 0
+    used, missed = 12 * (fates["useful"] + fates["late"]), with_it.plan.units[1].sum()
+    assert summary["guess_recall"] == pytest.approx(used / (used + missed))
+    assert summary["guess_precision"] == pytest.approx(used / (used + 12 * fates["wasted"]))
     assert with_it.hit_rate > without.hit_rate - 0.1
     assert summary["dram_budget"]["buffer_bytes"] == 800
 
