@@ -52,6 +52,7 @@ class UnitCache:
         """Hold these units [U] (bool) from the start; only a rule that is fixed never changes them."""
         self.resident = resident
         self.used = self.most = float(self.sizes[resident].sum())
+        self.rule.touch(np.flatnonzero(resident), None)
 
     def step(self, units: Ints, near: Ints | None = None) -> Mask:
         """Present a batch of different units [n] in order; return its hits [n] and make it resident.

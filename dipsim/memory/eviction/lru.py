@@ -1,5 +1,7 @@
 """Least recently used: the column whose last use is oldest leaves first (docs/background.md, section 4)."""
 
+from itertools import islice
+
 import numpy as np
 
 from dipsim.basics.arrays import Ints, Mask
@@ -18,6 +20,24 @@ class Lru(EvictionRule):
         # the latest token is the largest value: a maximum does what a masked write would, without its branches
         np.maximum(self.value, mask * self.value.dtype.type(self.token), out=self.value)
 
+    def widen(self) -> None:
+        super().widen()
+        self._order: dict[
+            int, None
+        ] = {}  # of units, the oldest first: all residents, of which the last batch is newest
+
     def touch(self, units: Ints, near: Ints | None) -> None:
-        self.token += 1
-        self.value[units] = self.token
+        for unit in units.tolist():
+            self._order.pop(unit, None)
+            self._order[unit] = None
+
+    def leaving(self, among: Ints, excess: float, last_use: Ints) -> Ints:
+        out, freed = [], 0.0
+        for unit in islice(self._order, len(among)):
+            if freed >= excess:
+                break
+            out.append(unit)
+            freed += self.sizes[unit]
+        for unit in out:
+            del self._order[unit]
+        return np.array(out, dtype=np.int64)
