@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from dipsim.clock.cycles import Cycle
 from dipsim.planning.fetch_plan import Setting
 from dipsim.planning.stepwise import Reads, Site, Stepwise
 from dipsim.timing.device import Device
-from dipsim.timing.engine import Request, further_resources, requests
+from dipsim.timing.engine import Request, Requests, further_resources
 from dipsim.timing.service import compute_seconds, dram_seconds, dram_traffic, service_times
 from dipsim.timing.timeline import RESOURCES, Resource
 from dipsim.workload.shape import ModelShape
@@ -37,8 +38,7 @@ class _Moved:
     is_attention: bool = False
 
 
-@dataclass(frozen=True)
-class Found:
+class Found(NamedTuple):
     """How many units a step uses, where it finds them, and what it reads.
 
     Of the `used` ones, `here` are found without Flash, of which guesses brought `brought`; `above` of them come from
@@ -84,8 +84,8 @@ class Costs:
             computing[unit][:, position] = self._slower * seconds + drafting * (position == 0)
         service, (traffic, _) = service_times(still, self.device), dram_traffic(still, self.device)
         others = [nothing] * (len(self.resources) - 2)
-        self.static = requests(computing, [nothing, nothing, *others])
-        self.ahead = requests(
+        self.static = Requests(computing, [nothing, nothing, *others])
+        self.ahead = Requests(
             (service.flash_static[heads], service.dram_static[heads], *others),
             (still.flash_static[heads], traffic[heads], *others),
         )

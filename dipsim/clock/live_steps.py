@@ -44,6 +44,7 @@ class LiveSteps:
         self.costs = Costs(plan, device, self.rows, options.speculation, options.contention)
         self.prefill = self.costs.prefill
         tiers = (*device.above, *device.behind)
+        self._above, self._behind = len(device.above), bool(device.behind)
         names = [tier.name for tier in device.behind]
         self._sources = {
             int(Resource.FLASH),
@@ -78,17 +79,19 @@ class LiveSteps:
         held = [site.held(tier).copy() for tier in range(len(site.further))]
         hits = site.present(masks, tokens)
         waits = [(job, resource) for units, job, resource in self._under_way(step) if (units & hits).any()]
-        above = _taken(held[: len(self.device.above)], wanted)
+        above = _taken(held[: self._above], wanted)
         here = np.bitwise_or.reduce([hits, *above]) if above else hits
         arrived, late = self.buffer.meet(row, step, wanted & ~here) if self.buffer else (None, [])
         here = here if arrived is None else here | arrived
         missing = wanted & ~here
-        behind = _taken([*held[len(above) :], np.ones_like(wanted)], missing) if self.device.behind else [missing]
+        behind = _taken([*held[self._above :], np.ones_like(wanted)], missing) if self._behind else [missing]
         reads, *slower = [plan.fetch(step, units) for units in behind]
         used = wanted
         if before is not None:
             used, here = wanted | before | reads.brings, here | before
-        plan.enter(tokens[0], step, used, here & used, Reads.together([reads, *slower]), masks.sum(axis=0))
+        uses: Ints = wanted.astype(np.int64) if len(masks) == 1 else masks.sum(axis=0)
+        everything = Reads.together([reads, *slower]) if slower else reads
+        plan.enter(tokens[0], step, used, here & used, everything, uses)
         self._met = (wanted, missing)
         found = Found(
             used=int(np.count_nonzero(used)),
@@ -102,8 +105,9 @@ class LiveSteps:
         request = self.costs.request(row, site, found, reads, wants)
         if held:
             self._tiers(row, site, found)
-        self._computed[row, step] = int(np.count_nonzero(masks)), found.used
-        self._uses[step] += masks.sum(axis=0) if len(masks) > 1 else wanted
+        if len(masks) > 1:
+            self._computed[row, step] = int(np.count_nonzero(masks)), found.used
+        self._uses[step] += uses
         self._last[self._stream[row], step] = wanted
         begun = [(job, int(Resource.FLASH)) for job in late]
         return Demand(request, self._interrupts(reads.total), [*waits, *begun])
@@ -144,6 +148,7 @@ class LiveSteps:
             heads = np.searchsorted(self.plan.counted, [cycle.tokens[0] for cycle in self.rows])
             plan = replace(plan.of_rows(heads), accepted=np.array([cycle.accepted for cycle in self.rows]))
             flops = plan.flops * np.array([len(cycle.tokens) for cycle in self.rows])[:, None]
+            flops[:, list(self.plan.order)] = plan.flops[:, list(self.plan.order)]
             for (row, step), (computed, used) in self._computed.items():  # each token computes with its own units
                 flops[row, step] = plan.flops[row, step] * computed / max(used, 1)
             plan = replace(plan, flops=flops)
@@ -179,7 +184,7 @@ class LiveSteps:
         if self._stream.get(for_row) != self._stream[row]:  # nothing comes after this row
             return
         site, there, tokens = plan.sites[step], plan.sites[target], self.rows[for_row].tokens
-        coming = there.resident | ~there.held(len(self.device.above)) if self.device.behind else there.resident
+        coming = there.resident | ~there.held(self._above) if self._behind else there.resident
         known = Known(
             group=there.caches.group,
             token=self.rows[row].tokens[0],

@@ -71,9 +71,9 @@ class Site:
         return Chosen.of(self.masks, self.scores)
 
     def choose(self, tokens: Sequence[int], begin: int) -> Mask:
-        """What tokens of the sequence that starts at `begin` choose as they see the cache now, [n, N]."""
+        """What adjacent tokens of the sequence that starts at `begin` choose as they see the cache now, [n, N]."""
         if self.masks is not None:
-            return self.masks[list(tokens)]
+            return self.masks[tokens[0] : tokens[-1] + 1]
         policy, group = self.caches.policy, self.caches.group
         found = np.zeros((len(tokens), self.caches.columns), dtype=bool)
         for row, token in enumerate(tokens):
@@ -111,7 +111,7 @@ class Site:
         return self.further[tier].resident[self.first : self.first + self.caches.columns]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Reads:
     """The reads [R] of a step and their bytes [R] by class of size, the sums of both, and the units [N] they bring."""
 

@@ -18,7 +18,7 @@ from dipsim.basics.fields import Strict
 from dipsim.sparsity.policy import Group
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Known:
     """What is known when one layer's mask is, of a later layer with N units in the same group.
 

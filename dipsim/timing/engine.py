@@ -28,6 +28,7 @@ STAGES: dict[Timing, tuple[tuple[Resource, ...], ...]] = {  # which resources se
     "concurrent": ((Resource.FLASH, Resource.DRAM), (Resource.COMPUTE,)),
     "pipelined": (tuple(Resource),),
 }
+KEPT = 32  # tokens whose requests are kept: more than there are streams, and the next of each
 Process = Generator[simpy.Event, Any, None]
 
 
@@ -262,10 +263,10 @@ class Planned:
         static_bytes, masked_bytes = dram_traffic(plan, device)
         none = np.zeros_like(service.compute)
         self.prefill = Request(service.prefill.tolist(), service.prefill_bytes.tolist())
-        self._ahead = requests(
+        self._ahead = Requests(
             (service.flash_static, service.dram_static, none), (plan.flash_static, static_bytes, none)
         )
-        self._demand = requests(
+        self._demand = Requests(
             (service.flash, service.dram, service.compute), (plan.flash_read_bytes, masked_bytes, none)
         )
         self._after = (service.interrupts if timing == "pipelined" else none).tolist()
@@ -286,10 +287,23 @@ class Planned:
         return Demand(self._demand[token][step], self._after[token][step])
 
 
-def requests(seconds: Sequence[Floats], sizes: Sequence[Floats]) -> list[list[Request]]:
-    """Requests [T, P] of three arrays [T, P] each, in the order of `Resource`."""
-    pairs = zip(np.stack(seconds, axis=-1).tolist(), np.stack(sizes, axis=-1).tolist(), strict=True)
-    return [[Request(*request) for request in zip(*token, strict=True)] for token in pairs]
+class Requests:
+    """Requests [T, P] of arrays [T, P] each of seconds and of bytes, in the order of the resources.
+
+    They are made a token at a time, when it is asked for: Python's garbage collector looks at all that are there.
+    """
+
+    def __init__(self, seconds: Sequence[Floats], sizes: Sequence[Floats]) -> None:
+        self._seconds, self._sizes = np.stack(seconds, axis=-1), np.stack(sizes, axis=-1)
+        self._made: dict[int, list[Request]] = {}
+
+    def __getitem__(self, token: int) -> list[Request]:
+        if token not in self._made:
+            if len(self._made) >= KEPT:
+                del self._made[next(iter(self._made))]
+            pairs = zip(self._seconds[token].tolist(), self._sizes[token].tolist(), strict=True)
+            self._made[token] = [Request(*request) for request in pairs]
+        return self._made[token]
 
 
 def further_resources(device: Device) -> dict[str, Resource]:

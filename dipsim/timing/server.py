@@ -142,7 +142,10 @@ class Server:
         now = int(self.env.now)
         if elapsed := now - self._then:
             self._then = now
-            if used := sum(job.lanes for job in self.jobs):
+            if len(self.jobs) == 1 and self.jobs[0].speed == 1 and self.jobs[0].lanes:
+                self.jobs[0].left -= elapsed
+                self.jobs[0].held += elapsed
+            elif used := sum(job.lanes for job in self.jobs):
                 for job in self.jobs:
                     if job.lanes:
                         job.left -= elapsed if job.speed == 1 else round(elapsed * job.speed)
