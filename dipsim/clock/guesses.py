@@ -44,6 +44,7 @@ class Buffer:
         self._for: dict[tuple[int, int], list[Guess]] = {}  # by the row and position that they are for
         self._outdated: list[tuple[int, Guess]] = []  # read although their step has begun
         self._interrupting = 0.0
+        self._refused = False  # whether a guess waits for room
 
     def read(
         self, by: int, target: tuple[int, int], units: Mask, unit_bytes: float, reads: Reads, seconds: float
@@ -109,6 +110,7 @@ class Buffer:
     def _enter(self, size: float) -> bool:
         """Take room in the buffer, if there is so much."""
         if size > self.room:
+            self._refused = True
             return False
         self.room -= size
         return True
@@ -116,7 +118,8 @@ class Buffer:
     def _free(self, guess: Guess) -> None:
         """Give its room back to guesses that may wait for it."""
         self.room += guess.bytes
-        if self.flash.guesses:
+        if self._refused:
+            self._refused = False
             self.flash.look()
 
     def _free_later(self, guess: Guess, _: object) -> None:

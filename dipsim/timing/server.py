@@ -122,6 +122,9 @@ class Server:
             keeps=keeps,
             enter=enter,
         )
+        if keeps and priority == IDLE and any(each.priority == DEMAND and not each.keeps for each in self.jobs):
+            insort(self.guesses, job)  # nothing changes until demand is served
+            return job
         self._write_down()
         insort(self.guesses if keeps else self.jobs, job)
         self._share()
