@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Container, Sequence
 from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
 
@@ -179,7 +180,7 @@ class LiveSteps:
         prefetch, plan, buffer = self.options.prefetch, self.plan, self.buffer
         assert prefetch is not None
         assert buffer is not None
-        target, wraps = self._target(step, prefetch.ahead)
+        target, wraps = self._targets[step]
         for_row = row + wraps
         if self._stream.get(for_row) != self._stream[row]:  # nothing comes after this row
             return
@@ -193,7 +194,7 @@ class LiveSteps:
             ahead=prefetch.ahead,
             wraps=wraps,
             mask=wanted,
-            last=self._last.get((self._stream[row], target), np.zeros_like(coming)),
+            last=self._last[key] if (key := (self._stream[row], target)) in self._last else np.zeros_like(coming),
             uses=self._uses[target],
             resident=coming,
             see=lambda: site.acts.at(self.rows[row].tokens[-1]),
@@ -218,11 +219,12 @@ class LiveSteps:
             )
         return together(self.plan.choose(tokens, target))
 
-    def _target(self, step: int, ahead: int) -> tuple[int, bool]:
-        """The position of the same group so many layers later, and whether it is the next token's."""
-        groups, order = len(self.plan.builder.caches), self.plan.order
-        wraps, place = divmod(order.index(step) + ahead * groups, len(order))
-        return order[place], wraps > 0
+    @cached_property
+    def _targets(self) -> dict[int, tuple[int, bool]]:
+        """By position, that of the same group so many layers later, and whether it is the next token's."""
+        order, ahead = self.plan.order, self.options.prefetch.ahead if self.options.prefetch else 1
+        later = [divmod(place + ahead * len(self.plan.builder.caches), len(order)) for place in range(len(order))]
+        return {step: (order[place], wraps > 0) for step, (wraps, place) in zip(order, later, strict=True)}
 
     def _guess_ended(self, guess: Guess) -> None:
         """A guess was read: it is written down, and crosses DRAM as often as any read."""

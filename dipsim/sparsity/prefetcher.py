@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from dipsim.basics.arrays import Floats, Ints, Mask
+from dipsim.basics.arrays import Ints, Mask
 from dipsim.basics.errors import InputError
 from dipsim.basics.fields import Strict
 from dipsim.sparsity.policy import Group
@@ -93,10 +93,5 @@ def guesses(prefetcher: Prefetcher, known: Known, most: int) -> Ints:
             f"{where} must be numbers [{len(known.resident)}] without NaN, one for each unit of group "
             f"{known.group.name} in layer {known.target} (got {values.dtype} {list(values.shape)})"
         )
-    return _best(np.where(known.resident, 0.0, values), most)
-
-
-def _best(values: Floats, most: int) -> Ints:
-    """The indices of the largest positive values."""
-    named = np.flatnonzero(values > 0)
+    named = np.flatnonzero((values > 0) > known.resident)
     return named[np.argsort(-values[named], kind="stable")[:most]]
