@@ -57,7 +57,8 @@ class Costs:
     """The costs of the steps of a plan, whose rows are `cycles`, on a device.
 
     `ahead` and `static` [rows, P] are what is known before masks, of weights and of compute, and `static_reads` the
-    reads from Flash among it; `prefill` encodes a prompt. With `contention`, what is read because of masks crosses DRAM
+    reads from Flash among it; `prefill` encodes a prompt. `heads` [rows] is where a plan of all counted tokens has the
+    first token of each cycle. With `contention`, what is read because of masks crosses DRAM
     and enters caches by itself, and costs a step nothing.
     """
 
@@ -72,16 +73,17 @@ class Costs:
         self.resources = (*RESOURCES, *further_resources(device))
         still = plan.without_masks()
         self.steps, self.admits = still.step, still.admits
-        heads = np.searchsorted(plan.counted, [cycle.tokens[0] for cycle in cycles])
+        self.heads = heads = np.searchsorted(plan.counted, [cycle.tokens[0] for cycle in cycles])
         drafts = np.array([cycle.drafts for cycle in cycles])
         self._slower = 1 + drafts * (speculation.verify if speculation else 0.0)
         drafting = drafts * (speculation.draft_time if speculation else 0.0)
         nothing = np.zeros((len(cycles), len(still.step)))
-        computing = [nothing.copy() for _ in self.resources]
+        computing, seconds = [nothing.copy() for _ in self.resources], {}
         for position, step in enumerate(still.step):
             unit, computes = self._unit(step)
-            seconds = compute_seconds(still, computes)[heads, position]
-            computing[unit][:, position] = self._slower * seconds + drafting * (position == 0)
+            if unit not in seconds:
+                seconds[unit] = compute_seconds(still, computes)[heads]
+            computing[unit][:, position] = self._slower * seconds[unit][:, position] + drafting * (position == 0)
         service, (traffic, _) = service_times(still, self.device), dram_traffic(still, self.device)
         others = [nothing] * (len(self.resources) - 2)
         self.static = Requests(computing, [nothing, nothing, *others])
@@ -110,12 +112,13 @@ class Costs:
         seconds[Resource.FLASH], sizes[Resource.FLASH] = self.batch_seconds(reads), reads.size
         seconds[Resource.DRAM], sizes[Resource.DRAM] = dram, traffic
         seconds[unit] = compute
-        pieces = site.unit_bytes / self.plan.piece_bytes(site)
-        above = [(units * pieces, units * site.unit_bytes) for units in found.above]
-        tiers = zip((*self.device.above, *self.device.behind), (*above, *found.behind), strict=False)
-        for index, (tier, (count, size)) in enumerate(tiers, start=len(RESOURCES)):
-            sizes[index] = size
-            seconds[index] = count * tier.command_time + size / tier.bandwidth
+        if self.device.tiers:
+            pieces = site.unit_bytes / self.plan.piece_bytes(site)
+            given = (*((units * pieces, units * site.unit_bytes) for units in found.above), *found.behind)
+            tiers = zip(self.device.tiers, given, strict=False)
+            for index, (tier, (count, size)) in enumerate(tiers, start=len(RESOURCES)):
+                sizes[index] = size
+                seconds[index] = count * tier.command_time + size / tier.bandwidth
         return Request(seconds, sizes, max(1.0, reads.total), reads.size / max(1.0, reads.total))
 
     def batch_seconds(self, reads: Reads) -> float:

@@ -44,14 +44,13 @@ class LiveSteps:
         self.reach(0)
         self.costs = Costs(plan, device, self.rows, options.speculation, options.contention)
         self.prefill = self.costs.prefill
-        tiers = (*device.above, *device.behind)
         self._above, self._behind = len(device.above), bool(device.behind)
         names = [tier.name for tier in device.behind]
         self._sources = {
             int(Resource.FLASH),
             *(self.costs.resources.index(name) for name in names),
         }  # of what is missed
-        self._from_tiers = np.zeros((len(self.rows), len(tiers), 2))  # reads and bytes
+        self._from_tiers = np.zeros((len(self.rows), len(device.tiers), 2))  # reads and bytes
 
     def attach(self, engine: Engine) -> None:
         """Get to know the engine that these steps run on."""
@@ -91,8 +90,7 @@ class LiveSteps:
         if before is not None:
             used, here = wanted | before | reads.brings, here | before
         uses: Ints = wanted.astype(np.int64) if len(masks) == 1 else masks.sum(axis=0)
-        everything = Reads.together([reads, *slower]) if slower else reads
-        plan.enter(tokens[0], step, used, here & used, everything, uses)
+        plan.enter(tokens[0], step, used, here & used, Reads.together([reads, *slower]), uses)
         self._met = (wanted, missing)
         found = Found(
             used=int(np.count_nonzero(used)),
@@ -146,8 +144,7 @@ class LiveSteps:
         """The plan that was made."""
         plan = self.plan.finish()
         if self.options.speculation is not None:
-            heads = np.searchsorted(self.plan.counted, [cycle.tokens[0] for cycle in self.rows])
-            plan = replace(plan.of_rows(heads), accepted=np.array([cycle.accepted for cycle in self.rows]))
+            plan = replace(plan.of_rows(self.costs.heads), accepted=np.array([cycle.accepted for cycle in self.rows]))
             flops = plan.flops * np.array([len(cycle.tokens) for cycle in self.rows])[:, None]
             flops[:, list(self.plan.order)] = plan.flops[:, list(self.plan.order)]
             for (row, step), (computed, used) in self._computed.items():  # each token computes with its own units

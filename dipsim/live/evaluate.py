@@ -45,7 +45,7 @@ def evaluate(
     if scaled:
         raise InputError(f"{loaded.shape.name}: {scaled[0]}: logits are scaled after lm_head, which is not supported")
     prepared = [(point, *_settings(point, loaded.shape, ids.shape[1])) for point in grid(experiment)]
-    if any(point.on_clock or device.on_clock for point, device, _ in prepared):
+    if any(point.needs_clock(device) for point, device, _ in prepared):
         raise InputError(
             "prefetch, speculate, streams, contention, tiers and units are for `run` and `sweep`; leave them out to "
             "evaluate"

@@ -49,7 +49,7 @@ class UnitCache:
         self._requests = 0
 
     def pin(self, resident: Mask) -> None:
-        """Hold these units [U] (bool) from the start; only a rule that is fixed never changes them."""
+        """Hold these units [U] (bool) from the start, and for good if the rule is fixed."""
         self.resident = resident
         self.used = self.most = float(self.sizes[resident].sum())
         self.rule.touch(np.flatnonzero(resident), None)

@@ -62,7 +62,14 @@ class Site:
     def resident(self) -> Mask:
         """What the cache holds of this site, [N]."""
         assert self.cache is not None
-        return self.cache.resident[self.first : self.first + self.caches.columns]
+        return self._mine(self.cache)
+
+    def held(self, tier: int) -> Mask:
+        """What one of the further caches holds of this site, [N]."""
+        return self._mine(self.further[tier])
+
+    def _mine(self, cache: ColumnCache | UnitCache) -> Mask:
+        return cache.resident[self.first : self.first + self.caches.columns]
 
     @cached_property
     def chosen(self) -> Chosen:
@@ -105,10 +112,6 @@ class Site:
         hits = np.zeros(self.caches.columns, dtype=bool)
         hits[wanted] = cache.step(wanted + self.first)
         return hits
-
-    def held(self, tier: int) -> Mask:
-        """What one of the further caches holds of this site, [N]."""
-        return self.further[tier].resident[self.first : self.first + self.caches.columns]
 
 
 @dataclass(slots=True)
@@ -174,6 +177,7 @@ class Stepwise(ABC):
                 self.sites[site.position] = site
             progress("reading layers", index + 1, trace.shape.num_hidden_layers)
         self.order = sorted(self.sites)
+        self._place = {position: place for place, position in enumerate(self.order)}
         self._passed = 0  # tokens that have met the caches
         self._prepare()
         if shared:
@@ -251,7 +255,6 @@ class StepwiseColumns(Stepwise):
     """Masks of columns."""
 
     def _prepare(self) -> None:
-        self._place = {position: place for place, position in enumerate(self.order)}
         size = (self.tokens, len(self.order))
         each = (*size, self.builder.arrays["reads"].shape[2])
         self._wanted, self._found, self._held = np.zeros(size), np.zeros(size), np.zeros(len(self.order))
@@ -313,12 +316,11 @@ class StepwiseExperts(Stepwise):
         self._books = Replay([(self.builder, caches) for caches in self.builder.caches])
         self._pieces = expert_pieces(self.shape, self.setting)
         self._read = piece_read_bytes(self.shape, self.setting)
-        self._place = {position: place for place, position in enumerate(self.order)}
         self._caches: list[UnitCache] = []
         self._reads: dict[tuple[int, int], Reads] = {}
-        together = [stretch for sequence in self._books.stretches() for stretch in sequence]
-        self._uncounted = [(start, stop) for start, stop in together if not self.builder.counted[start]]
-        for begin in () if self.shared else self.builder.sequence_starts:  # each begins with new caches in any order
+        stretches = [stretch for sequence in self._books.stretches() for stretch in sequence]
+        self._uncounted = [(start, stop) for start, stop in stretches if not self.builder.counted[start]]
+        for begin in () if self.shared else self.builder.sequence_starts:  # what encoding takes is a mean of them all
             self._new_caches()
             self._pass(begin, begin + 1)
 

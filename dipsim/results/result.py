@@ -261,7 +261,7 @@ class Result:
                 for count, seconds in mine
             ]
         if plan.tier_bytes is not None:
-            names = [tier.name for tier in (*self.device.above, *self.device.behind)]
+            names = [tier.name for tier in self.device.tiers]
             moved = self._tiers.sum(axis=0) / plan.tokens
             found["tier_bytes_per_token"] = dict(zip(names, moved.tolist(), strict=True))
         if plan.accepted is not None:

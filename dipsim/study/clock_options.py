@@ -11,6 +11,7 @@ from dipsim.basics.fields import Count, Natural, Strict
 from dipsim.basics.units import Size, Time, show
 from dipsim.clock.clocked import Clocked, Prefetch, Speculation, Turns, When
 from dipsim.study.choices import PrefetcherBy
+from dipsim.timing.device import Device
 from dipsim.workload.shape import ModelShape
 
 
@@ -68,6 +69,10 @@ class ClockOptions(Strict):
     def on_clock(self) -> bool:
         """Whether anything depends on the clock. Where nothing does, plans and the recurrence say all."""
         return self._reads_ahead or self._drafts or self.streams > 1 or self.contention
+
+    def needs_clock(self, device: Device) -> bool:
+        """Whether a run on a device needs the engine: these options, or parts that only it knows."""
+        return self.on_clock or device.on_clock
 
     @property
     def _reads_ahead(self) -> bool:

@@ -100,7 +100,7 @@ def points(experiment: Experiment, where: object = "sweep") -> list[Point]:
                 key = plan_key(trace.hash, cell.tokens or trace.trace.tokens, setting)
                 if key not in plans:
                     plans[key] = _planned(key, trace, setting, cell.tokens)
-                if cell.on_clock or device.on_clock:
+                if cell.needs_clock(device):
                     check_clock(plans[key].empty, cell.clocked(setting.buffer), device)
                 point = _point(cell, choice, device, trace.trace, plans[key], named)
                 found.setdefault(point.key, point)
@@ -153,7 +153,7 @@ def _point(
         "timing": cell.timing,
         "prompt": cell.prompt,
         "stream_static": cell.stream_static,
-        "on_clock": cell.on_clock or device.on_clock,
+        "on_clock": cell.needs_clock(device),
         "tokens": cell.tokens or trace.tokens,
         "policy": planned.setting.policy.label,
     }

@@ -101,7 +101,7 @@ def write_run(experiment: Experiment, results: Sequence[Result], out: Path, time
 def _check(trace: Trace, settings: Sequence[Setting], device: Device, options: Options) -> None:
     """Raise InputError if a setting cannot be planned, before a layer is read."""
     for fetch_plan in plan(trace, settings, options.tokens, layers=0):
-        if options.on_clock or device.on_clock:
+        if options.needs_clock(device):
             check_clock(fetch_plan, options.clocked(fetch_plan.setting.buffer), device)
 
 
@@ -115,10 +115,11 @@ def _run(
 ) -> list[Result]:
     settings = options.settings(policies, trace.shape, trace.longest_sequence(options.tokens), device)
     measured = read_quality(trace)
-    on_clock = options.on_clock or device.on_clock
-    _check(trace, settings, device, options)
+    on_clock = options.needs_clock(device)
     results = []
-    if not on_clock:
+    if on_clock:
+        _check(trace, settings, device, options)
+    else:
         plans = plan(trace, settings, options.tokens, progress=progress)
     for index, setting in enumerate(settings):
 

@@ -52,7 +52,25 @@ class Dram(Strict):
         return self.capacity if self.free is None else self.free
 
 
-class Compute(Strict):
+class Arithmetic(Strict):
+    """A rate of computing: `throughput` or `weights`, as `Compute` has them."""
+
+    throughput: Throughput | None = None
+    weights: Bandwidth | None = None
+
+    @model_validator(mode="after")
+    def _one_rate(self) -> Self:
+        if (self.throughput is None) == (self.weights is None):
+            raise ValueError("give either throughput or weights, not both and not neither")
+        return self
+
+    def slowed(self, share: float) -> Self:
+        """The same at only this share of its rates."""
+        rates = {name: getattr(self, name, None) for name in ("throughput", "weights", "selection")}
+        return self.model_copy(update={name: rate * share for name, rate in rates.items() if rate is not None})
+
+
+class Compute(Arithmetic):
     """Arithmetic, as it is reached: `throughput` in floating-point operations per second, of which a multiply-add
     counts as two, or `weights` in bytes of weights (and KV cache) that are computed with per second. Bringing them from
     DRAM is part of the latter, and takes no time of its own.
@@ -63,47 +81,25 @@ class Compute(Strict):
     the steps.
     """
 
-    throughput: Throughput | None = None
-    weights: Bandwidth | None = None
     selection: Rate | None = None
     layer: Time = 0.0
     interrupt: Time = 0.0
     units: dict[Name, Unit] = Field(default_factory=dict)
 
-    @model_validator(mode="after")
-    def _one_rate(self) -> Self:
-        if (self.throughput is None) == (self.weights is None):
-            raise ValueError("give either throughput or weights, not both and not neither")
-        return self
-
-    def slowed(self, share: float) -> Compute:
-        """Compute that reaches only this share of its speed."""
-        rates = {name: getattr(self, name) for name in ("throughput", "weights", "selection")}
-        changed = {name: rate * share for name, rate in rates.items() if rate is not None}
+    def slowed(self, share: float) -> Self:
+        """Compute that reaches only this share of its speed, in all its units."""
         times = {name: getattr(self, name) / share for name in ("layer", "interrupt")}
-        of_unit = ("throughput", "weights")
-        units = {
-            name: unit.model_copy(update={r: rate * share for r in of_unit if (rate := getattr(unit, r)) is not None})
-            for name, unit in self.units.items()
-        }
-        return self.model_copy(update={**changed, **times, "units": units})
+        units = {name: unit.slowed(share) for name, unit in self.units.items()}
+        return super().slowed(share).model_copy(update={**times, "units": units})
 
 
-class Unit(Strict):
+class Unit(Arithmetic):
     """A further unit of compute, such as an NPU, for the steps that it `runs`: attention, whole (matrices that every
     token reads), input, neuron and expert (columns and experts that masks choose), lm_head. Its rate is given as that
     of `Compute`, whose other times it shares. Prompts and what reads interrupt are the main unit's.
     """
 
     runs: tuple[Literal["attention", "whole", "input", "neuron", "expert", "lm_head"], ...] = Field(min_length=1)
-    throughput: Throughput | None = None
-    weights: Bandwidth | None = None
-
-    @model_validator(mode="after")
-    def _one_rate(self) -> Self:
-        if (self.throughput is None) == (self.weights is None):
-            raise ValueError("give either throughput or weights, not both and not neither")
-        return self
 
 
 class Tier(Strict):

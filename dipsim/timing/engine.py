@@ -104,7 +104,7 @@ class Engine:
         fair: bool = False,
         limit: int = 1,
     ) -> None:
-        self.timing, self.tokens, self.positions, self.traced = timing, tokens, positions, traced
+        self.timing, self.positions, self.traced = timing, positions, traced
         self.env = simpy.Environment()
         flash = device.flash
         rate = lru_cache(maxsize=None)(flash.throughput)

@@ -22,9 +22,7 @@ class Lru(EvictionRule):
 
     def widen(self) -> None:
         super().widen()
-        self._order: dict[
-            int, None
-        ] = {}  # of units, the oldest first: all residents, of which the last batch is newest
+        self._order: dict[int, None] = {}  # units that are resident, the oldest first; the last batch is the newest
 
     def touch(self, units: Ints, near: Ints | None) -> None:
         for unit in units.tolist():
