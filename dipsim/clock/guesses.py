@@ -19,19 +19,18 @@ PRIORITY = {"eager": DEMAND, "spare": SPARE, "idle": IDLE}
 
 @dataclass(eq=False)
 class Guess:
-    """Units [N] that are read together, guessed at a row for a (row, step). They take so many `bytes` of the buffer."""
+    """Units [N] that are read together, `count` of them, guessed at a row for a (row, step).
+
+    They take so many `bytes` of the buffer.
+    """
 
     by: int
     target: tuple[int, int]
     units: Mask
+    count: int
     bytes: float
     reads: Reads
     job: Job
-
-    @property
-    def count(self) -> int:
-        """The number of its units."""
-        return int(np.count_nonzero(self.units))
 
 
 class Buffer:
@@ -50,7 +49,8 @@ class Buffer:
         self, by: int, target: tuple[int, int], units: Mask, unit_bytes: float, reads: Reads, seconds: float
     ) -> None:
         """At a row, ask for units [N] that the (row, step) `target` may want; alone that takes so many seconds."""
-        size = float(np.count_nonzero(units)) * unit_bytes
+        count = int(np.count_nonzero(units))
+        size = count * unit_bytes
         job = self.flash.ask(
             seconds,
             full=reads.total,
@@ -60,7 +60,7 @@ class Buffer:
             keeps=True,
             enter=lambda: self._enter(size),
         )
-        guess = Guess(by, target, units, size, reads, job)
+        guess = Guess(by, target, units, count, size, reads, job)
         self._for.setdefault(target, []).append(guess)
         after(job.done, lambda _: self._read(guess))
 

@@ -90,7 +90,6 @@ class LiveSteps:
         if before is not None:
             used, here = wanted | before | reads.brings, here | before
         uses: Ints = wanted.astype(np.int64) if len(masks) == 1 else masks.sum(axis=0)
-        plan.enter(tokens[0], step, used, here & used, Reads.together([reads, *slower]), uses)
         self._met = (wanted, missing)
         found = Found(
             used=int(np.count_nonzero(used)),
@@ -100,6 +99,7 @@ class LiveSteps:
             behind=tuple((each.total, each.size) for each in slower),
             read=reads.size,
         )
+        plan.enter(tokens[0], step, found.used, found.here, Reads.together([reads, *slower]), uses)
         wants = np.count_nonzero(masks, axis=1).tolist() if len(masks) > 1 else ()
         request = self.costs.request(row, site, found, reads, wants)
         if held:

@@ -240,8 +240,8 @@ class Stepwise(ABC):
         """Bytes of a unit in each of the pieces that it lies in."""
 
     @abstractmethod
-    def enter(self, token: int, position: int, wanted: Mask, found: Mask, reads: Reads, uses: Ints) -> None:
-        """Enter what a token, or those computed with it, used at a position and found in DRAM, [N] each, and read.
+    def enter(self, token: int, position: int, wanted: float, found: float, reads: Reads, uses: Ints) -> None:
+        """Enter how much a token, or those computed with it, used at a position and found in DRAM, and what was read.
 
         `uses` [N] says how many of them use each unit.
         """
@@ -287,14 +287,14 @@ class StepwiseColumns(Stepwise):
         self,
         token: int,
         position: int,
-        wanted: Mask,
-        found: Mask,
+        wanted: float,
+        found: float,
         reads: Reads,
         uses: Ints,  # noqa: ARG002
     ) -> None:
         place, cache = self._place[position], self.sites[position].cache
         assert isinstance(cache, ColumnCache)
-        self._wanted[token, place], self._found[token, place] = np.count_nonzero(wanted), np.count_nonzero(found)
+        self._wanted[token, place], self._found[token, place] = wanted, found
         self._reads[token, place, : len(reads.count)] = reads.count
         self._read_bytes[token, place, : len(reads.count)] = reads.bytes
         self._held[place] = max(self._held[place], np.count_nonzero(cache.resident))
@@ -382,13 +382,13 @@ class StepwiseExperts(Stepwise):
         self,
         token: int,
         position: int,
-        wanted: Mask,
-        found: Mask,
+        wanted: float,
+        found: float,
         reads: Reads,  # noqa: ARG002
         uses: Ints,
     ) -> None:
         books, place, layer = self._books, self._place[position], self.sites[position].layer
-        books.wanted[token, place], books.found[0, token, place] = np.count_nonzero(wanted), np.count_nonzero(found)
+        books.wanted[token, place], books.found[0, token, place] = wanted, found
         books.uses[layer] += uses
 
     def finish(self) -> FetchPlan:

@@ -77,7 +77,6 @@ def guesses(prefetcher: Prefetcher, known: Known, most: int) -> Ints:
 
     What is resident is left out. Raises InputError if the plugin fails, or names units that do not exist.
     """
-    where = f"prefetch: {prefetcher.label}: scores"
     try:
         scores = prefetcher.scores(known)
         values = None if scores is None else np.asarray(scores, dtype=np.float64)
@@ -85,13 +84,17 @@ def guesses(prefetcher: Prefetcher, known: Known, most: int) -> Ints:
         raise
     except (Exception, SystemExit) as error:
         text = " ".join(str(error).split())
-        raise InputError(f"{where} failed: {type(error).__name__}: {text}") from error
+        raise InputError(f"{_where(prefetcher)} failed: {type(error).__name__}: {text}") from error
     if values is None:
         return np.zeros(0, dtype=np.int64)
     if values.shape != known.resident.shape or np.isnan(values).any():
         raise InputError(
-            f"{where} must be numbers [{len(known.resident)}] without NaN, one for each unit of group "
+            f"{_where(prefetcher)} must be numbers [{len(known.resident)}] without NaN, one for each unit of group "
             f"{known.group.name} in layer {known.target} (got {values.dtype} {list(values.shape)})"
         )
     named = np.flatnonzero((values > 0) > known.resident)
     return named[np.argsort(-values[named], kind="stable")[:most]]
+
+
+def _where(prefetcher: Prefetcher) -> str:
+    return f"prefetch: {prefetcher.label}: scores"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import simpy
 
@@ -33,15 +33,16 @@ def after(event: simpy.Event, call: Callable[[simpy.Event], None]) -> None:
 class Job:
     """A request to a server. Who waits for `done` waits for its end.
 
-    It takes `alone` ticks with `full` lanes, and uses `width` of them at most; `size` are the bytes of each read.
-    Of lower `priority` values come first, then earlier requests. IDLE ones begin only while there is no DEMAND. One
-    that `keeps` its lanes is not interrupted once it has begun; it begins when `enter`, if given, returns True. Jobs of
-    one `flow` never overtake each other where a server is fair. `asked`, `begin` and `end` are in ticks; `begin` and
-    `end` are None before.
+    It takes `alone` ticks with `full` lanes, of which some are `left`, and uses `width` lanes at most; `size` are the
+    bytes of each read. Of lower `priority` values come first, then earlier requests. IDLE ones begin only while there
+    is no DEMAND. One that `keeps` its lanes is not interrupted once it has begun; it begins when `enter`, if given,
+    returns True. Jobs of one `flow` never overtake each other where a server is fair. `asked`, `begin` and `end` are in
+    ticks; `begin` and `end` are None before. SimPy hears of the end only if somebody waits for it by then.
     """
 
     done: simpy.Event
     alone: int
+    left: float
     asked: int
     number: int
     full: float
@@ -56,10 +57,6 @@ class Job:
     lanes: float = 0.0
     speed: float = 0.0
     held: float = 0.0  # ticks of the server's time that were its
-    left: float = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.left = self.alone
 
     def __lt__(self, other: Job) -> bool:
         return (self.priority, self.number) < (other.priority, other.number)
@@ -109,9 +106,11 @@ class Server:
     ) -> Job:
         """Ask for so many seconds of service (see `Job`); `width` is `full` if it is not given."""
         self._asked += 1
+        alone = ticks(seconds)
         job = Job(
             done=self.env.event(),
-            alone=ticks(seconds),
+            alone=alone,
+            left=alone,
             asked=int(self.env.now),
             number=self._asked,
             full=min(full, self.lanes),
@@ -157,8 +156,10 @@ class Server:
     def _share(self) -> None:
         """Share the lanes, and set the timer to the next end."""
         self._timer += 1
+        if not self.jobs and not self.guesses:
+            return
         self._give_lanes()
-        used = sum(job.lanes for job in self.jobs)
+        used = self.jobs[0].lanes if len(self.jobs) == 1 else sum(job.lanes for job in self.jobs)
         soonest = None
         for job in self.jobs:
             if job.lanes:
@@ -218,7 +219,8 @@ class Server:
         for job in [job for job in self.jobs if job.lanes and job.left <= 0]:
             self.jobs.remove(job)
             job.end = self._then
-            job.done.succeed()
+            if job.done.callbacks:  # SimPy need not tell nobody
+                job.done.succeed()
         self._share()
 
 

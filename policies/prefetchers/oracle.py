@@ -21,11 +21,14 @@ class Oracle(Prefetcher):
     precision: Annotated[float, Field(gt=0, le=1)] = 1.0
 
     def scores(self, known: Known) -> Any:
-        wanted, cold, draw = known.actual(), ~known.resident, known.random.random(len(known.resident))
-        missed, others = wanted & cold, ~wanted & cold
-        count = np.count_nonzero(missed)
-        right = missed & (draw < self.recall)
-        expected = max(1.0, count * self.recall) * (count > 0)
-        wrong = known.random.poisson(expected * (1 / self.precision - 1))
-        last = np.sort(draw[others])[::-1][wrong : wrong + 1]  # the largest draw of those that are not named
-        return (1 + known.random.random(len(draw))) * (right | (others & (draw > last[0] if len(last) else others)))
+        wanted, random = known.actual(), known.random
+        missed = np.flatnonzero(wanted > known.resident)
+        if not len(missed):
+            return None
+        right = missed[random.random(len(missed)) < self.recall]
+        wrong = random.poisson(max(1.0, len(missed) * self.recall) * (1 / self.precision - 1))
+        others = np.flatnonzero(~(wanted | known.resident))
+        named = [*right, *random.permutation(others)[:wrong]] if wrong else right
+        scores = np.zeros(len(wanted))
+        scores[named] = 1 + random.random(len(named))
+        return scores
