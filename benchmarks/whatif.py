@@ -126,11 +126,18 @@ def _say(name: str) -> Any:
 
 def machines() -> Rows:
     """Each machine without prefetch and drafts."""
-    rows = [["machine", "device", "trace", "DRAM", "timing", "tokens/s", "hits", "Flash idle", "perplexity"]]
+    rows = [["machine", "device", "trace", "DRAM", "timing", "tokens", "tokens/s", "hits", "Flash idle", "perplexity"]]
     for machine in MACHINES:
         same, found = machine.same, run(experiment(**machine.same))[0].summary()
         idle = 1 - found["utilisation"]["flash"]
-        names = [machine.name, f"`{same['device']}`", f"`{same['trace']}`", same["dram"], same["timing"]]
+        names = [
+            machine.name,
+            f"`{same['device']}`",
+            f"`{same['trace']}`",
+            same["dram"],
+            same["timing"],
+            str(found["tokens"]),
+        ]
         rows.append([*names, f"{found['tokens_per_s']:.2f}", f"{found['hit_rate']:.0%}", f"{idle:.0%}", QUALITY])
     return rows
 
@@ -178,7 +185,7 @@ def _wins(rows: pd.DataFrame) -> tuple[str, str]:
 
 def published() -> Rows:
     """What was published of guesses, beside the nearest setting in dipsim."""
-    rows = [["case", "published tokens/s", "change", "dipsim", "change", "hits in dipsim", "perplexity"]]
+    rows = [["case", "memory", "published tokens/s", "change", "dipsim", "change", "hits in dipsim", "perplexity"]]
     phone = {"trace": "qwen3-30b-a3b", "device": "oneplus-15r", "cache": {"size": "4000 MiB"}, "timing": "pipelined"}
     gate = {"prefetch": _oracle(0.5, PRECISION, when="eager", units=6, lanes=4)}
     rows.append(_beside("phone, the next layer's gate", (5.09, 2.65), phone, gate))
@@ -192,7 +199,7 @@ def published() -> Rows:
     rows.append(_beside("M3 Max, the last token's experts", (4.36, 4.36 * 0.82), mac, temporal))
     ahead = {"prefetch": _oracle(0.46, 1 / 1.4, when="idle", units=4, lanes=4)}
     rows.append(_beside("M4 Max, only while Flash is idle", (3.20, 4.29), m4_max(), ahead))
-    rows[-1][2] += " with other changes, +5.2 % alone"
+    rows[-1][3] += " with other changes, +5.2 % alone"
     return rows
 
 
@@ -207,7 +214,8 @@ def _beside(name: str, speeds: tuple[float, float], same: dict[str, Any], change
     hits = " to ".join(f"{100 * each.hit_rate:.0f}" for each in results)
     changes = [f"{100 * (after / before - 1):+.1f} %" for before, after in (speeds, mine)]
     theirs, ours = (f"{before:.2f} to {after:.2f}" for before, after in (speeds, mine))
-    return [name, theirs, changes[0], ours, changes[1], f"{hits} %", QUALITY]
+    memory = f"{same['dram']} DRAM" if "dram" in same else f"{same['cache']['size']} cache"
+    return [name, memory, theirs, changes[0], ours, changes[1], f"{hits} %", QUALITY]
 
 
 def m4_max() -> dict[str, Any]:

@@ -1,5 +1,19 @@
 """The one error that a user can mend."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class InputError(ValueError):
     """The input cannot be used. The message is one line: where, what is wrong, and the fix."""
+
+
+@contextmanager
+def named(where: object) -> Iterator[None]:
+    """Begin the message of an InputError with the file, or whatever else it comes from, unless it says so already."""
+    try:
+        yield
+    except InputError as error:
+        if str(error).startswith(f"{where}: "):
+            raise
+        raise InputError(f"{where}: {error}") from error.__cause__

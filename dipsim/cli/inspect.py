@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from pydantic import BaseModel
 
-from dipsim.basics.errors import InputError
+from dipsim.basics.errors import InputError, named
 from dipsim.cli.terminal import console
 
 commands = typer.Typer()
@@ -112,10 +112,11 @@ def _describe_layout(name: str) -> tuple[str, ...]:
 
 
 @commands.command()
-def check(file: Annotated[Path, typer.Argument(help="Device, experiment, trace or policy file.")]) -> None:
+def check(file: Annotated[Path, typer.Argument(help="Device, experiment, trace, policy or prefetcher file.")]) -> None:
     """Check a file completely, without running anything with it."""
     from dipsim.basics.files import read_yaml
-    from dipsim.sparsity.plugins import load_policy
+    from dipsim.sparsity.plugins import load_plugin
+    from dipsim.sparsity.policy import Policy
     from dipsim.storage.layouts import load_layout
     from dipsim.storage.learned import SUFFIX
     from dipsim.study.experiment import Experiment
@@ -135,13 +136,15 @@ def check(file: Annotated[Path, typer.Argument(help="Device, experiment, trace o
             trace.layer(index)
         found = f"a trace of {trace.tokens} tokens, {trace.shape.num_hidden_layers} layers"
     elif file.suffix == ".py":
-        found = f"a policy: {load_policy(file).label}"
+        plugin = load_plugin(file)
+        found = f"a {'policy' if isinstance(plugin, Policy) else 'prefetcher'}: {plugin.label}"
     elif "policies" in (data := read_yaml(file)) or "trace" in data:
         experiment = Experiment.load(file)
         if experiment.sweep:
             found = f"a sweep of {len(points(experiment, file))} points"
         else:
-            check_experiment(experiment)
+            with named(file):
+                check_experiment(experiment)
             found = f"an experiment on {experiment.trace} and {experiment.device}"
     elif "model" in data:
         trace = Trace.open(file)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dipsim.basics.errors import InputError
+from dipsim.basics.errors import InputError, named
 from dipsim.cli.terminal import apply_settings, console, progress_bar, torch_needed
 
 if TYPE_CHECKING:
@@ -67,10 +67,11 @@ def run(
     changes = {key: value for key, value in given.items() if value is not None}
     resolved = _resolve(path, changes, policy, settings or [], cache)
     folder = out or Path("results") / path.stem
-    if not resolved.sweep and (note := cliff(resolved)):
-        print(note)
     with progress_bar() as progress:
-        results = run_experiment(resolved, progress, timeline)
+        with named(path):
+            if not resolved.sweep and (note := cliff(resolved)):
+                print(note)
+            results = run_experiment(resolved, progress, timeline)
         progress("writing tables and figures", 0, 1)
         write_run(resolved, results, folder, timeline)
         draw_run(folder)
@@ -112,6 +113,7 @@ def sweep(
 ) -> None:
     """Simulate a grid: every combination of the values in an experiment's sweep. Killed, it resumes by itself."""
     from dipsim.figures.sweep import draw_sweep
+    from dipsim.figures.sweep_table import WITHOUT, is_own, is_swept
     from dipsim.results.tables import sweep_table
     from dipsim.study.experiment import Experiment
     from dipsim.study.sweep import sweep as run_sweep
@@ -132,8 +134,11 @@ def sweep(
             where=experiment,
         )
         progress("drawing figures", 0, 1)
-        draw_sweep(folder)
+        drawn = {path.stem for path in draw_sweep(folder)}
     console().print(sweep_table(table))
+    for of, (switch, off) in WITHOUT.items():
+        if of not in drawn and any(is_swept(name) and is_own(name, of) for name in map(str, table)):
+            print(f"No map of {of}: sweep {switch} with {off} among its values, and two more keys that are numbers.")
     if below := int((table["dram_bytes"] < table["cliff_dram_bytes"].astype(float)).sum()):
         print(f"Warning: in {below} of {len(table)} points the DRAM does not hold the experts of one token.")
     print(f"{folder}: sweep.csv, a row for each of {len(table)} points, figures as .png and .svg")

@@ -69,7 +69,7 @@ def draw_gains(rows: pd.DataFrame, of: str) -> Figure:
     same = [_said(name, rows[name].iloc[0]) for name in _keys(rows) if name not in (x, y, *rest, *UNSAID)]
     setting = " · ".join(dict.fromkeys(same))
     title = f"What {of} {'brings' if of == 'prefetch' else 'bring'}: tokens/s over those without"
-    figure = blank_figure(title, setting, max(wide * columns + 1.2, 0.073 * len(setting)), (high + 1.2) * height)
+    figure = blank_figure(title, setting, wide * columns + 1.2, (high + 1.2) * height)
     grid = figure.subplots(height, columns, squeeze=False).ravel()
     reach = max(LEAST, rows["gain"].max(), 1 / rows["gain"].min())
     norm = LogNorm(1 / reach, reach)

@@ -30,7 +30,7 @@ LOOKS = {  # what a token waits for: its name, colour (Okabe and Ito's) and hatc
 
 
 FURTHER = ("#CC79A7", "#D55E00", "#56B4E9", "#F0E442")  # of further tiers and units of compute
-KINDS = {"demand": "", "guess": ": guesses", "fill": ": fills"}  # what a request is for
+KINDS = {"demand": "", "interrupt": ": interrupted", "guess": ": guesses", "fill": ": fills"}  # what a request is for
 
 
 def _looks(names: Iterable[str]) -> dict[str, tuple[str, str, str]]:
@@ -77,6 +77,9 @@ def _latency(runs: list[Run], table: pd.DataFrame) -> Figure:
             top = below + 1e3 * mine[f"{part}_s"].to_numpy()
             axes.fill_between(edges, below, top, step="post", facecolor=colour, edgecolor="white", hatch=hatch, lw=0)
             below = top
+        if "stream" in mine:
+            for edge in edges[np.diff(mine["stream"], prepend=mine["stream"].iloc[0]) > 0]:
+                axes.axvline(edge, color="black", lw=1, ls="--", label="the next stream, side by side with the others")
         axes.set_title(run.label, weight="bold", pad=29)
         note = (
             f"mean {significant(1e3 * run.mean_latency_s)} ms · {significant(run.tokens_per_s)} tokens/s\n{run.price}"
@@ -90,7 +93,10 @@ def _latency(runs: list[Run], table: pd.DataFrame) -> Figure:
     for axes in grid[len(runs) :]:
         axes.remove()
     handles = [Patch(facecolor=colour, edgecolor="white", hatch=hatch, lw=0) for _, colour, hatch in parts.values()]
-    figure.legend(handles, [name for name, *_ in parts.values()], loc="outside lower center", ncols=len(parts))
+    names = [name for name, *_ in parts.values()]
+    streams, labels = grid[0].get_legend_handles_labels()
+    handles, names = [*handles, *streams[:1]], [*names, *labels[:1]]
+    figure.legend(handles, names, loc="outside lower center", ncols=len(names))
     return figure
 
 

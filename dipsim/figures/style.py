@@ -27,12 +27,14 @@ STYLE: dict[str, Any] = {
 }
 METADATA: dict[str, Any] = {"png": {"Software": None}, "svg": {"Date": None}}
 LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue
+LETTER = 0.073  # inches, of the setting
 HEADER = 0.65  # inches above the panels, for title and setting
 
 
 def blank_figure(title: str, setting: str, width: float, height: float) -> Figure:
     """A figure of this size in inches, below a header of title and setting."""
     height += HEADER
+    width = max(width, LETTER * max(map(len, setting.splitlines()), default=0))  # the setting is never cut off
     figure = Figure(figsize=(width, height))
     figure.set_layout_engine("constrained", w_pad=0.1, h_pad=0.08, rect=(0, 0, 1, 1 - HEADER / height))
     figure.text(0.1 / width, 1 - 0.1 / height, title, size=13, weight="bold", va="top")

@@ -163,8 +163,8 @@ def _table(folder: Path, name: str, runs: list[Run]) -> pd.DataFrame:
 
 
 def _wanted(columns: dict[str, Any], name: str) -> bool:
-    """Whether a column is read: one of those, or what a token waited for of a further resource."""
-    return name in columns or ("latency_s" in columns and name.endswith("_s"))
+    """Whether a column is read: one of those, its stream, or what a token waited for of a further resource."""
+    return name in columns or ("latency_s" in columns and (name.endswith("_s") or name == "stream"))
 
 
 def _refuse(folder: Path, name: str, problem: str = "") -> NoReturn:

@@ -16,7 +16,7 @@ from dipsim.timing.timeline import PREFILL, Span
 
 SHOWN = {"flash": "Flash", "dram": "DRAM"}
 ROUNDING = 1e-9  # seconds by which two that follow each other may seem to overlap
-ORDER = ("tokens", "demand", "guess", "fill", "waiting")
+ORDER = ("tokens", "demand", "interrupt", "guess", "fill", "waiting")
 
 
 class Event(NamedTuple):

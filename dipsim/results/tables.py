@@ -59,7 +59,7 @@ def run_table(results: Sequence[Result]) -> Table:
     numbers = (
         *("tokens/s", "ms/token", *(f"{part} time" for part in parts), "hit rate", "MLP read"),
         *(("read amplification", "mean read") if amplified else ()),
-        *(("guesses read", "of use") if guessed else ()),
+        *(("guesses read", "used") if guessed else ()),
         *(("mJ/token",) if energy else ()),
         "perplexity",
     )

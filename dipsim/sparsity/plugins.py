@@ -16,7 +16,7 @@ from dipsim.basics.fields import parse
 from dipsim.sparsity.policy import OWN, SHIPPED, Policy
 from dipsim.sparsity.prefetcher import Prefetcher
 
-Plugin = TypeVar("Plugin", Policy, Prefetcher)
+Plugin = TypeVar("Plugin", bound=Policy | Prefetcher)
 
 
 def load_policy(name_or_path: str | Path, /, **parameters: Any) -> Policy:
@@ -47,18 +47,25 @@ def prefetcher_class(name_or_path: str | Path) -> type[Prefetcher]:
     return _plugin_class("prefetchers", name_or_path, Prefetcher)
 
 
-def _plugin_class(kind: str, name_or_path: str | Path, base: type[Plugin]) -> type[Plugin]:
-    """The only subclass of `base` in a plugin's file."""
+def load_plugin(path: Path) -> Policy | Prefetcher:
+    """Load whatever a user's file holds, without parameters. Raises InputError as `load_policy`."""
+    found: type[Policy | Prefetcher] = _plugin_class("policies", path, Policy, Prefetcher)
+    return parse(found, {}, path)
+
+
+def _plugin_class(kind: str, name_or_path: str | Path, *bases: type[Plugin]) -> type[Plugin]:
+    """The only subclass of one of the bases in a plugin's file."""
     path = assets.find(kind, name_or_path)
     module = _import(kind, path)
     found = [
         value
         for value in vars(module).values()
-        if inspect.isclass(value) and issubclass(value, base) and value.__module__ == module.__name__
+        if inspect.isclass(value) and issubclass(value, bases) and value.__module__ == module.__name__
     ]
     if len(found) != 1:
         names = ", ".join(sorted(cls.__name__ for cls in found)) or "none"
-        raise InputError(f"{path}: must define exactly one subclass of dipsim.{base.__name__} (found {names})")
+        wanted = " or ".join(f"dipsim.{base.__name__}" for base in bases)
+        raise InputError(f"{path}: must define exactly one subclass of {wanted} (found {names})")
     return found[0]
 
 

@@ -28,6 +28,7 @@ STAGES: dict[Timing, tuple[tuple[Resource, ...], ...]] = {  # which resources se
     "concurrent": ((Resource.FLASH, Resource.DRAM), (Resource.COMPUTE,)),
     "pipelined": (tuple(Resource),),
 }
+WAITED = ("demand", "interrupt")  # by tokens
 KEPT = 32  # tokens whose requests are kept: more than there are streams, and the next of each
 Process = Generator[simpy.Event, Any, None]
 
@@ -187,7 +188,8 @@ class Engine:
                     yield from self._join(asked, token, others)
             if demand.after:
                 interrupted = Request((0.0, 0.0, demand.after), self.nothing.bytes)
-                yield from self._join(self._ask(stream, token, step, interrupted, [Resource.COMPUTE]), token)
+                asked = self._ask(stream, token, step, interrupted, [Resource.COMPUTE])
+                yield from self._join([each._replace(kind="interrupt") for each in asked], token)
 
     def _ask(
         self,
@@ -237,7 +239,7 @@ class Engine:
         job, token = asked.job, asked.token
         if asked.step != PREFILL:
             self.busy[token][asked.resource] += job.held
-            if asked.kind == "demand":
+            if asked.kind in WAITED:
                 self.waited[token][asked.resource] += job.waited
         if self.traced is None or token in self.traced:
             assert job.begin is not None

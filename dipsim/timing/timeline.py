@@ -31,14 +31,14 @@ BREAKDOWN = (*RESOURCES, "wait")
 PREFILL = -1  # stands for the step that encodes the prompt
 
 
-Kind = Literal["demand", "fill", "guess"]
+Kind = Literal["demand", "fill", "guess", "interrupt"]
 
 
 class Span(NamedTuple):
     """One request: made at `request_s`, served from `start_s` to `end_s` (seconds), for so many bytes.
 
-    `step` is the position in the plan, or PREFILL. A token waits for what is of the kind `demand`; a `fill` takes what
-    was read into a cache, and a `guess` is read ahead of a mask.
+    `step` is the position in the plan, or PREFILL. A token waits for what is of the kind `demand`, and while reads
+    `interrupt` compute; a `fill` takes what was read into a cache, and a `guess` is read ahead of a mask.
     """
 
     resource: str

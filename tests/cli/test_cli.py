@@ -106,6 +106,42 @@ def test_check_accepts(here, cli_run, file):
     assert out.startswith(f"{file}: ok")
 
 
+def test_check_knows_a_prefetcher_from_a_policy(here, cli_run):
+    (here / "mine.py").write_text("from dipsim import Prefetcher\nclass Mine(Prefetcher):\n    least: int = 3\n")
+    assert cli_run("check", "mine.py")[:2] == (0, "mine.py: ok, a prefetcher: mine\n")
+    (here / "mine.py").write_text("x = 1\n")
+    problem = "must define exactly one subclass of dipsim.Policy or dipsim.Prefetcher (found none)"
+    assert cli_run("check", "mine.py")[2] == f"error: mine.py: {problem}\n"
+
+
+@pytest.mark.parametrize("command", ["run", "check"])
+def test_what_an_experiment_cannot_do_names_its_file_once(here, cli_run, command):
+    experiment = yaml.safe_load((here / "exp.yaml").read_text())
+    (here / "exp.yaml").write_text(yaml.safe_dump(experiment | {"prefetch": {"by": "popular", "buffer": "1 B"}}))
+    status, _, err = cli_run(command, "exp.yaml")
+    assert (status, err.count("exp.yaml"), err.count("\n")) == (2, 1, 1)
+    assert err.startswith("error: exp.yaml: prefetch: buffer: 1 B does not hold the ")
+    (here / "exp.yaml").write_text("trace: 3\n")
+    assert cli_run(command, "exp.yaml")[2].count("exp.yaml") == 1
+    assert not (here / "results").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("swept", "missing"), [({"prefetch.units": [1, 2], "dram": ["3 kB", "4 kB"]}, True),
+                                                ({"prefetch.when": ["never", "idle"], "prefetch.units": [1, 2]}, True),
+                                                ({"prefetch.when": ["never", "idle"], "prefetch.units": [1, 2],
+                                                  "prefetch.lanes": [1, 2]}, False),
+                                                ({"dram": ["3 kB", "4 kB"]}, False)])  # fmt: skip
+def test_a_sweep_says_why_there_is_no_map_of_gains(here, cli_run, swept, missing):
+    experiment = yaml.safe_load((here / "exp.yaml").read_text())
+    own = {} if "dram" in swept and not missing else {"prefetch": {"by": "popular", "buffer": "200 B"}}
+    (here / "exp.yaml").write_text(yaml.safe_dump(experiment | own | {"policies": ["dip"], "sweep": swept}))
+    status, out, err = cli_run("sweep", "exp.yaml", "--workers", 1)
+    assert (status, err) == (0, "")
+    assert (out.count("No map of prefetch: sweep prefetch.when with never") == 1) is missing
+    assert (here / "results/exp/prefetch.png").exists() is ("prefetch.lanes" in swept)
+
+
 @pytest.mark.parametrize("of", ["device", "experiment"])
 def test_schema_is_json_schema(of, cli_run):
     status, out, _ = cli_run("schema", of)

@@ -71,6 +71,26 @@ def test_every_figure_names_its_setting_and_its_price(drawn: Path, name: str) ->
     assert all(policy in said for policy in ("dense", "dip(cost=$5, rest=$6)", "dip-ca(keep=0.75, gamma=0.5,"))
 
 
+def test_streams_are_told_apart(tmp_path: Path) -> None:
+    folder = write_tables(tmp_path / "streams", {"dense": 16.81}, tokens=6)
+    rows = (folder / "tokens.csv").read_text().splitlines()
+    streams = ["stream", 0, 0, 1, 1, 1, 2]
+    (folder / "tokens.csv").write_text("".join(f"{row},{of}\n" for row, of in zip(rows, streams, strict=True)))
+    draw_run(folder)
+    drawn = (folder / "latency.svg").read_text()
+    assert texts(folder / "latency.svg").count("the next stream, side by side with the others") == 1
+    assert drawn.count("stroke-dasharray") == 3  # two lines and one in the legend
+
+
+def test_a_long_setting_is_not_cut_off(tmp_path: Path) -> None:
+    folder = write_tables(tmp_path / "long", {"dense": 16.81})
+    runs = json.loads((folder / "summary.json").read_text())
+    (folder / "summary.json").write_text(json.dumps([each | {"device": "d" * 150} for each in runs]))
+    draw_run(folder)
+    width = float(ElementTree.parse(folder / "latency.svg").getroot().attrib["width"].removesuffix("pt")) / 72
+    assert width > 0.07 * (150 + len(" · DRAM 64 MB · layout bundled · eviction lfu · timing serial · start warm"))
+
+
 def test_speed_is_compared_with_dense(drawn: Path) -> None:
     assert {"50.0 (1.00x)", "75.0 (1.50x)"} <= set(texts(drawn / "policies.svg"))
 

@@ -74,6 +74,13 @@ def test_reads_interrupt_compute_where_they_run_beside_it(trace):
         wanted = made.flash_reads.sum(axis=1) * 1e-3 if timing == "pipelined" else np.zeros(3)
         assert more == pytest.approx(wanted, abs=1e-12)
     assert made.flash_reads[0].tolist() == [0, 6, 0, 6, 0, 6, 0]
+    simulated = engine.run(made, interrupted, "pipelined")
+    spans = [span for span in simulated.spans if span.kind == "interrupt"]
+    assert [(s.resource, s.step, s.bytes) for s in spans if s.token == 0] == [
+        ("compute", step, 0) for step in (1, 3, 5)
+    ]
+    assert [s.end_s - s.start_s for s in spans if s.token == 0] == pytest.approx([6e-3] * 3)
+    assert len(spans) == np.count_nonzero(made.flash_reads)
 
 
 @pytest.mark.parametrize("timing", TIMINGS)
