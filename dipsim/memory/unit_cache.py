@@ -69,13 +69,11 @@ class UnitCache:
             self.used += float(self.sizes[units[~hits]].sum())
             self.resident[units] = True
         if self.used > self.budget:
-            self.resident[units] = False
-            among = np.flatnonzero(self.resident)
-            self.resident[units] = True
-            if len(among):
-                out = self.rule.leaving(among, self.used - self.budget, self._last_use[among])
-                self.resident[out] = False
-                self.used -= float(self.sizes[out].sum())
+            others = self.resident.copy()
+            others[units] = False
+            out = self.rule.leaving(others, self.used - self.budget, self._last_use)
+            self.resident[out] = False
+            self.used -= float(self.sizes[out].sum())
         self.most = max(self.most, self.used)
         return hits
 

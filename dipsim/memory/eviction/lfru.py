@@ -33,6 +33,6 @@ class Lfru(EvictionRule):
         self._age()
         return super().newcomers(among, count)
 
-    def leaving(self, among: Ints, excess: float, last_use: Ints) -> Ints:
+    def leaving(self, among: Mask, excess: float, last_use: Ints) -> Ints:
         self._age()
         return super().leaving(among, excess, last_use)

@@ -1,7 +1,5 @@
 """Least recently used: the column whose last use is oldest leaves first (docs/background.md, section 4)."""
 
-from itertools import islice
-
 import numpy as np
 
 from dipsim.basics.arrays import Ints, Mask
@@ -22,17 +20,19 @@ class Lru(EvictionRule):
 
     def widen(self) -> None:
         super().widen()
-        self._order: dict[int, None] = {}  # units that are resident, the oldest first; the last batch is the newest
+        self._order: dict[
+            int, None
+        ] = {}  # units that are resident, the oldest first; the last batch, which stays, is the newest
 
     def touch(self, units: Ints, near: Ints | None) -> None:
         for unit in units.tolist():
             self._order.pop(unit, None)
             self._order[unit] = None
 
-    def leaving(self, among: Ints, excess: float, last_use: Ints) -> Ints:
+    def leaving(self, among: Mask, excess: float, last_use: Ints) -> Ints:
         out, freed = [], 0.0
-        for unit in islice(self._order, len(among)):
-            if freed >= excess:
+        for unit in self._order:
+            if freed >= excess or not among[unit]:
                 break
             out.append(unit)
             freed += self.sizes[unit]

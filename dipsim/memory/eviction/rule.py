@@ -74,17 +74,18 @@ class EvictionRule:
         chosen, self._last_victim = least(self.value, among, count, self._last_victim + self.drift)
         return chosen
 
-    def leaving(self, among: Ints, excess: float, last_use: Ints) -> Ints:
-        """Which of the resident units `among` [n] leave, so that `excess` or more is freed (all, if they are less).
+    def leaving(self, among: Mask, excess: float, last_use: Ints) -> Ints:
+        """Which of the resident units `among` [U] leave, so that `excess` or more is freed (all, if they are less).
 
-        `last_use` [n] is the position of the last request of each.
+        `last_use` [U] is the position of the last request of each unit.
         """
-        value = self.value[among]
+        units = np.flatnonzero(among)
+        value = self.value[units]
         enough = int(excess / self.sizes.min()) + 1  # as many as could leave
-        if enough < len(among):  # only the least valuable need an order
+        if enough < len(units):  # only the least valuable need an order
             near = value <= np.partition(value, enough - 1)[enough - 1]
-            among, value, last_use = among[near], value[near], last_use[near]
-        order = among[np.lexsort((last_use, value))]
+            units, value = units[near], value[near]
+        order = units[np.lexsort((last_use[units], value))]
         return order[: int(np.searchsorted(np.cumsum(self.sizes[order]), excess)) + 1]
 
     def newcomers(self, among: Mask, count: int) -> Mask:

@@ -41,11 +41,11 @@ class S3Fifo(EvictionRule):
 
     def victims(self, among: Mask, count: int) -> Mask:
         chosen = np.zeros_like(among)
-        chosen[self.leaving(np.flatnonzero(among), count, np.empty(0, dtype=np.int64))] = True
+        chosen[self.leaving(among, count, np.empty(0, dtype=np.int64))] = True
         return chosen
 
-    def leaving(self, among: Ints, excess: float, last_use: Ints) -> Ints:
-        may, out = set(among.tolist()), []
+    def leaving(self, among: Mask, excess: float, last_use: Ints) -> Ints:
+        may, out = set(np.flatnonzero(among).tolist()), []
         main = self._size(self._main)
         while excess > 0 and may:
             small = next((unit for unit in self._small if unit in may), None)

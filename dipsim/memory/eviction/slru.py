@@ -39,7 +39,7 @@ class Slru(EvictionRule):
     def admit(self, mask: Mask, hits: Mask, resident: Mask) -> None:
         self._here = resident.copy()
 
-    def leaving(self, among: Ints, excess: float, last_use: Ints) -> Ints:
+    def leaving(self, among: Mask, excess: float, last_use: Ints) -> Ints:
         out = super().leaving(among, excess, last_use)
         self._here[out] = False
         return out
