@@ -68,7 +68,7 @@ def run(
     resolved = _resolve(path, changes, policy, settings or [], cache)
     folder = out or Path("results") / path.stem
     with progress_bar() as progress:
-        with named(path):
+        with named(f"{path} and command line" if changes or policy or settings or cache else path):
             if not resolved.sweep and (note := cliff(resolved)):
                 print(note)
             results = run_experiment(resolved, progress, timeline)

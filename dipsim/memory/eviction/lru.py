@@ -20,9 +20,7 @@ class Lru(EvictionRule):
 
     def widen(self) -> None:
         super().widen()
-        self._order: dict[
-            int, None
-        ] = {}  # units that are resident, the oldest first; the last batch, which stays, is the newest
+        self._order: dict[int, None] = {}  # units that are resident, the oldest first; the last, of a batch, stay
 
     def touch(self, units: Ints, near: Ints | None) -> None:
         for unit in units.tolist():
