@@ -10,10 +10,8 @@ class InputError(ValueError):
 
 @contextmanager
 def named(where: object) -> Iterator[None]:
-    """Begin the message of an InputError with the file, or whatever else it comes from, unless it says so already."""
+    """Begin the message of an InputError with the file, or whatever else it comes from."""
     try:
         yield
     except InputError as error:
-        if str(error).startswith(f"{where}: "):
-            raise
         raise InputError(f"{where}: {error}") from error.__cause__

@@ -18,7 +18,7 @@ from dipsim.clock.live_steps import run_on_clock
 from dipsim.planning.fetch_plan import Setting
 from dipsim.planning.planner import plan
 from dipsim.sparsity.plugins import load_policy, load_prefetcher
-from dipsim.sparsity.prefetcher import Prefetcher
+from dipsim.sparsity.prefetcher import Known, Prefetcher
 from dipsim.timing.recurrence import timeline
 from dipsim.timing.timeline import TIMINGS, Resource
 
@@ -294,6 +294,16 @@ def test_an_oracle_is_as_good_as_it_is_told_to_be(tmp_path):
     assert found["useful"] / (found["useful"] + found["wasted"]) == pytest.approx(0.75, abs=0.04)
 
 
+def test_what_an_oracle_names_wrongly_is_neither_wanted_nor_there():
+    """With a recall of 0 and hardly any precision, all others are named."""
+    wanted, resident = np.arange(8) < 2, (np.arange(8) == 1) | (np.arange(8) == 3)
+    known = Known(*[None] * 9, resident, None, lambda: wanted, np.random.default_rng(3))  # fmt: skip
+    oracle = load_prefetcher("oracle", recall=0.0, precision=0.02)
+    assert np.flatnonzero(oracle.scores(known)).tolist() == [2, 4, 5, 6, 7]
+    known.resident = known.resident | wanted
+    assert oracle.scores(known) is None
+
+
 @pytest.mark.parametrize(
     ("scores", "words"),
     [(np.zeros(7), r"must be numbers \[8\]"), (np.full(8, np.nan), "without NaN"), ("no", "failed: ValueError")],
@@ -350,6 +360,39 @@ def test_every_guess_has_one_fate_and_every_byte_one_kind(tmp_path, case):
     again, same_times = run(trace, options, of=of, dev=dev, timing=timing, traced=None)
     assert same_times.spans == times.spans
     assert (again.guessed.dropped == made.guessed.dropped).all()
+
+
+@pytest.mark.slow
+@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(GUESSES, st.integers(1, 4), st.sampled_from(["first-come", "round-robin"]), st.integers(0, 3), st.booleans())
+def test_whatever_meets_spans_add_up_to_what_is_told(tmp_path, case, streams, turns, draft, contention):
+    """Streams, drafts, guesses and contention together, with interrupted compute."""
+    when, lanes, batch, recall, precision, seed, timing, drop, room = case
+    trace = tiny_mixture.write(tmp_path / "t.safetensors", seed=seed)
+    guessing = prefetch(
+        *("oracle", 3, 6 * EXPERT), recall=recall, precision=precision, when=when, lanes=lanes, batch=batch,
+        drop_late=drop, seed=seed,
+    )  # fmt: skip
+    drafts = Speculation(draft, 0.6, verify=0.2, draft_time=1e-4, seed=seed) if draft else None
+    options = Clocked(guessing.prefetch, streams, turns, drafts, contention)
+    dev = COSTLY.replace(**{"flash.queue_depth": 4})
+    of = setting(room, "lru", length=12, buffer=6 * EXPERT, streams=streams)
+    made, times = run(trace, options, of=of, dev=dev, timing=timing, traced=None)
+    spans = [span for span in times.spans if span.step >= 0]
+    assert {span.token for span in spans} == set(range(made.rows))
+    assert all(span.request_s <= span.start_s <= span.end_s for span in spans)
+    assert times.parts_s.sum(axis=1) == pytest.approx(times.latency_s, rel=1e-9)
+    assert (times.busy_s.sum(axis=0) <= times.elapsed_s * (1 + 1e-9)).all()
+    demand = [span for span in spans if span.resource == "flash" and span.kind == "demand"]
+    assert sum(span.bytes for span in demand) == pytest.approx((made.flash_static + made.flash_read_bytes).sum())
+    computed = [span for span in spans if span.resource == "compute"]
+    assert {span.kind for span in computed} <= {"demand", "interrupt"}
+    busy = times.busy_s[:, Resource.COMPUTE].sum()
+    waited = sum(span.end_s - span.request_s for span in computed) - busy
+    assert times.waited_s[:, Resource.COMPUTE].sum() == pytest.approx(waited, rel=1e-6, abs=1e-9)
+    again, same_times = run(trace, options, of=of, dev=dev, timing=timing, traced=None)
+    assert same_times.spans == times.spans
+    assert again.accepted is made.accepted or (again.accepted == made.accepted).all()
 
 
 @pytest.mark.slow
