@@ -34,7 +34,7 @@ REPEATS = 2  # of which the least counts: others may use this machine, too
 DRAM, BUFFER = 5e9, 20e6
 GUESSES = ("oracle", {"recall": 0.5, "precision": 0.6})
 PARTS = {  # functions whose time, with what they call, is told; none is inside another
-    "looking a step up in its caches": ("stepwise.py", "present"),
+    "looking a step up in its caches": ("steps.py", "present"),
     "what a prefetcher names": ("prefetcher.py", "guesses"),
     "asking servers, and sharing their lanes": ("server.py", "ask"),
     "ends of requests": ("server.py", "_end"),

@@ -12,7 +12,7 @@ import numpy as np
 from dipsim.clock.clocked import Speculation
 from dipsim.clock.cycles import Cycle
 from dipsim.planning.fetch_plan import Setting
-from dipsim.planning.stepwise import Reads, Site, Stepwise
+from dipsim.planning.steps import Reads, Site, Stepwise
 from dipsim.timing.device import Device
 from dipsim.timing.engine import Request, Requests, further_resources
 from dipsim.timing.service import compute_seconds, dram_seconds, dram_traffic, service_times

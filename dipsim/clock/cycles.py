@@ -12,7 +12,8 @@ from dipsim.basics.arrays import Ints
 from dipsim.basics.errors import InputError
 from dipsim.clock.clocked import Clocked, Speculation
 from dipsim.planning.fetch_plan import FetchPlan
-from dipsim.planning.stepwise import check_order, check_tier
+from dipsim.planning.steps import check_order
+from dipsim.planning.stepwise import check_tier
 from dipsim.timing.device import Device
 
 

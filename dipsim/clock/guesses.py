@@ -11,7 +11,7 @@ import numpy as np
 from dipsim.basics.arrays import Mask
 from dipsim.clock.clocked import Prefetch
 from dipsim.planning.fetch_plan import Guessed
-from dipsim.planning.stepwise import Reads
+from dipsim.planning.steps import Reads
 from dipsim.timing.server import DEMAND, IDLE, SPARE, Job, Server, after
 
 PRIORITY = {"eager": DEMAND, "spare": SPARE, "idle": IDLE}

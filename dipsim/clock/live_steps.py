@@ -17,7 +17,8 @@ from dipsim.clock.costs import Costs, Found
 from dipsim.clock.cycles import cycles, streams
 from dipsim.clock.guesses import Buffer, Guess
 from dipsim.planning.fetch_plan import FetchPlan, Setting
-from dipsim.planning.stepwise import Reads, Site, Stepwise, stepwise, together
+from dipsim.planning.steps import Reads, Site, Stepwise, together
+from dipsim.planning.stepwise import stepwise
 from dipsim.sparsity.prefetcher import Known, guesses
 from dipsim.timing.device import Device
 from dipsim.timing.engine import Asked, Demand, Engine, Request
