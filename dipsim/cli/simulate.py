@@ -69,12 +69,13 @@ def run(
     folder = out or Path("results") / path.stem
     with progress_bar() as progress:
         with named(f"{path} and command line" if changes or policy or settings or cache else path):
-            if not resolved.sweep and (note := cliff(resolved)):
-                print(note)
             results = run_experiment(resolved, progress, timeline)
+            note = cliff(resolved)
         progress("writing tables and figures", 0, 1)
         write_run(resolved, results, folder, timeline)
         draw_run(folder)
+    if note:
+        print(note)
     print(heading(results))
     console().print(run_table(results))
     print(f"{folder}: summary.json, tokens.csv, layers.csv, spans.csv, figures as .png and .svg", end="")
@@ -113,7 +114,7 @@ def sweep(
 ) -> None:
     """Simulate a grid: every combination of the values in an experiment's sweep. Killed, it resumes by itself."""
     from dipsim.figures.sweep import draw_sweep
-    from dipsim.figures.sweep_table import WITHOUT, is_own, is_swept
+    from dipsim.figures.sweep_table import TO_MAP, is_own, is_swept
     from dipsim.results.tables import sweep_table
     from dipsim.study.experiment import Experiment
     from dipsim.study.sweep import sweep as run_sweep
@@ -136,9 +137,9 @@ def sweep(
         progress("drawing figures", 0, 1)
         drawn = {path.stem for path in draw_sweep(folder)}
     console().print(sweep_table(table))
-    for of, (switch, off) in WITHOUT.items():
+    for of, what in TO_MAP.items():
         if of not in drawn and any(is_swept(name) and is_own(name, of) for name in map(str, table)):
-            print(f"No map of {of}: sweep {switch} with {off} among its values, and two more keys that are numbers.")
+            print(f"No map of {of}: sweep {what}.")
     if below := int((table["dram_bytes"] < table["cliff_dram_bytes"].astype(float)).sum()):
         print(f"Warning: in {below} of {len(table)} points the DRAM does not hold the experts of one token.")
     print(f"{folder}: sweep.csv, a row for each of {len(table)} points, figures as .png and .svg")

@@ -229,7 +229,8 @@ def _gantt(runs: list[Run], table: pd.DataFrame) -> Figure:
 
 def _bars(axes: Axes, y: float, row: pd.DataFrame, window: float, colours: dict[str, Any], named: bool) -> None:
     """Bars at least a pixel wide. Wide ones end a pixel early, so that neighbours stay apart, and may bear a name."""
-    row = row[row["start"] < window]
+    row = row[(row["start"] < window) & (row["end"] > 0)]
+    row = row.assign(start=row["start"].clip(lower=0))  # a guess may begin before its token
     pixel, width = window / 800, (row["end"] - row["start"]).to_numpy()
     width = np.maximum(pixel, width - pixel * (width > 5 * pixel))
     shades = [colours[step] for step in row["step"]]

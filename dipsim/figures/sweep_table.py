@@ -26,6 +26,10 @@ ON_AXES = ("flash.read_bandwidth", "cache.size")  # what is swept and drawn alon
 AXES = {DRAM: "DRAM (GB)", FLASH: "Flash read bandwidth (GB/s)"}
 CLOCK = ("streams", "turns", "contention")  # swept keys without a dot that have columns of their own
 WITHOUT: dict[str, tuple[str, Any]] = {"prefetch": ("prefetch.when", "never"), "drafts": ("speculate.draft", 0)}
+TO_MAP = {  # what a map of gains takes
+    "prefetch": "prefetch.when with never among its values, and two more keys that are numbers",
+    "drafts": "speculate.draft with 0 and two more values, and one more key that is a number",
+}
 NO_OPTIONS = ("flash", "dram", "compute", "energy", "cache")  # what other swept keys with a dot begin with
 STREAMED = {"True": "static weights streamed", "False": "static weights in DRAM"}
 THROUGH = {"True": "gaps read through", "False": "gaps left out"}

@@ -181,9 +181,12 @@ class Device(Strict):
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
-        rates = [tier.bandwidth for tier in self.tiers]
-        if any(b > a for a, b in pairwise(rates)):
-            raise ValueError("tiers: must stand in order of bandwidth, the fastest first")
+        for first, second in pairwise(self.tiers):
+            if second.bandwidth > first.bandwidth:
+                raise ValueError(
+                    f"tiers: must stand in order of bandwidth, the fastest first; {second.name} is faster than "
+                    f"{first.name}, so put it before"
+                )
         for tier in self.tiers:
             if self.flash.peak_bandwidth < tier.bandwidth < self.dram.bandwidth:
                 raise ValueError(f"tiers: {tier.name}: is slower than DRAM and faster than Flash; nothing goes between")

@@ -11,8 +11,8 @@ from dipsim import Known, Prefetcher
 class Oracle(Prefetcher):
     """Names each unit that will be missed with the probability `recall`; a share `precision` of what it names is right.
 
-    What it names wrongly is drawn from the units that are neither resident nor wanted, where something will be missed,
-    and then at least as many as for one right guess.
+    What it names wrongly is drawn from the units that are neither resident nor wanted, where something will be missed;
+    with a recall of 0 as many as for one right guess.
     """
 
     oracle = True
@@ -26,7 +26,7 @@ class Oracle(Prefetcher):
         if not len(missed):
             return None
         right = missed[random.random(len(missed)) < self.recall]
-        wrong = random.poisson(max(1.0, len(missed) * self.recall) * (1 / self.precision - 1))
+        wrong = random.poisson((len(missed) * self.recall or 1.0) * (1 / self.precision - 1))
         others = np.flatnonzero(~(wanted | known.resident))
         named = [*right, *random.permutation(others)[:wrong]] if wrong else right
         scores = np.zeros(len(wanted))

@@ -20,7 +20,7 @@ class Lru(EvictionRule):
 
     def widen(self) -> None:
         super().widen()
-        self._order: dict[int, None] = {}  # units that are resident, the oldest first; the last, of a batch, stay
+        self._order: dict[int, None] = {}  # what is resident, the oldest first; a batch comes last
 
     def touch(self, units: Ints, near: Ints | None) -> None:
         for unit in units.tolist():
