@@ -37,8 +37,8 @@ class Job:
     bytes of each read. Of lower `priority` values come first, then earlier requests. IDLE ones begin only while there
     is no DEMAND. One that `keeps` its lanes is not interrupted once it has begun; it begins when `enter`, if given,
     returns True. Jobs of one `flow` never overtake each other where a server is fair. `asked`, `begin` and `end` are in
-    ticks; `begin` and `end` are None before. `done` happens only if somebody waits for it by
-    then, so look at `end` before you wait.
+    ticks; `begin` and `end` are None before. `done` happens only if somebody waits for it by then, so look at `end`
+    before you wait.
     """
 
     done: simpy.Event

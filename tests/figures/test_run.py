@@ -82,6 +82,20 @@ def test_streams_are_told_apart(tmp_path: Path) -> None:
     assert drawn.count("stroke-dasharray") == 3  # two lines and one in the legend
 
 
+def test_what_began_before_the_token_is_drawn_from_its_start(tmp_path: Path) -> None:
+    """A bar of a guess stays in its panel: none reaches left of the axes."""
+    folder = write_tables(tmp_path / "early", {"dense": 16.81})
+    with (folder / "spans.csv").open("a") as file:
+        file.write(
+            '"dense",0,flash,0,early,-0.002,-0.002,0.0005,1e6\n"dense",0,flash,0,gone,-0.003,-0.003,-0.001,1e6\n'
+        )
+    draw_run(folder)
+    drawn = ElementTree.parse(folder / "token_gantt.svg").iter("{http://www.w3.org/2000/svg}text")
+    places = {text.text: float(text.attrib.get("x", "nan")) for text in drawn}
+    assert places["early 0"] > places["the grey part enlarged, with layer numbers"]  # which begins where the axes do
+    assert "gone 0" not in places
+
+
 def test_a_long_setting_is_not_cut_off(tmp_path: Path) -> None:
     folder = write_tables(tmp_path / "long", {"dense": 16.81})
     runs = json.loads((folder / "summary.json").read_text())
