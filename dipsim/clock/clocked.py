@@ -6,8 +6,12 @@ Where there is nothing of the kind, fetch plans and the recurrence say the same 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
+from pydantic import Field
+
+from dipsim.basics.fields import Natural, Strict
+from dipsim.basics.units import Time
 from dipsim.sparsity.prefetcher import Prefetcher
 
 When = Literal["never", "idle", "spare", "eager"]
@@ -35,19 +39,19 @@ class Prefetch:
     seed: int = 0
 
 
-@dataclass(frozen=True)
-class Speculation:
+class Speculation(Strict):
     """Drafts: `draft` tokens are guessed by a smaller model and verified together with the token before them.
 
     Each is accepted with the probability `acceptance`, until one is not. Drafting takes `draft_time` seconds a token.
-    Verifying n drafts computes 1 + n `verify` times as long as one token, and no shorter than all that they use takes.
+    Verifying n drafts takes compute 1 + n `verify` times as long as one token, and no shorter than all that they use
+    takes. `seed` is that of which are accepted.
     """
 
-    draft: int
-    acceptance: float
-    verify: float = 0.0
-    draft_time: float = 0.0
-    seed: int = 0
+    draft: Natural
+    acceptance: Annotated[float, Field(ge=0, le=1)]
+    verify: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    draft_time: Time = 0.0
+    seed: Natural = 0
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pydantic import Field, StrictBool
 
 from dipsim.basics.errors import InputError
 from dipsim.basics.fields import Count, Natural, Strict
-from dipsim.basics.units import Size, Time, show
+from dipsim.basics.units import Size, show
 from dipsim.clock.clocked import Clocked, Prefetch, Speculation, Turns, When
 from dipsim.study.choices import PrefetcherBy
 from dipsim.timing.device import Device
@@ -36,21 +36,6 @@ class PrefetchOptions(Strict):
     seed: Natural = 0
 
 
-class SpeculationOptions(Strict):
-    """Drafts that are verified together: `draft` tokens of a smaller model after each token.
-
-    Each is accepted with the probability `acceptance`, until one is not. Drafting takes `draft_time` a token. Verifying
-    n drafts takes compute 1 + n `verify` times as long as one token, and no shorter than all that they use takes.
-    `seed` is that of which are accepted.
-    """
-
-    draft: Natural
-    acceptance: Annotated[float, Field(ge=0, le=1)]
-    verify: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    draft_time: Time = 0.0
-    seed: Natural = 0
-
-
 class ClockOptions(Strict):
     """What depends on the clock, by default nothing.
 
@@ -60,7 +45,7 @@ class ClockOptions(Strict):
     """
 
     prefetch: PrefetchOptions | None = None
-    speculate: SpeculationOptions | None = None
+    speculate: Speculation | None = None
     streams: Annotated[int, Field(strict=True, ge=1, le=8)] = 1
     turns: Turns = "first-come"
     contention: StrictBool = False
@@ -116,10 +101,9 @@ class ClockOptions(Strict):
 
     def clocked(self, buffer: float) -> Clocked:
         """What depends on the clock, with a buffer of so many bytes. Raises InputError if a plugin cannot be used."""
-        prefetch = speculation = None
+        prefetch = None
         if self.prefetch is not None and self._reads_ahead:
             fields = {name: value for name, value in self.prefetch if name not in ("by", "buffer")}
             prefetch = Prefetch(self.prefetch.by.load(), buffer=buffer, **fields)
-        if self.speculate is not None and self._drafts:
-            speculation = Speculation(**dict(self.speculate))
+        speculation = self.speculate if self._drafts else None
         return Clocked(prefetch, self.streams, self.turns, speculation, self.contention)

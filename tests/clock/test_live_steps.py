@@ -374,7 +374,7 @@ def test_whatever_meets_spans_add_up_to_what_is_told(tmp_path, case, streams, tu
         *("oracle", 3, 6 * EXPERT), recall=recall, precision=precision, when=when, lanes=lanes, batch=batch,
         drop_late=drop, seed=seed,
     )  # fmt: skip
-    drafts = Speculation(draft, 0.6, verify=0.2, draft_time=1e-4, seed=seed) if draft else None
+    drafts = Speculation(draft=draft, acceptance=0.6, verify=0.2, draft_time="0.1 ms", seed=seed) if draft else None
     options = Clocked(guessing.prefetch, streams, turns, drafts, contention)
     dev = COSTLY.replace(**{"flash.queue_depth": 4})
     of = setting(room, "lru", length=12, buffer=6 * EXPERT, streams=streams)
@@ -417,7 +417,7 @@ def test_guesses_in_idle_time_cost_at_most_a_read_a_step_and_perfect_ones_nothin
 
 def test_drafts_are_verified_together_by_hand(trace):
     """Three drafts, all right: the four tokens want experts 0 to 5, each read once in every layer."""
-    options = Clocked(speculation=Speculation(3, 1.0, verify=0.5, draft_time=0.01))
+    options = Clocked(speculation=Speculation(draft=3, acceptance=1.0, verify=0.5, draft_time="10 ms"))
     made, times = run(trace, options)
     assert made.accepted.tolist() == [4]
     assert (made.rows, made.tokens) == (1, 4)
@@ -434,19 +434,19 @@ def test_drafts_are_verified_together_by_hand(trace):
 
 
 def test_wrong_drafts_are_drafted_again():
-    found = cycles(range(10, 20), np.full(20, 10), Speculation(3, 0.0))
+    found = cycles(range(10, 20), np.full(20, 10), Speculation(draft=3, acceptance=0.0))
     assert [(c.tokens, c.accepted) for c in found[:2]] == [(range(10, 14), 1), (range(11, 15), 1)]
     assert len(found) == 10
     assert found[-1].tokens == range(19, 20)
-    right = cycles(range(10, 20), np.full(20, 10), Speculation(3, 1.0))
+    right = cycles(range(10, 20), np.full(20, 10), Speculation(draft=3, acceptance=1.0))
     assert [(c.tokens, c.accepted) for c in right] == [(range(10, 14), 4), (range(14, 18), 4), (range(18, 20), 2)]
-    two = cycles(range(4), np.array([0, 0, 2, 2]), Speculation(3, 1.0))
+    two = cycles(range(4), np.array([0, 0, 2, 2]), Speculation(draft=3, acceptance=1.0))
     assert [c.tokens for c in two] == [range(2), range(2, 4)]
 
 
 def test_acceptance_is_a_probability_until_the_first_that_is_wrong():
     """With 0.7 and 4 drafts, 1 + 0.7 + 0.7^2 + ... + 0.7^4 tokens come out of a verification."""
-    found = cycles(range(20000), np.zeros(20000, dtype=int), Speculation(4, 0.7, seed=1))
+    found = cycles(range(20000), np.zeros(20000, dtype=int), Speculation(draft=4, acceptance=0.7, seed=1))
     accepted = np.mean([cycle.accepted for cycle in found[:-4]])
     assert accepted == pytest.approx(sum(0.7**n for n in range(5)), abs=0.04)
 
@@ -673,12 +673,12 @@ def test_waiting_for_a_fill_is_waiting_for_dram(tmp_path):
 
 
 def test_drafts_compute_what_each_token_computes(trace):
-    made, _ = run(trace, Clocked(speculation=Speculation(3, 1.0, verify=1.5)))
+    made, _ = run(trace, Clocked(speculation=Speculation(draft=3, acceptance=1.0, verify=1.5)))
     single, alone = run(trace)
     assert made.flops[:, made.is_mlp].sum() == pytest.approx(single.flops[:, single.is_mlp].sum())
     assert made.flops.sum() == pytest.approx(single.flops.sum(), rel=0.03)  # but for the context of later ones
     assert (made.uses == single.uses).all()
-    _, slow = run(trace, Clocked(speculation=Speculation(3, 1.0, verify=5.0)))
+    _, slow = run(trace, Clocked(speculation=Speculation(draft=3, acceptance=1.0, verify=5.0)))
     compute = alone.parts_s[0, Resource.COMPUTE]
     assert slow.parts_s[0, Resource.COMPUTE] == pytest.approx(16 * compute, rel=1e-6)
 
