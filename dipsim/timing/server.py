@@ -160,7 +160,7 @@ class Server:
         if not self.jobs and not self.guesses:
             return
         self._give_lanes()
-        used = self.jobs[0].lanes if len(self.jobs) == 1 else sum(job.lanes for job in self.jobs)
+        used = sum(job.lanes for job in self.jobs)
         soonest = None
         for job in self.jobs:
             if job.lanes:
