@@ -101,9 +101,15 @@ def record(
     next_layer: Annotated[
         bool, typer.Option("--next-layer", help="Also record what the next layer makes of each layer's input.")
     ] = False,
+    experiment: Annotated[
+        Path | None, typer.Option(help="Record instead which levels of precision its only such policy requests.")
+    ] = None,
 ) -> None:
     """Record a real model's activations, or the routing of its experts, as a trace (extra `live`)."""
     must_end(out, ".safetensors", "a trace file")
+    if experiment is not None:
+        _record_requests(model, text, out, tokens, sequence_length or tokens, torch_dtype, device, experiment)
+        return
     with torch_needed():
         from dipsim.live.record import record as record_trace
     with progress_bar() as progress:
@@ -121,6 +127,26 @@ def record(
             progress=progress,
         )
     print(f"{out}: {tokens} tokens of {header.model.name}, {out.stat().st_size / 1e6:.1f} MB")
+
+
+def _record_requests(
+    model: str, text: Path, out: Path, tokens: int, length: int, dtype: str, device: str, experiment: Path
+) -> None:
+    """Record the requests of an experiment's policy."""
+    from dipsim.study.experiment import Experiment
+
+    if tokens % length:
+        raise InputError(f"--tokens {tokens}: must be a multiple of the sequences' {length}; change one of them")
+    chosen = Experiment.load(experiment)
+    with torch_needed(), progress_bar() as progress:
+        from dipsim.live.models import load
+        from dipsim.live.requests import record_requests
+        from dipsim.live.text import read_tokens
+
+        progress("loading the model", 0, 1)
+        loaded = load(model, dtype, device)
+        header = record_requests(loaded, read_tokens(loaded, text, tokens // length, length), text, chosen, out)
+    print(f"{out}: {tokens} tokens of {header.model.name}, requests of {header.source['policy']}")
 
 
 @commands.command()
@@ -196,6 +222,31 @@ def learn_sensitivity(
         loaded = load(model, "float32", device)
         learn(loaded, read_tokens(loaded, text, sequences, length), out, progress)
     print(f"{out}: from {sequences} x {length} tokens")
+
+
+@commands.command("calibrate-precision")
+def calibrate_precision(
+    model: Annotated[str, typer.Option(help="smollm2-135m, or a .gguf file in Q4_0 or Q4_1.")],
+    text: Annotated[Path, typer.Option(help="UTF-8 text to calibrate on; not the one to evaluate on.")],
+    out: Annotated[Path, typer.Option(help="The file to write, ending in .precision.safetensors.")],
+    sequences: Annotated[int, typer.Option(help="How many sequences of the text.")] = 64,
+    length: Annotated[int, typer.Option(help="Tokens of a sequence.")] = 512,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+) -> None:
+    """Calibrate levels of precision nested in a model's own 4-bit code, for the `precision` policy (extra `live`)."""
+    from dipsim.sparsity.calibrated import SUFFIX
+
+    must_end(out, SUFFIX, "the file")
+    with torch_needed(), progress_bar() as progress:
+        from dipsim.live.calibrate_precision import calibrate_precision as calibrate
+        from dipsim.live.models import load
+        from dipsim.live.text import read_tokens
+
+        progress("loading the model", 0, 1)
+        loaded = load(model, "float32", device)
+        found = calibrate(loaded, read_tokens(loaded, text, sequences, length), text, out, progress)
+    print(f"{out}: from {sequences} x {length} tokens, {out.stat().st_size / 1e6:.1f} MB;", end=" ")
+    print(f"tables take {found.table_bytes / 1e3:.1f} kB of DRAM, and an error a byte for each level not resident")
 
 
 @commands.command("train-predictor")

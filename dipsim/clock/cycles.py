@@ -12,6 +12,7 @@ from dipsim.basics.arrays import Ints
 from dipsim.basics.errors import InputError
 from dipsim.clock.clocked import Clocked, Speculation
 from dipsim.planning.fetch_plan import FetchPlan
+from dipsim.planning.precision import has_levels
 from dipsim.planning.steps import check_order
 from dipsim.planning.stepwise import check_tier
 from dipsim.timing.device import Device
@@ -60,6 +61,11 @@ def streams(rows: int, count: int) -> list[range]:
 
 def check_clock(plan: FetchPlan, options: Clocked, device: Device) -> None:
     """Raise InputError if a plan, which need not be filled in, cannot be made on the clock of a device."""
+    if has_levels(plan.groups):
+        raise InputError(
+            f"policy {plan.setting.policy.label}: levels of precision are planned beforehand; leave out prefetch, "
+            "speculate, streams, contention, tiers and units"
+        )
     check_order(plan.setting, plan.groups)
     for tier in device.tiers:
         check_tier(tier.name, tier.eviction)

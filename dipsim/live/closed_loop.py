@@ -8,12 +8,12 @@ caches step from token to token. That equals decoding token by token with a KV c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dipsim.basics.arrays import Mask, Numbers
@@ -23,42 +23,84 @@ from dipsim.live.swiglu import Mlp
 from dipsim.memory.cache import ColumnCache, find_residents, run_tokens
 from dipsim.planning.builder import LayerCaches, PlanBuilder
 from dipsim.planning.masks import choose_and_run
+from dipsim.planning.precision import Precision
+from dipsim.sparsity.levels import worth_levels
 from dipsim.sparsity.policy import Group, Policy
 from dipsim.sparsity.selection import blind_masks
 
+Leveled = Sequence[Tensor | None]  # the weights of a matrix at each level of precision, None at one that has nothing
+
 
 class LiveActivations:
-    """What a policy's `scores` sees, as torch tensors [..., d or m]: computed from what earlier groups let through."""
+    """What a policy's `scores` sees, as torch tensors [..., d or m]: computed from what earlier groups let through.
 
-    def __init__(self, mlp: Mlp, x: Tensor, layer: int) -> None:
+    With `weights`, those of each matrix at each level of precision, `levels` has what is known of each group so far:
+    [N] of what is resident, [..., N] once it was chosen.
+    """
+
+    def __init__(self, mlp: Mlp, x: Tensor, layer: int, weights: Mapping[str, Leveled] | None = None) -> None:
         self.mlp_input, self.layer = x, layer
-        self._mlp = mlp
+        self.levels: dict[str, Tensor] = {}
+        self._mlp, self._weights = mlp, weights or {}
         self._inputs: dict[str, Tensor] = {}
+        self._found: dict[str, Tensor] = {}
 
     def prune(self, group: Group, mask: Tensor) -> None:
         """Let only the masked inputs into the group's matrices."""
         for matrix in group.matrices:
             self._inputs[matrix] = self.mlp_input * mask
 
-    @cached_property
+    def at(self, group: Group, levels: Tensor) -> None:
+        """Compute with weights of these levels in the group's matrices, [N] or [..., N], from now on."""
+        self.levels[group.name] = levels
+        product = by_column if group.axis == "input" else by_row
+        for matrix in set(group.matrices) - {"down_proj"}:
+            self._found[matrix] = product(self.mlp_input, self._weights[matrix], levels)
+        self._found.pop("gate", None)
+        self._found.pop("glu", None)
+
+    def _once(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
+        if name not in self._found:
+            self._found[name] = compute()
+        return self._found[name]
+
+    def _project(self, matrix: str) -> Tensor:
+        return self._once(matrix, lambda: self._mlp.project(matrix, self._inputs.get(matrix, self.mlp_input)))
+
+    @property
     def gate_proj(self) -> Tensor:
         """The gate before its activation function, [..., m]."""
-        return self._mlp.project("gate_proj", self._inputs.get("gate_proj", self.mlp_input))
+        return self._project("gate_proj")
 
-    @cached_property
+    @property
     def up_proj(self) -> Tensor:
         """The up projection, [..., m]."""
-        return self._mlp.project("up_proj", self._inputs.get("up_proj", self.mlp_input))
+        return self._project("up_proj")
 
-    @cached_property
+    @property
     def gate(self) -> Tensor:
         """The gate after its activation function, [..., m]."""
-        return self._mlp.activation(self.gate_proj)
+        return self._once("gate", lambda: self._mlp.activation(self.gate_proj))
 
-    @cached_property
+    @property
     def glu(self) -> Tensor:
         """The product gate * up, [..., m]."""
-        return self.gate * self.up_proj
+        return self._once("glu", lambda: self.gate * self.up_proj)
+
+
+def by_row(x: Tensor, weights: Leveled, levels: Tensor) -> Tensor:
+    """The products [..., m] of x [..., d] and rows of weights [m, d], each row at its level, [m] or [..., m]."""
+    found = x.new_zeros(*x.shape[:-1], levels.shape[-1])
+    for level, weight in enumerate(weights):
+        if weight is not None and (here := levels == level).any():
+            found = torch.where(here, x @ weight.T, found)
+    return found
+
+
+def by_column(x: Tensor, weights: Leveled, levels: Tensor) -> Tensor:
+    """The product [..., d] of x [..., m] and weights [d, m], each column of them at its level, [..., m]."""
+    parts = [(x * (levels == level)) @ weight.T for level, weight in enumerate(weights) if weight is not None]
+    return torch.stack(parts).sum(0)
 
 
 def forward(
@@ -86,6 +128,28 @@ def forward(
     return mlp.project("down_proj", acts.glu if kept is None else acts.glu * kept)
 
 
+def forward_at_levels(
+    acts: LiveActivations,
+    policy: Policy,
+    groups: Sequence[Group],
+    weights: Mapping[str, Leveled],
+    resident: Mapping[str, Tensor],
+    choose: Callable[[Group, Tensor], Tensor],
+) -> Tensor:
+    """An MLP's output [..., d] of weights at the levels [..., N] that `choose` makes of scores [..., N].
+
+    All groups begin at what is `resident` [N]: the base pass, which choices go by. Each choice then sees what was
+    chosen before it.
+    """
+    for group in groups:
+        acts.at(group, resident[group.name])
+    for group in groups:
+        expected = (*acts.mlp_input.shape[:-1], len(resident[group.name]))
+        acts.at(group, choose(group, tensor_scores(policy, group, acts, expected)))
+    (down,) = [group for group in groups if "down_proj" in group.matrices]
+    return by_column(acts.glu, weights["down_proj"], acts.levels[down.name])
+
+
 def as_numpy(values: Tensor) -> Numbers:
     """An array that shares memory where it can. float64 stays, everything else becomes float32."""
     values = values.detach()
@@ -99,18 +163,52 @@ class SparseMlp:
     hidden states [S, T, d] of S sequences; called again, it goes on where the sequences were.
     """
 
-    def __init__(self, mlp: Mlp, layer: int, builders: Sequence[PlanBuilder], limits: dict[str, float]) -> None:
-        self.mlp, self.layer, self.builders, self.limits = mlp, layer, builders, limits
+    def __init__(
+        self,
+        mlp: Mlp,
+        layer: int,
+        builders: Sequence[PlanBuilder],
+        limits: dict[str, float],
+        weights: Mapping[str, Leveled],
+    ) -> None:
+        self.mlp, self.layer, self.builders, self.limits, self.weights = mlp, layer, builders, limits, weights
         self.policy, self.groups = builders[0].setting.policy, builders[0].groups
         self.masks: dict[str, list[Mask]] = {group.name: [] for group in self.groups}
         self.residents: dict[str, list[Mask]] = {group.name: [] for group in self.groups}
         self.caches: dict[str, list[ColumnCache]] = {}  # of a cache-aware policy, one a sequence
         self.position = 0
+        self.requests: dict[str, NDArray[np.uint8]] = {}  # levels [S * T, N] by group
 
     def __call__(self, x: Tensor) -> Tensor:
+        if self.builders[0].precision is not None:
+            return self._at_levels(x, self.builders[0].precision)
         out = forward(self.mlp, x, self.layer, self.policy, self.groups, self._choose)
         self.position += x.shape[1]
         return out
+
+    def _at_levels(self, x: Tensor, precision: Precision) -> Tensor:
+        """The output for whole sequences [S, T, d], whose levels are entered into the plan at once."""
+        resident = {
+            group.name: torch.from_numpy(precision.resident[group.name, self.layer]).to(x.device)
+            for group in self.groups
+        }
+        acts = LiveActivations(self.mlp, x, self.layer, self.weights)
+        return forward_at_levels(acts, self.policy, self.groups, self.weights, resident, self._choose_levels)
+
+    def _choose_levels(self, group: Group, values: Tensor) -> Tensor:
+        """The levels [S, T, N] that tokens have of a group, from scores [S, T, N]."""
+        builder, mine = self.builders[0], self._caches(group)
+        flat = values.flatten(0, 1)
+        if builder.setting.flash is None:
+            assert builder.precision is not None
+            tables = builder.precision.tables(group, self.layer, as_numpy(flat[:0]).dtype)
+            requested = worth_levels(flat, *(torch.from_numpy(table).to(flat.device) for table in tables)).cpu().numpy()
+        else:
+            requested = builder.request_levels(mine, self.layer, as_numpy(flat))
+        self.requests[group.name] = requested
+        brought = builder.fetch_levels(mine, self.layer, requested)
+        builder.record_levels(mine, self.layer, brought)
+        return torch.from_numpy(brought.levels).to(values.device).view(values.shape)
 
     def _choose(self, group: Group, values: Tensor) -> Tensor:
         """What is used of a group, masks [S, T, N], from scores [S, T, N]."""
@@ -157,7 +255,7 @@ class SparseMlp:
     def record(self) -> None:
         """Enter all masks and residents into the plans, sequence after sequence."""
         for builder in self.builders:
-            for caches in builder.caches:
+            for caches in builder.caches if builder.precision is None else ():
                 masks = _in_a_row(self.masks[caches.group.name])
                 builder.record_masks(caches, self.layer, masks, self._residents(builder, caches, masks))
 
@@ -195,15 +293,22 @@ def check_alone(builders: Sequence[PlanBuilder]) -> None:
 
 @contextmanager
 def sparsified(
-    mlps: Sequence[Mlp], builders: Sequence[PlanBuilder], limits: Sequence[dict[str, float]] = ()
-) -> Iterator[None]:
+    mlps: Sequence[Mlp],
+    builders: Sequence[PlanBuilder],
+    limits: Sequence[dict[str, float]] = (),
+    weights: Sequence[Mapping[str, Leveled]] = (),
+) -> Iterator[list[SparseMlp]]:
     """Inside, the model computes as the plans' policy lets it. On leaving, the plans are filled in.
 
-    `limits` are the thresholds of each layer's groups, where the policy has any. Of a policy whose masks depend on what
-    is in memory there can be only one plan.
+    `limits` are the thresholds of each layer's groups, where the policy has any, and `weights` those of each layer's
+    matrices at each level, where it has levels. Of a policy whose masks depend on what is in memory there can be only
+    one plan.
     """
-    sparse = [SparseMlp(mlp, i, builders, limits[i] if limits else {}) for i, mlp in enumerate(mlps)]
+    sparse = [
+        SparseMlp(mlp, i, builders, limits[i] if limits else {}, weights[i] if weights else {})
+        for i, mlp in enumerate(mlps)
+    ]
     with replaced(mlps, sparse):
-        yield
+        yield sparse
     for each in sparse:
         each.record()

@@ -35,7 +35,7 @@ DTYPES = ("float32", "bfloat16", "float16", "float64")
 class LoadedModel:
     """A model in evaluation mode, with its tokenizer, shape and MLPs. `source` says where it came from.
 
-    A mixture of experts has `routers` instead of MLPs.
+    A mixture of experts has `routers` instead of MLPs. `path` is the model's GGUF file, None where it has none.
     """
 
     model: Any
@@ -44,6 +44,7 @@ class LoadedModel:
     mlps: list[Mlp]
     source: dict[str, Any]
     routers: list[Router] = field(default_factory=list)
+    path: Path | None = None
 
 
 def load(name: str, dtype: str = "float32", device: str = "cpu", adapter: Path | None = None) -> LoadedModel:
@@ -86,7 +87,8 @@ def load(name: str, dtype: str = "float32", device: str = "cpu", adapter: Path |
         raise InputError(f"{name}: its routers are not in the layers where config.json has mixtures; check the file")
     if routers and dtype == "float64":
         model.set_experts_implementation("eager")  # the default has no float64
-    return LoadedModel(model.to(device).eval(), tokenizer, shape, mlps, source, routers)
+    file = path if path.is_file() and adapter is None else None
+    return LoadedModel(model.to(device).eval(), tokenizer, shape, mlps, source, routers, file)
 
 
 def _locate(name: str) -> Path:

@@ -16,6 +16,7 @@ from torch import Tensor
 from dipsim.basics.arrays import Floats
 from dipsim.basics.errors import InputError
 from dipsim.live.closed_loop import LiveActivations, as_numpy, check_alone, sparsified
+from dipsim.live.codes import nested_weights
 from dipsim.live.experts import meets_layers_in_turn, rerouted
 from dipsim.live.models import LoadedModel, hooked
 from dipsim.planning.builder import PlanBuilder
@@ -54,14 +55,15 @@ def measure(
 
 def _decided(
     loaded: LoadedModel, builders: Sequence[PlanBuilder], limits: Sequence[dict[str, float]]
-) -> AbstractContextManager[None]:
+) -> AbstractContextManager[Any]:
     """Inside, the plans' policy decides what each layer computes with: its experts, or the columns of its MLP."""
     if loaded.routers:
         return rerouted(loaded.routers, builders)
     placer = Placer(builders, loaded.shape)
     for layer in range(loaded.shape.num_hidden_layers):
         placer.place(layer)
-    return sparsified(loaded.mlps, builders, limits)
+    levels = nested_weights(loaded, builders[0].setting.policy) if builders[0].precision is not None else []
+    return sparsified(loaded.mlps, builders, limits, levels)
 
 
 def nll(loaded: LoadedModel, ids: Tensor, step: int | None = None) -> Floats:

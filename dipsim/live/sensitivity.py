@@ -6,8 +6,10 @@ information for its curvature, by v^2 s / 2 on average, where s is the column's 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,18 +33,12 @@ def learn_sensitivity(loaded: LoadedModel, ids: Tensor, out: Path, progress: Pro
     """
     check_dense(loaded.shape, "learn-sensitivity")
     sums: dict[str, Tensor] = {}
-    frozen = [parameter for parameter in loaded.model.parameters() if parameter.requires_grad]
-    for parameter in frozen:
-        parameter.requires_grad_(False)
-    try:
+    with frozen(loaded.model):
         for begin in range(0, len(ids), BATCH):
             for name, gradient in _gradients(loaded, ids[begin : begin + BATCH]).items():
                 square = gradient.double().square().sum(dim=(0, 1))
                 sums[name] = sums[name] + square if name in sums else square
             progress("learning sensitivities", min(begin + BATCH, len(ids)), len(ids))
-    finally:
-        for parameter in frozen:
-            parameter.requires_grad_(True)
     means = {name: (total / ids.numel()).float().cpu().numpy().astype(np.float32) for name, total in sums.items()}
     write(out, lambda temporary: save_file(means, temporary))
 
@@ -61,10 +57,28 @@ def _gradients(loaded: LoadedModel, ids: Tensor) -> dict[str, Tensor]:
 
         return forward
 
-    with torch.enable_grad(), replaced(loaded.mlps, [watched(mlp, i) for i, mlp in enumerate(loaded.mlps)]):
-        embedded = loaded.model.get_input_embeddings()(ids).detach().requires_grad_()
-        logits = loaded.model(inputs_embeds=embedded, use_cache=False).logits[:, :-1]
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="sum")
-        loss.backward()  # type: ignore[no-untyped-call]
+    with replaced(loaded.mlps, [watched(mlp, i) for i, mlp in enumerate(loaded.mlps)]):
+        summed_loss(loaded, ids).backward()  # type: ignore[no-untyped-call]
     gradients = {name: values.grad for name, values in seen.items()}
     return {name: gradient for name, gradient in gradients.items() if gradient is not None}
+
+
+@contextmanager
+def frozen(model: Any) -> Iterator[None]:
+    """Inside, gradients are of values only, not of the model's parameters."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+
+
+def summed_loss(loaded: LoadedModel, ids: Tensor) -> Tensor:
+    """The negative log-likelihoods of tokens [S, T] but the first of each sequence, summed, with their graph."""
+    with torch.enable_grad():
+        embedded = loaded.model.get_input_embeddings()(ids).detach().requires_grad_()
+        logits = loaded.model(inputs_embeds=embedded, use_cache=False).logits[:, :-1]
+        return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="sum")

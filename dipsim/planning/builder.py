@@ -20,6 +20,7 @@ from dipsim.memory.cache import ColumnCache, lowest
 from dipsim.memory.eviction import eviction_rule
 from dipsim.planning.expert_reads import check_experts, expert_pieces
 from dipsim.planning.fetch_plan import Encoded, FetchPlan, Setting, warm_up_tokens
+from dipsim.planning.precision import Precision, has_levels
 from dipsim.sparsity.policy import Group, Policy, whole_matrices
 from dipsim.sparsity.selection import (
     ATTENTION,
@@ -33,11 +34,13 @@ from dipsim.sparsity.selection import (
 )
 from dipsim.storage.layouts import load_layout
 from dipsim.storage.placement import Fetch, Placement, Site, fetch
+from dipsim.storage.records import Brought, LevelsOf
 from dipsim.storage.runs import ones, pack
 from dipsim.storage.worth import worth_reading
 from dipsim.workload.shape import ModelShape
 from dipsim.workload.trace import sequences
 
+LEAST_BYTES = 1e-6  # what is less comes from rounding
 PREDICTOR_BITS = 16  # per weight that a policy brings along
 ScoresKey = tuple[type[Policy], str, Group]  # equal where scores and rankings are
 
@@ -104,7 +107,8 @@ class PlanBuilder:
         self.layout = load_layout(setting.layout)
         self.rule = rule = eviction_rule(setting.eviction)
         self.sees_memory = sees_memory(policy, self.groups)
-        if self.sees_memory and rule.needs_future:
+        levelled = has_levels(self.groups)
+        if self.sees_memory and rule.needs_future and not levelled:
             raise InputError(
                 f"eviction: {setting.eviction} needs to know all masks beforehand, but those of {policy.label} depend "
                 "on the cache; use lru, lfu or none"
@@ -114,7 +118,7 @@ class PlanBuilder:
                 f"layout: {setting.layout} chooses what to pin, and eviction {setting.eviction} lets it change; use "
                 "pinned, or leave the eviction out"
             )
-        priced = [group.name for group in self.groups if group.price is not None]
+        priced = [group.name for group in self.groups if group.price is not None and not levelled]
         if priced and rule.caches and not rule.fixed:
             raise InputError(
                 f"eviction: {setting.eviction}: group {priced[0]} of {policy.label} chooses by what reading costs, "
@@ -146,11 +150,15 @@ class PlanBuilder:
             streams=setting.streams,
             buffer_bytes=setting.buffer,
         )
+        self.precision: Precision | None = None
+        if levelled:
+            self.precision = Precision(shape, setting, self.groups, self.budget.cache_bytes + self.budget.unused_bytes)
+            self.budget = self.precision.budget(self.budget)
         self.caches = tuple(
             LayerCaches(policy, group, setting.eviction, capacity, shape.axis_size(group.axis))
             for group, capacity in zip(self.groups, self.budget.capacities, strict=True)
         )
-        whole = (WHOLE,) if whole_matrices(self.groups) or shape.whole_mlp_bytes.any() else ()
+        whole = (WHOLE,) if whole_matrices(self.groups) or shape.whole_mlp_bytes.any() or levelled else ()
         self._steps = (ATTENTION, *whole, *(group.name for group in self.groups))  # of a layer
         counted = int(np.count_nonzero(self.counted))
         self._arrays = _empty_arrays(
@@ -232,6 +240,42 @@ class PlanBuilder:
             Counts(wanted[:, None], hits[:, None], found.reads[:, None], found.read_bytes[:, None], np.array([held])),
         )
 
+    def request_levels(self, caches: LayerCaches, layer: int, scores: Numbers) -> LevelsOf:
+        """The levels [T, N] that tokens want of one group, by scores [T, N]."""
+        assert self.precision is not None
+        return self.precision.request(caches.group, layer, scores)
+
+    def fetch_levels(self, caches: LayerCaches, layer: int, requested: LevelsOf) -> Brought:
+        """What tokens that want levels [T, N] of one group read, and the levels that they get."""
+        assert self.precision is not None
+        return self.precision.fetch(caches.group, layer, requested, self._arrays["reads"].shape[2])
+
+    def record_levels(self, caches: LayerCaches, layer: int, brought: Brought) -> None:
+        """Enter the levels that tokens have of one group in one layer, and what brought them.
+
+        What is resident of gate_proj and up_proj is read before anything is chosen; it is what choosing goes by.
+        """
+        assert self.precision is not None
+        arrays, group, precision = self._arrays, caches.group, self.precision
+        here = self.position(caches, layer)
+        base = here if "down_proj" in group.matrices else self._positions(WHOLE, range(layer, layer + 1)).start
+        resident = precision.resident[group.name, layer]
+        fetched = precision.fetched_bytes(group, layer, brought.levels)[self.counted]
+        read_bytes = brought.read_bytes[self.counted]
+        held, unit = precision.held_bytes(group, layer), precision.unit_bytes(group)
+        operations = 2.0 * unit * 8 / self.shape.bits.mlp
+        arrays["dram_hits"][:, base] += held
+        arrays["flash_misses"][:, here] = fetched
+        gaps = read_bytes.sum(axis=1) - fetched
+        arrays["flash_gaps"][:, here] = np.where(gaps > LEAST_BYTES, gaps, 0.0)
+        arrays["flops"][:, base] += operations * np.count_nonzero(resident)
+        arrays["flops"][:, here] += operations * np.count_nonzero(brought.levels > resident, axis=1)[self.counted]
+        arrays["peak_cache_bytes"][here] = held
+        arrays["ranked"][here] = caches.columns
+        arrays["unit_bytes"][here] = arrays["piece_bytes"][here] = unit
+        arrays["reads"][:, here] = brought.reads[self.counted]
+        arrays["read_bytes"][:, here] = read_bytes
+
     def record(self, caches: LayerCaches, layers: range, counts: Counts) -> None:
         """Enter the counts of one group in adjacent layers."""
         arrays, group = self._arrays, caches.group
@@ -300,7 +344,7 @@ class PlanBuilder:
             sequence_starts=tuple(int(np.count_nonzero(self.counted[:start])) for start in self.sequence_starts),
             layer=layer,
             step=self._steps * len(layers) + (LM_HEAD,),
-            admits=self.rule.caches and not self.rule.fixed,
+            admits=self.rule.caches and not self.rule.fixed and self.precision is None,
             warm_up=self.warm_up,
             encoded=self.encoded,
             uses=self.uses,
@@ -359,7 +403,9 @@ def _empty_arrays(
     size = (tokens, positions)
 
     def largest(group: Group) -> int:
-        """The most columns or pages that a read of a group can have."""
+        """The most columns, pages or parts of columns that a read of a group can have."""
+        if group.levels is not None and page == 1:
+            return int(shape.axis_size(group.axis) / group.levels.steps[group.levels.steps > 0].min()) + 1
         if group.axis == "expert":
             return int(shape.expert_bytes.max() / page) + 2 if page > 1 else 1
         pages = int(len(group.matrices) * shape.mlp_matrix_bytes / page) + 2 if page > 1 else 0

@@ -9,7 +9,9 @@ import numpy as np
 from dipsim.basics.arrays import Mask, Numbers
 from dipsim.memory.cache import ColumnCache, find_residents, run_tokens
 from dipsim.planning.builder import LayerCaches, PlanBuilder, ScoresKey
+from dipsim.planning.precision import levels_of
 from dipsim.sparsity.selection import aware_mask, blind_masks, checked_scores
+from dipsim.workload.level_requests import LevelRequests
 from dipsim.workload.routing import Routing
 from dipsim.workload.trace import Activations, sequences
 
@@ -17,10 +19,21 @@ from dipsim.workload.trace import Activations, sequences
 class LayerScores:
     """One layer's activations. What several settings share of its scores and masks is made once."""
 
-    def __init__(self, acts: Activations | Routing) -> None:
+    def __init__(self, acts: Activations | Routing | LevelRequests) -> None:
         self.acts = acts
         self._scores: dict[ScoresKey, Numbers] = {}
         self._masks: dict[ScoresKey, Mask] = {}  # where they do not depend on the memory
+
+    def record(self, builder: PlanBuilder, caches: LayerCaches, index: int) -> None:
+        """Enter what tokens read of one group into a plan."""
+        if builder.precision is None:
+            builder.record_masks(caches, index, *self.masks_and_residents(builder, caches, index))
+            return
+        if isinstance(self.acts, LevelRequests):
+            requested = self.acts.of(caches.group.name, levels_of(caches.group).top)
+        else:
+            requested = builder.request_levels(caches, index, self.scores_of(caches))
+        builder.record_levels(caches, index, builder.fetch_levels(caches, index, requested))
 
     def masks_and_residents(self, builder: PlanBuilder, caches: LayerCaches, index: int) -> tuple[Mask, Mask]:
         """What tokens want of one group and what they find resident, [T, N] each."""

@@ -27,7 +27,8 @@ class Placer:
     """
 
     def __init__(self, builders: Sequence[PlanBuilder], shape: ModelShape, trace: Trace | None = None) -> None:
-        self.builders = [builder for builder in builders if builder.layout.learns and builder.groups]
+        laid = [builder for builder in builders if builder.groups and builder.precision is None]
+        self.builders = [builder for builder in laid if builder.layout.learns]
         names = {builder.setting.calibration for builder in self.builders} - {None}
         self.traces = {name: Trace.open(name) for name in names if name is not None}
         for other in self.traces.values():
@@ -44,8 +45,8 @@ class Placer:
                     f"layout: {builder.setting.layout} is learned from tokens that are not counted, and there are "
                     "none; give a calibration trace, a learned layout, or more tokens with start: warm"
                 )
-        for builder in builders:
-            if isinstance(builder.layout, Learned) and builder.groups:
+        for builder in laid:
+            if isinstance(builder.layout, Learned):
                 learned_here = trace is not None and sha256(trace.path) == builder.layout.origin.trace_sha256
                 builder.layout.check(shape, int(np.argmax(builder.counted)) if learned_here else None)
                 for layer in range(shape.num_hidden_layers):

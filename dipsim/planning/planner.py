@@ -80,7 +80,7 @@ class CpuPlanner:
                 placer.place(index, layer)
                 for builder in builders:
                     for caches in builder.caches:
-                        builder.record_masks(caches, index, *layer.masks_and_residents(builder, caches, index))
+                        layer.record(builder, caches, index)
             progress(self.task, index + 1, layers)
         if layers:
             experts.fill()

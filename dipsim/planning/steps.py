@@ -26,6 +26,7 @@ from dipsim.planning.masks import LayerScores
 from dipsim.planning.placer import Placer
 from dipsim.sparsity.policy import Group
 from dipsim.sparsity.selection import aware_mask
+from dipsim.workload.level_requests import LevelRequests
 from dipsim.workload.routing import Routing
 from dipsim.workload.trace import Activations, Trace, sequences
 
@@ -189,6 +190,7 @@ class Stepwise(ABC):
             masks = builder.priced_masks(caches, index, layer.scores_of(caches))
         elif not caches.policy.cache_aware:
             masks = layer.masks_of(caches)
+        assert not isinstance(layer.acts, LevelRequests)  # or there would have been no scores
         position, size = builder.position(caches, index), float(builder.unit_bytes(caches.group)[index])
         return Site(caches, index, position, size, layer.acts, layer.scores_of(caches), masks)
 

@@ -13,6 +13,7 @@ from typing import Any, Literal, Self
 
 from dipsim.basics.assets import policy_name
 from dipsim.basics.fields import Strict
+from dipsim.sparsity.levels import Levels, Units
 from dipsim.sparsity.ranking import top_k
 from dipsim.workload.shape import MATRICES, ModelShape
 
@@ -28,7 +29,8 @@ class Group:
     of a mixture, whose group has all three matrices. With `threshold`, a column is
     kept if its score reaches a limit; the limit of each layer is set so that k columns are kept on average. With
     `price` (score per byte), those columns are read that are worth it, and k is not used. With `free`, a token also
-    uses every resident column and those that are read along with its mask; a `price` implies it.
+    uses every resident column and those that are read along with its mask; a `price` implies it. With `levels` and a
+    `price`, a token has every column at some level of precision, at least at the one that is resident.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Group:
     threshold: bool = False
     price: float | None = None
     free: bool = False
+    levels: Levels | None = None
 
     @property
     def uses_all(self) -> bool:
@@ -61,7 +64,8 @@ class Policy(Strict):
 
         `acts` are the layer's `Activations`: `mlp_input`, `gate_proj`, `up_proj`, `gate` and `glu`, numpy arrays of a
         recorded trace or torch tensors of a live model. Leading axes are tokens. Of a mixture they are its `Routing`:
-        `preference`, by which the router itself chooses, `weights` and `logits`.
+        `preference`, by which the router itself chooses, `weights` and `logits`. Where groups have levels, `levels` has
+        by name what is known so far, and a live model's values come from weights of just these levels.
         """
         raise NotImplementedError(f"{type(self).__name__} has groups and must define scores")
 
@@ -76,6 +80,10 @@ class Policy(Strict):
         may choose fewer than k.
         """
         return top_k(self.rerank(scores, resident), group.k)
+
+    def units(self, group: Group, layer: int) -> Units:
+        """What is known beforehand of the columns of a group that has levels, in one layer."""
+        raise NotImplementedError(f"{type(self).__name__} has levels and must define units")
 
     def at(self, position: int) -> Self:
         """The policy at the `position`-th token of a sequence, from 0. By default it never changes."""

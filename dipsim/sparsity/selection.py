@@ -13,8 +13,10 @@ import numpy as np
 
 from dipsim.basics.arrays import Mask, Numbers
 from dipsim.basics.errors import InputError
+from dipsim.sparsity.levels import Units
 from dipsim.sparsity.policy import Group, Policy
 from dipsim.sparsity.ranking import score_threshold, top_k
+from dipsim.workload.level_requests import LevelRequests
 from dipsim.workload.routing import Routing
 from dipsim.workload.shape import MATRICES, ModelShape
 from dipsim.workload.trace import Activations
@@ -58,10 +60,20 @@ def checked_groups(policy: Policy, shape: ModelShape) -> tuple[Group, ...]:
                 raise InputError(f"{where}: price must be a score per byte, 0 or more (got {group.price!r})")
             if group.threshold or policy.cache_aware:
                 raise InputError(f"{where}: a price chooses by itself; leave out threshold, rerank and select")
+        _check_levels(policy, group)
     if len(set(seen)) < len(seen) or len({group.name for group in groups}) < len(groups):
         raise InputError(f"policy {policy.label}: groups: a matrix or a name appears twice; put each in one group")
     _check_mixture(policy, groups, shape)
     return groups
+
+
+def _check_levels(policy: Policy, group: Group) -> None:
+    """Raise InputError for levels that do not rise, or that nothing chooses among."""
+    where = f"policy {policy.label}: group {group.name}"
+    if group.levels is not None and not group.levels.rises:
+        raise InputError(f"{where}: levels: each must take more than the one below, and the first nothing")
+    if group.levels is not None and (group.price is None or group.axis == "expert"):
+        raise InputError(f"{where}: levels: are chosen by price among columns; give a price, and an axis of columns")
 
 
 def _check_mixture(policy: Policy, groups: Sequence[Group], shape: ModelShape) -> None:
@@ -96,8 +108,13 @@ def policy_at(policy: Policy, position: int) -> Policy:
     return guarded(policy, "at", lambda: policy.at(position))
 
 
-def checked_scores(policy: Policy, group: Group, acts: Activations | Routing) -> Numbers:
+def checked_scores(policy: Policy, group: Group, acts: Activations | Routing | LevelRequests) -> Numbers:
     """The policy's scores [T, N], read-only. Raises InputError for another shape, NaN, or a failing plugin."""
+    if isinstance(acts, LevelRequests):
+        raise InputError(
+            f"policy {policy.label}: chooses by activations, and the trace has requested levels only; replay it with "
+            "the policy that made it, or use a trace of activations"
+        )
     expected = _columns(group, acts).shape
     values = np.asarray(guarded(policy, "scores", partial(policy.scores, group, acts)))
     if values.shape != expected or values.dtype.kind not in "fiu" or np.isnan(values).any():
@@ -112,6 +129,20 @@ def _columns(group: Group, acts: Activations | Routing) -> Numbers:
     if isinstance(acts, Routing):
         return np.asarray(acts.preference)
     return np.asarray(acts.mlp_input if group.axis == "input" else acts.gate_proj)
+
+
+def checked_units(policy: Policy, group: Group, layer: int, columns: int) -> Units:
+    """What the policy knows of the units of a group. Raises InputError for other shapes, or a failing plugin."""
+    units = guarded(policy, "units", lambda: policy.units(group, layer))
+    assert group.levels is not None
+    expected = ((columns, group.levels.top + 1), (len(units.weights), columns))
+    found = (np.shape(units.errors), np.shape(units.scores))
+    if found != expected or not (np.isfinite(units.errors).all() and np.isfinite(units.scores).all()):
+        raise InputError(
+            f"policy {policy.label}: units of group {group.name}: errors and scores must be finite, "
+            f"{list(expected[0])} and {list(expected[1])} (got {list(found[0])} and {list(found[1])})"
+        )
+    return units
 
 
 def blind_masks(group: Group, scores: Numbers, limit: float | None = None) -> Mask:

@@ -4,13 +4,13 @@ For each layer i the file has `layers.{i}.mlp_input` [T, d], `layers.{i}.gate_pr
 [T, m]: the MLP's input, and its two projections before the activation function. A tensor is float16, float32, or int8
 beside `layers.{i}.NAME.scale` [T, B], the scales of B equal blocks of each row. All layers but the last may also have
 `layers.{i}.next_layer` [T, m], what the next layer would make of this one's input. The metadata is a `Header`. A trace
-of a mixture of experts has other tensors (`recorded_routing.py`).
+of a mixture of experts has other tensors (`recorded_routing.py`), and so has one of requests (`level_requests.py`).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,6 +23,7 @@ from dipsim.basics.arrays import Float32s
 from dipsim.basics.errors import InputError
 from dipsim.basics.fields import parse
 from dipsim.basics.files import write
+from dipsim.workload.level_requests import LevelRequests, check_requests, read_requests, request_tensors
 from dipsim.workload.recorded_routing import check_routing, read_routing, routing_tensors
 from dipsim.workload.routing import Routing
 from dipsim.workload.shape import ModelShape
@@ -38,7 +39,7 @@ from dipsim.workload.trace import (
 )
 
 BLOCK = 32  # values that share a scale in the compact form
-_PLAIN = ("format", "activation")  # metadata that is text; all other is JSON
+_PLAIN = ("format", "activation", "holds")  # metadata that is text; all other is JSON
 
 
 class RecordedTrace(Trace, suffix=".safetensors"):
@@ -51,6 +52,7 @@ class RecordedTrace(Trace, suffix=".safetensors"):
             with safe_open(path, framework="np") as file:
                 header = _read_header(file.metadata() or {}, path)
                 check = _check_tensors if header.model.mixture is None else check_routing
+                check = check_requests if header.holds == "requests" else check
                 tokens = check(file, header.model, path)
         except (SafetensorError, OSError) as error:
             raise InputError(f"{path}: not a readable safetensors file ({error}); record it again") from None
@@ -60,16 +62,18 @@ class RecordedTrace(Trace, suffix=".safetensors"):
         _check_prompts(header, tokens, path)
         return cls(path, header, tokens)
 
-    def layer(self, index: int, tokens: int | None = None) -> Activations | Routing:
-        """Activations or routing of the first `tokens` tokens of one layer, by default of all: float32, read-only.
+    def layer(self, index: int, tokens: int | None = None) -> Activations | Routing | LevelRequests:
+        """Activations, routing or requests of the first `tokens` tokens of one layer, by default of all: read-only.
 
-        Raises InputError if there is no such layer or a value is impossible.
+        Activations are float32. Raises InputError if there is no such layer or a value is impossible.
         """
         self._check_layer(index)
         tensors: dict[str, Any] = {}
         with safe_open(self.path, framework="np") as file:
             if self.shape.mixture is not None:
                 return read_routing(file, index, tokens, self.shape, self.path)
+            if self.header.holds == "requests":
+                return read_requests(file, index, tokens)
             present = set(file.keys())
             for name in (*TENSORS, NEXT_LAYER):
                 key = f"layers.{index}.{name}"
@@ -107,7 +111,8 @@ def _read_header(metadata: dict[str, str], path: Path) -> Header:
         except (ValueError, RecursionError):
             raise InputError(f"{path}: {key}: is not JSON; record the trace again") from None
     header = parse(Header, fields, path)
-    needed = ("version", "model", "sequence_starts", *(("activation",) if header.model.mixture is None else ()))
+    chooses = header.model.mixture is None and header.holds == "activations"
+    needed = ("version", "model", "sequence_starts", *(("activation",) if chooses else ()))
     for key in needed:
         if key not in fields:
             raise InputError(f"{path}: {key}: is required but missing; record the trace again")
@@ -117,6 +122,7 @@ def _read_header(metadata: dict[str, str], path: Path) -> Header:
 def metadata(header: Header) -> dict[str, str]:
     """The header as safetensors wants it, every value a string."""
     needless = {"activation"} if header.model.mixture else {"prompts"}  # routing has no activations
+    needless |= {"holds"} if header.holds == "activations" else {"activation"}
     fields = header.model_dump(mode="json", exclude_none=True, exclude=needless)
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in fields.items()}
 
@@ -185,6 +191,14 @@ def write_routing(path: Path, header: Header, layers: Iterable[Routing]) -> None
     Raises InputError for values that no router gives, and if `path` cannot be written.
     """
     _write(path, routing_tensors(layers, header.model, path), header)
+
+
+def write_requests(path: Path, header: Header, layers: Sequence[Mapping[str, NDArray[np.uint8]]]) -> None:
+    """Write a trace of requested levels whole or not at all, from those of each group [T, N] in each layer.
+
+    Raises InputError if `path` cannot be written.
+    """
+    _write(path, request_tensors(layers), header)
 
 
 def write_trace(path: Path, header: Header, layers: Iterable[Activations], dtype: str = "int8") -> None:

@@ -82,6 +82,7 @@ class Header(Strict):
     activation: Literal["silu"] = "silu"
     sequence_starts: tuple[int, ...] = (0,)
     prompts: tuple[tuple[int, int], ...] = ()  # the [begin, end) of tokens that were encoded together
+    holds: Literal["activations", "requests"] = "activations"  # of dense MLPs: what a policy chooses by, or its choices
     source: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -119,7 +120,8 @@ class Trace(ABC):
     def layer(self, index: int, tokens: int | None = None) -> Any:
         """`Activations` of the first `tokens` tokens of one layer, by default of all: float32, read-only.
 
-        Of a mixture of experts it is their `Routing`. Raises InputError if there is no such layer.
+        Of a mixture of experts it is their `Routing`, of a trace of requests they are `LevelRequests`. Raises
+        InputError if there is no such layer.
         """
 
     @property

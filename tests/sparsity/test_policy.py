@@ -109,7 +109,7 @@ def test_threshold_keeps_k_on_average():
     assert (blind_masks(group, scores, limit=0.5) == (scores >= 0.5)).all()
 
 
-NEEDY = ("predictor", "fewer-experts")  # which have parameters without a default
+NEEDY = ("predictor", "fewer-experts", "precision")  # which have parameters without a default
 
 
 def test_only_some_are_cache_aware_and_labels_tell_what_was_set():

@@ -1,0 +1,156 @@
+"""Levels of precision in a plan: which are resident, where the rest lies, what tokens request and what they get."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from dipsim.basics.arrays import Floats, Numbers
+from dipsim.basics.errors import InputError
+from dipsim.basics.units import show
+from dipsim.memory.budget import Budget, column_bytes
+from dipsim.memory.residency import hold_levels
+from dipsim.planning.fetch_plan import Setting
+from dipsim.sparsity.levels import Levels, at_levels, costs_of_levels, worth_levels
+from dipsim.sparsity.policy import Group
+from dipsim.sparsity.selection import checked_units
+from dipsim.storage.records import Brought, LevelsOf, Records, bring
+from dipsim.workload.shape import ModelShape
+
+ORDERS = ("columns", "popularity")  # layouts that say how records lie
+
+
+class Precision:
+    """The levels of the groups of one setting: `resident` [N] of each (group, layer), which fit into `room` bytes.
+
+    Raises InputError if not even the lowest levels fit, or the layout does not say how records lie.
+    """
+
+    def __init__(self, shape: ModelShape, setting: Setting, groups: Sequence[Group], room: float) -> None:
+        if setting.layout not in ORDERS:
+            raise InputError(
+                f"layout: {setting.layout}: {setting.policy.label} reads records of precision, which lie by index or "
+                f"by how often they are read; use {' or '.join(ORDERS)}"
+            )
+        self.shape, self.setting, self.groups = shape, setting, groups
+        sites = [(group, layer) for layer in range(shape.num_hidden_layers) for group in groups]
+        self.units = {
+            (group.name, layer): checked_units(setting.policy, group, layer, shape.axis_size(group.axis))
+            for group, layer in sites
+        }
+        costs = [self._costs(group, layer) for group, layer in sites]
+        sizes = [
+            np.broadcast_to(self.resident_bytes(group), cost.shape)
+            for (group, _), cost in zip(sites, costs, strict=True)
+        ]
+        try:
+            chosen = hold_levels(np.concatenate(costs), np.concatenate(sizes), room)
+        except ValueError:
+            lowest = sum(
+                float(size[:, self.units[group.name, layer].lowest].sum())
+                for (group, layer), size in zip(sites, sizes, strict=True)
+            )
+            raise InputError(
+                f"dram: {show(setting.dram_bytes, 'size')} leave {show(room, 'size')} for the MLP, and its lowest "
+                f"levels need {show(lowest, 'size')}; give more"
+            ) from None
+        parts = np.split(chosen.astype(np.uint8), np.cumsum([len(cost) for cost in costs])[:-1])
+        self.resident = {(group.name, layer): part for (group, layer), part in zip(sites, parts, strict=True)}
+        self._records: dict[tuple[str, int], Records] = {}
+
+    def unit_bytes(self, group: Group) -> float:
+        """Bytes of a unit at the highest level, in all matrices of its group."""
+        return len(group.matrices) * column_bytes(self.shape, group)
+
+    def resident_bytes(self, group: Group) -> Floats:
+        """Bytes that a unit takes in DRAM at each level, [levels]."""
+        return levels_of(group).resident_bytes(self.unit_bytes(group))
+
+    def fetch_bytes(self, group: Group) -> Floats:
+        """Bytes that a unit needs from one level to another, [from, to]."""
+        return np.asarray(levels_of(group).steps * self.unit_bytes(group))
+
+    def held_bytes(self, group: Group, layer: int) -> float:
+        """What a group holds in DRAM, in one layer."""
+        return float(self.resident_bytes(group)[self.resident[group.name, layer]].sum())
+
+    def _costs(self, group: Group, layer: int) -> Floats:
+        return costs_of_levels(self.units[group.name, layer], price_of(group), self.fetch_bytes(group))
+
+    @cached_property
+    def total_bytes(self) -> float:
+        """What all groups hold in DRAM."""
+        return sum(
+            self.held_bytes(group, layer) for group in self.groups for layer in range(self.shape.num_hidden_layers)
+        )
+
+    def budget(self, budget: Budget) -> Budget:
+        """The budget with these levels in place of a cache."""
+        rest = budget.cache_bytes + budget.unused_bytes - self.total_bytes
+        return replace(budget, cache_bytes=self.total_bytes, unused_bytes=rest, capacities=(0,) * len(self.groups))
+
+    def records(self, group: Group, layer: int) -> Records:
+        """Where what is not resident of a group lies."""
+        key = group.name, layer
+        if key not in self._records:
+            resident = self.resident[key]
+            steps = self.fetch_bytes(group)
+            sizes = np.where(np.isfinite(steps), steps, 0.0)[resident]
+            order = (
+                np.argsort(-self._gains(group, layer), kind="stable") if self.setting.layout == "popularity" else None
+            )
+            order = np.arange(len(resident)) if order is None else order
+            order = order[resident[order] < levels_of(group).top]
+            self._records[key] = Records(order, sizes[order], self.setting.page)
+        return self._records[key]
+
+    def _gains(self, group: Group, layer: int) -> Floats:
+        """What reading a unit whole saves a token on average, a byte, beyond its price; [N]."""
+        units, resident = self.units[group.name, layer], self.resident[group.name, layer]
+        read = self.fetch_bytes(group)[resident, -1]
+        saved = units.scores * at_levels(units.errors, resident) - price_of(group) * read
+        return np.asarray(units.weights @ np.maximum(saved, 0.0) / np.maximum(read, 1.0))
+
+    def request(self, group: Group, layer: int, scores: Numbers) -> LevelsOf:
+        """The levels [T, N] that are worth reading for scores [T, N]."""
+        chosen: LevelsOf = worth_levels(scores, *self.tables(group, layer, scores.dtype))
+        return chosen
+
+    def tables(self, group: Group, layer: int, dtype: Any) -> tuple[Numbers, Numbers]:
+        """What a unit of score 1 loses at each level, and what reading up to it costs; [N, levels] each."""
+        reading = price_of(group) * self.fetch_bytes(group)[self.resident[group.name, layer]]
+        return self.units[group.name, layer].errors.astype(dtype), reading.astype(dtype)
+
+    def fetch(self, group: Group, layer: int, requested: LevelsOf, classes: int) -> Brought:
+        """What tokens that request levels [T, N] read, and have."""
+        held = np.maximum(requested, self.resident[group.name, layer])
+        return bring(held, self.records(group, layer), self.setting.flash, classes)
+
+    def fetched_bytes(self, group: Group, layer: int, levels: LevelsOf) -> Floats:
+        """Bytes [T] from the resident levels to others [T, N]."""
+        table = self.fetch_bytes(group)[self.resident[group.name, layer]]
+        return np.asarray(at_levels(table, levels).sum(axis=-1))
+
+
+def levels_of(group: Group) -> Levels:
+    """The levels of a group that has some."""
+    assert group.levels is not None
+    return group.levels
+
+
+def price_of(group: Group) -> float:
+    """The price of a byte in a group with levels."""
+    assert group.price is not None
+    return group.price
+
+
+def has_levels(groups: Sequence[Group]) -> bool:
+    """Whether groups have levels; they all do, or none. Raises InputError otherwise."""
+    with_levels = [group for group in groups if group.levels is not None]
+    if with_levels and len(with_levels) < len(groups):
+        raise InputError(f"group {with_levels[0].name} has levels, and others have none; give levels to all or to none")
+    return bool(with_levels)

@@ -1,0 +1,128 @@
+"""A calibration of precision: what a nested code's base needs, and what choosing among its levels goes by.
+
+The levels are prefixes of a model's own 4-bit code: nothing, its highest bit, its two, its three highest, all of it
+(docs/precision.md). For each layer i and matrix the file has the base of each of the two low levels L,
+`layers.{i}.{matrix}.base{L}` [rows, groups] (uint8: the scale's place in its grid, and 16 times the centre's),
+`.scales{L}` [16] and `.centres{L}` [16] (the grids), `.values{L}` (what each code stands for). For each group of units
+it has `layers.{i}.{group}.errors` [N, levels] and `.scores` [Q, N], as `Units` says, and `layers.{i}.value` [m], what a
+squared unit of glu is worth. All are float32 but for the uint8. The metadata is an `Origin`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import load_file, save_file
+
+from dipsim.basics.arrays import Float32s
+from dipsim.basics.errors import InputError
+from dipsim.basics.fields import Count, Strict, parse
+from dipsim.basics.files import write
+from dipsim.sparsity.levels import Level, Levels, Units
+from dipsim.workload.shape import ModelShape
+
+SUFFIX = ".precision.safetensors"
+BASES = (1, 2, 3, 4)  # the levels with fitted scales
+NESTED = Levels((Level(0), *(Level(bits, 0.25) for bits in BASES), Level(4, 0.5)), noted=1.0)
+GROUPS = ("gate", "up", "down", "input")
+AGAIN = "make it again with `dipsim calibrate-precision`"
+
+
+class Origin(Strict):
+    """Where a calibration comes from: a model by its sizes and its file's SHA-256, and the text that it saw.
+
+    `weights` are those of the parts of all tokens that scores are means of.
+    """
+
+    format: Literal["dipsim-precision"] = "dipsim-precision"
+    version: Literal[1] = 1
+    model: ModelShape
+    model_sha256: str
+    text: str
+    text_sha256: str
+    sequences: Count
+    length: Count
+    weights: tuple[float, ...] = Field(min_length=1)
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """A calibration, as it was read."""
+
+    path: Path
+    origin: Origin
+    tensors: dict[str, NDArray[Any]]
+
+    @classmethod
+    def read(cls, path: Path) -> Calibrated:
+        """Read a file; the same again as long as it has not changed. Raises InputError if it is no calibration."""
+        try:
+            return _read(path, path.stat().st_mtime_ns)
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({error.strerror or error}); {AGAIN}") from None
+
+    def write(self) -> None:
+        """Write the file, whole or not at all. Raises InputError if it cannot be written."""
+        metadata = {"origin": self.origin.model_dump_json()}
+        write(self.path, lambda temporary: save_file(self.tensors, temporary, metadata))
+
+    def check(self, shape: ModelShape) -> None:
+        """Raise InputError unless it is of a model of this shape."""
+        if shape.sizes != self.origin.model.sizes:
+            raise InputError(
+                f"{self.path}: is a calibration of {self.origin.model.name}, and {shape.name} is used; make one of "
+                "this model with `dipsim calibrate-precision`"
+            )
+
+    def units(self, group: str, layer: int, lowest: int) -> Units:
+        """What is known of the units of a group in a layer, none of which is held below the level `lowest`."""
+        errors, scores = (self.of(layer, f"{group}.{name}") for name in ("errors", "scores"))
+        weights = np.array(self.origin.weights)
+        return Units(errors.astype(np.float64), scores.astype(np.float64), weights, lowest)
+
+    def of(self, layer: int, name: str) -> NDArray[Any]:
+        """A tensor of a layer. Raises InputError if there is none."""
+        found = self.tensors.get(f"layers.{layer}.{name}")
+        if found is None:
+            raise InputError(f"{self.path}: layers.{layer}.{name}: is missing; {AGAIN}")
+        return found
+
+    def base(self, layer: int, matrix: str, level: int) -> Float32s:
+        """What each code of a base stands for, the scale and the centre of its groups: scale, centre [rows, groups].
+
+        The scale is in parts of a row's own.
+        """
+        places = self.of(layer, f"{matrix}.base{level}")
+        scales, centres = (self.of(layer, f"{matrix}.{name}{level}") for name in ("scales", "centres"))
+        scale = np.exp(scales)[places & 15]
+        return np.stack([scale, scale * centres[places >> 4]]).astype(np.float32)
+
+    @property
+    def table_bytes(self) -> float:
+        """What the grids and the values of all bases take, in 16 bits each, and the worth of neurons in 8."""
+        tables = [tensor.size for name, tensor in self.tensors.items() if _is_table(name)]
+        return 2.0 * sum(tables) + float(self.origin.model.num_hidden_layers * self.origin.model.intermediate_size)
+
+
+def _is_table(name: str) -> bool:
+    kind = name.rpartition(".")[2].rstrip("12")
+    return kind in ("scales", "centres", "values")
+
+
+@lru_cache(maxsize=4)
+def _read(path: Path, _changed: int) -> Calibrated:
+    try:
+        with safe_open(path, framework="np") as file:
+            found = json.loads((file.metadata() or {}).get("origin", "{}"))
+        tensors = load_file(path)
+    except (SafetensorError, ValueError) as error:
+        raise InputError(f"{path}: not a readable calibration of precision ({error}); {AGAIN}") from None
+    return Calibrated(path, parse(Origin, found, path), tensors)

@@ -1,0 +1,378 @@
+"""Weights nested in a model's own code: read, fitted, chosen among and computed with, against explicit loops."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+gguf = pytest.importorskip("gguf")
+
+from tiny_models import SIZES, make  # noqa: E402
+
+from dipsim.basics.errors import InputError  # noqa: E402
+from dipsim.basics.fields import parse  # noqa: E402
+from dipsim.live import calibrate_precision as calibration  # noqa: E402
+from dipsim.live.closed_loop import sparsified  # noqa: E402
+from dipsim.live.codes import MIDDLE, Code, nested_weights, read_codes, weights_of  # noqa: E402
+from dipsim.live.evaluate import evaluate  # noqa: E402
+from dipsim.live.models import LoadedModel  # noqa: E402
+from dipsim.live.perplexity import measure, nll  # noqa: E402
+from dipsim.live.requests import record_requests  # noqa: E402
+from dipsim.live.swiglu import find_mlps  # noqa: E402
+from dipsim.planning.builder import PlanBuilder  # noqa: E402
+from dipsim.planning.fetch_plan import Setting  # noqa: E402
+from dipsim.planning.planner import plan  # noqa: E402
+from dipsim.sparsity.calibrated import BASES, NESTED, Calibrated  # noqa: E402
+from dipsim.sparsity.plugins import load_policy  # noqa: E402
+from dipsim.study.experiment import Experiment  # noqa: E402
+from dipsim.workload import Trace  # noqa: E402
+from dipsim.workload.shape import MATRICES, ModelShape  # noqa: E402
+
+NAMES = {"gate_proj": "ffn_gate", "up_proj": "ffn_up", "down_proj": "ffn_down"}
+
+
+def write_gguf(path, mlps, kind=gguf.GGMLQuantizationType.Q4_1):
+    """The MLPs of a model as a GGUF file has them; the model's weights become what the file says."""
+    writer = gguf.GGUFWriter(path, "llama")
+    for layer, mlp in enumerate(mlps):
+        for matrix, name in NAMES.items():
+            weight = mlp.weight(matrix)
+            packed = gguf.quants.quantize(weight.detach().float().numpy(), kind)
+            writer.add_tensor(f"blk.{layer}.{name}.weight", packed, raw_dtype=kind)
+            with torch.no_grad():
+                weight.copy_(torch.from_numpy(gguf.quants.dequantize(packed, kind)))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def tokens(sequences=3, length=16, seed=1):
+    return torch.randint(2, SIZES["vocab_size"], (sequences, length), generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A random model of 3 layers, hidden size 32 and 64 neurons, whose MLPs lie in a GGUF file in Q4_1."""
+    model = make("Llama").double()
+    with torch.no_grad():
+        for mlp in find_mlps(model):
+            for matrix in MATRICES:
+                mlp.weight(matrix).mul_(0.4)
+    path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
+    write_gguf(path, find_mlps(model))
+    shape = ModelShape.from_config(model.config.to_dict(), name="tiny")
+    return LoadedModel(model, None, shape, find_mlps(model), {}, path=path)
+
+
+@pytest.fixture(scope="module")
+def calibrated(tiny, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("calibrated")
+    (folder / "text.txt").write_text("what it was made of", encoding="utf-8")
+    out = folder / "tiny.precision.safetensors"
+    return calibration.calibrate_precision(tiny, tokens(6), folder / "text.txt", out)
+
+
+def setting(tiny, calibrated, share=0.6, length=16, **parameters):
+    policy = load_policy("precision", calibration=str(calibrated.path), **parameters)
+    size = tiny.shape.static_bytes(length) + policy.static_bytes(tiny.shape) + share * tiny.shape.mlp_bytes
+    return Setting(policy, size)
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1"])
+def test_codes_are_those_of_the_file(tmp_path, kind):
+    model = make("Llama")
+    path = tmp_path / "model.gguf"
+    write_gguf(path, find_mlps(model), gguf.GGMLQuantizationType[kind])
+    codes = read_codes(path, 3)
+    for layer, mlp in enumerate(find_mlps(model)):
+        for matrix in MATRICES:
+            code = codes[layer][matrix]
+            assert code.scale.min() >= 0
+            assert 0 <= code.code.min() < code.code.max() <= 15
+            found = (code.centre[..., None] + code.scale[..., None] * (code.grouped.float() - MIDDLE)).flatten(1)
+            assert found.numpy() == pytest.approx(mlp.weight(matrix).detach().numpy(), abs=2e-6)
+
+
+def test_the_levels_are_prefixes_of_one_code(tiny, calibrated):
+    code = read_codes(tiny.path, 3)[1]["up_proj"]
+    for bits in range(1, 4):
+        assert (code.prefix(bits + 1) // 2 == code.prefix(bits)).all()
+    weights = weights_of(code, calibrated, 1, "up_proj")
+    assert weights[0] is None
+    assert len(weights) == len(NESTED.each)
+    for level in BASES:  # equal prefixes of a group stand for equal weights
+        grouped, prefix = weights[level].view(*code.scale.shape, 32), code.prefix(int(NESTED.each[level].code))
+        for row, group in ((0, 0), (17, 0), (63, 0)):
+            for value in prefix[row, group].unique():
+                assert len(grouped[row, group][prefix[row, group] == value].unique()) == 1
+    exact = tiny.mlps[1].weight("up_proj").float()
+    errors = [(weight - exact).square().mean().item() for weight in weights[1:]]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 1e-4 * exact.square().mean()
+
+
+def test_scales_of_a_base_lie_on_grids_of_four_bits(calibrated):
+    for level in BASES:
+        for matrix in MATRICES:
+            scale, centre = calibrated.base(2, matrix, level)
+            assert len(np.unique(scale)) <= 16
+            ratios = centre / scale
+            assert len(np.unique(ratios.round(3))) <= 16
+            assert len(calibrated.of(2, f"{matrix}.values{level}")) == 2 ** int(NESTED.each[level].code)
+
+
+def test_the_fit_is_the_least_error_in_its_metric():
+    """Unrounded scales and centres solve the normal equations; rounded ones with feedback beat rounding by itself."""
+    generator = torch.Generator().manual_seed(4)
+    code = Code(
+        torch.randint(0, 16, (24, 64), generator=generator, dtype=torch.uint8),
+        torch.rand(24, 2, generator=generator) + 0.2,
+        torch.randn(24, 2, generator=generator),
+    )
+    mix = torch.randn(64, 64, generator=generator)
+    sigma = mix @ mix.T / 64 + 0.05 * torch.eye(64)
+    prefix = code.prefix(2)
+    values = calibration._values(code, prefix, 2)
+    basis, exact = values[prefix], code.exact()
+    matrices, sides = calibration._normal_equations(basis, exact, sigma)
+    design = torch.zeros(64, 4)
+    design[:32, 0], design[:32, 1], design[32:, 2], design[32:, 3] = basis[5, 0], 1.0, basis[5, 1], 1.0
+    plain = design.T @ sigma @ design
+    ridge = 1e-4 * plain.diagonal().mean() * torch.eye(4)
+    assert matrices[5].numpy() == pytest.approx((plain + ridge).numpy(), rel=1e-4, abs=1e-4)
+    assert sides[5].numpy() == pytest.approx((design.T @ sigma @ exact[5]).numpy(), rel=1e-4, abs=1e-3)
+
+    def energy(fitted):
+        scale, centre = np.exp(fitted["scales"])[fitted["base"] & 15], fitted["centres"][fitted["base"] >> 4]
+        own = code.row_scale
+        scale = torch.from_numpy(scale) * own
+        weights = ((torch.from_numpy(centre) * scale)[..., None] + scale[..., None] * basis).flatten(1)
+        delta = exact - weights
+        return ((delta @ sigma) * delta).sum().item()
+
+    fitted = energy(calibration.fit_base(code, 2, sigma))
+    best = torch.linalg.solve(matrices, sides[..., None])[..., 0]
+    unrounded = exact - (best[:, 1::2, None] + best[:, 0::2, None] * basis).flatten(1)
+    assert ((unrounded @ sigma) * unrounded).sum().item() <= fitted * 1.001
+    assert fitted < energy(calibration.fit_base(code, 2, torch.eye(64)))
+
+
+def test_moments_errors_and_values_by_loops(tiny, calibrated):
+    """E[x x'] and E[g g'] from autograd of the loss by each output; errors of rows and columns one by one."""
+    ids = tokens(6)
+    inputs, gradients = calibration.moments(tiny, ids)
+    seen, outputs = [], []
+
+    def hook(_module, arguments, output):
+        seen.append(arguments[0].detach())
+        output.retain_grad()
+        outputs.append(output)
+
+    handle = tiny.mlps[1].module.register_forward_hook(hook)
+    logits = tiny.model(ids, use_cache=False).logits[:, :-1]
+    torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum").backward()
+    handle.remove()
+    for found, values in ((inputs[1], seen[0]), (gradients[1], outputs[0].grad)):
+        flat = values.flatten(0, 1)
+        assert found.numpy() == pytest.approx((flat.T @ flat / len(flat)).numpy(), rel=1e-4, abs=1e-5)
+    tiny.model.zero_grad()
+    codes = read_codes(tiny.path, 3)
+    for name, matrix in (("gate", "gate_proj"), ("down", "down_proj")):
+        weights = weights_of(codes[1][matrix], calibrated, 1, matrix)
+        exact, errors = weights[-1], calibrated.of(1, f"{name}.errors")
+        for level in (0, 2, 3):
+            delta = exact - (0 if level == 0 else weights[level])
+            for unit in (0, 7, 31):
+                part = delta[unit] if name == "gate" else delta[:, unit]
+                metric = inputs[1] if name == "gate" else gradients[1] / 2
+                assert errors[unit, level] == pytest.approx((part @ metric @ part).item(), rel=0.05)
+    assert (calibrated.of(1, "up.errors")[:, -1] == 0).all()
+    column = weights_of(codes[1]["down_proj"], calibrated, 1, "down_proj")[-1][:, 9]
+    assert calibrated.of(1, "value")[9] == pytest.approx((column @ gradients[1] @ column).item() / 2, rel=0.05)
+
+
+def test_typical_scores_are_means_of_parts():
+    scores = torch.rand(1000, 3, generator=torch.Generator().manual_seed(2))
+    found, weights = calibration._parts(scores), np.diff(calibration.EDGES)
+    assert found.T @ weights == pytest.approx(scores.mean(0).numpy(), rel=1e-5)
+    ordered = np.sort(scores.numpy(), axis=0)
+    assert found[1] == pytest.approx(ordered[250:500].mean(axis=0), rel=1e-5)
+    assert found[-1] == pytest.approx(ordered[998:].mean(axis=0), rel=1e-5)
+    few = calibration._parts(scores[:5])  # parts without a token
+    assert (np.diff(few, axis=0) >= 0).all()
+
+
+def normal_mean_square(function, value, deviation):
+    nodes = ((0, 2 / 3), (math.sqrt(3), 1 / 6), (-math.sqrt(3), 1 / 6))
+    return sum(weight * function(value + node * deviation) ** 2 for node, weight in nodes)
+
+
+def silu(x):
+    return x / (1 + math.exp(-x))
+
+
+def slope(x):
+    sigmoid = 1 / (1 + math.exp(-x))
+    return sigmoid * (1 + x * (1 - sigmoid))
+
+
+def least(score, errors, price, unit, resident):
+    costs = [score * errors[level] + price / 1e6 * NESTED.steps[resident][level] * unit for level in range(6)]
+    return min(range(6), key=costs.__getitem__)
+
+
+def test_outputs_and_bytes_by_explicit_loops(tiny, calibrated):
+    """One MLP, neuron by neuron: base pass, gate, up, down; each choice by trying all levels."""
+    used = setting(tiny, calibrated, price=300.0)
+    builder = PlanBuilder(tiny.shape, used, 48, (0, 16, 32))
+    weights = nested_weights(tiny, used.policy)
+    layer, x = 1, torch.randn(3, 16, 32, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    with sparsified(tiny.mlps, [builder], (), weights), torch.inference_mode():
+        outputs = [mlp.module(x) for mlp in tiny.mlps][layer]
+    plan = builder.finish()
+    w = {
+        matrix: [None if each is None else each.numpy() for each in levels] for matrix, levels in weights[layer].items()
+    }
+    errors = {name: calibrated.of(layer, f"{name}.errors").astype(float) for name in ("gate", "up", "down")}
+    value, price = calibrated.of(layer, "value").astype(float), 300.0
+    resident = {name: builder.precision.resident[name, layer] for name in errors}
+    first = layer * 5
+    kinds = set()
+    for token, vector in enumerate(x.reshape(48, 32).numpy()):
+        glu, bytes_ = np.zeros(64), dict.fromkeys(errors, 0.0)
+        base = {
+            name: [0.0 if level == 0 else float(w[matrix][level][j] @ vector) for j, level in enumerate(resident[name])]
+            for name, matrix in (("gate", "gate_proj"), ("up", "up_proj"))
+        }
+        expected = np.zeros(32)
+        for j in range(64):
+            g, u = base["gate"][j], base["up"][j]
+            spread = math.sqrt(errors["gate"][j, resident["gate"][j]])
+            score = (u * u + errors["up"][j, resident["up"][j]]) * normal_mean_square(slope, g, spread) * value[j]
+            level = least(score, errors["gate"][j], price, 16, resident["gate"][j])
+            bytes_["gate"] += NESTED.steps[resident["gate"][j], level] * 16
+            g = 0.0 if level == 0 else float(w["gate_proj"][level][j] @ vector)
+            score = normal_mean_square(silu, g, math.sqrt(errors["gate"][j, level])) * value[j]
+            kinds.add(("gate", level))
+            level = least(score, errors["up"][j], price, 16, resident["up"][j])
+            bytes_["up"] += NESTED.steps[resident["up"][j], level] * 16
+            kinds.add(("up", level))
+            glu[j] = silu(g) * (0.0 if level == 0 else float(w["up_proj"][level][j] @ vector))
+            level = least(glu[j] ** 2, errors["down"][j], price, 16, resident["down"][j])
+            bytes_["down"] += NESTED.steps[resident["down"][j], level] * 16
+            kinds.add(("down", level))
+            if level:
+                expected += w["down_proj"][level][:, j] * glu[j]
+        assert outputs.reshape(48, 32)[token].numpy() == pytest.approx(expected, rel=1e-6, abs=1e-9)
+        for place, name in enumerate(errors):
+            assert plan.flash_misses[token, first + 2 + place] == pytest.approx(bytes_[name])
+    assert len(kinds) > 8
+    held = sum(builder.precision.held_bytes(group, layer) for group in builder.groups)
+    assert plan.dram_hits[:, first : first + 5].sum(axis=1) == pytest.approx(np.full(48, held))
+
+
+def test_a_prefix_of_a_sequence_gives_the_same(tiny, calibrated):
+    used, ids = setting(tiny, calibrated, price=0.5), tokens(2, 16, seed=7)
+    whole, plans = measure(tiny, ids, [used])
+    part, shorter = measure(tiny, ids[:, :9], [setting(tiny, calibrated, price=0.5, length=9)])
+    assert part == pytest.approx(whole[:, :8], rel=1e-9)
+    rows = np.concatenate([np.arange(9), 16 + np.arange(9)])
+    assert (shorter[0].flash_misses == plans[0].flash_misses[rows]).all()
+    assert shorter[0].flash_misses.sum() > 0
+
+
+def test_cheap_reading_is_exact_and_dear_reading_is_the_base(tiny, calibrated):
+    ids = tokens(2, 16, seed=5)
+    with torch.inference_mode():
+        dense = nll(tiny, ids)
+    found = {}
+    for price in (1e-6, 0.5, 1e12):
+        losses, (plan,) = measure(tiny, ids, [setting(tiny, calibrated, price=price)])
+        found[price] = np.abs(losses - dense).mean(), plan.flash_misses.sum()
+    assert found[1e-6][0] < 0.02
+    assert found[1e12][1] == 0
+    assert found[1e-6][0] < found[0.5][0] < found[1e12][0]
+    assert found[1e-6][1] > found[0.5][1] > 0
+
+
+def test_evaluate_gives_a_row_for_each_size_of_dram(tiny, calibrated):
+    experiment = parse(
+        Experiment,
+        {
+            "trace": "smollm2-135m",
+            "policies": ["dense", {"precision": {"calibration": str(calibrated.path), "price": 0.05}}],
+            "sweep": {"dram": [{"mlp_fraction": 0.6}, {"mlp_fraction": 0.7}]},
+        },
+        "test",
+    )
+    rows = [result for _, result in evaluate(tiny, tokens(2, 16), experiment) if result.plan.groups]
+    assert rows[0].perplexity != rows[1].perplexity
+    assert rows[0].plan.flash_misses.sum() > rows[1].plan.flash_misses.sum()
+
+
+def test_recorded_requests_replay_what_the_model_asked_for(tiny, calibrated, tmp_path):
+    """The same plan without the model; at another size of DRAM the same requests, of which more is there."""
+    text, out = tmp_path / "text.txt", tmp_path / "requests.safetensors"
+    text.write_text("a", encoding="utf-8")
+    fields = {"trace": "x", "policies": ["dense", {"precision": {"calibration": str(calibrated.path), "price": 0.05}}]}
+    experiment = parse(Experiment, fields | {"dram": {"mlp_fraction": 0.6}}, "test")
+    ids = tokens(2, 16)
+    header = record_requests(tiny, ids, text, experiment, out)
+    assert header.source["policy"].endswith("price=0.05)")
+    policies, device = experiment.load_policies(), experiment.load_hardware(tiny.shape)
+    used = experiment.settings(policies, tiny.shape, 16, device)
+    _, (live,) = measure(tiny, ids, used[1:])
+    trace = Trace.open(out)
+    assert (trace.tokens, trace.sequence_starts) == (32, (0, 16))
+    _, replayed = plan(trace, used)
+    assert live.flash_misses.sum() > 0
+    for name in ("dram_hits", "flash_misses", "reads", "read_bytes", "flops"):
+        assert (getattr(replayed, name) == getattr(live, name)).all(), name
+    (more,) = plan(trace, [replace(used[1], dram_bytes=used[1].dram_bytes + 0.1 * tiny.shape.mlp_bytes)])
+    assert more.flash_misses.sum() < replayed.flash_misses.sum()
+    for changes in ({"policies": ["dense"]}, {"sweep": {"dram": [{"mlp_fraction": 0.7}]}}):
+        with pytest.raises(InputError, match="requests are recorded of one policy at one size of DRAM"):
+            record_requests(tiny, ids, text, parse(Experiment, fields | changes, "test"), out)
+
+
+def test_what_cannot_be_is_one_line(tiny, calibrated, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("a", encoding="utf-8")
+    out = tmp_path / "a.precision.safetensors"
+    with pytest.raises(InputError, match=r"give a .gguf file"):
+        calibration.calibrate_precision(replace(tiny, path=None), tokens(), text, out)
+    model = make("Llama")
+    write_gguf(tmp_path / "q8.gguf", find_mlps(model), gguf.GGMLQuantizationType.Q8_0)
+    with pytest.raises(
+        InputError,
+        match=r"q8.gguf: blk.0.ffn_gate.weight: is in Q8_0, whose bits cannot be nested; those of Q4_0 and Q4_1",
+    ):
+        calibration.calibrate_precision(replace(tiny, path=tmp_path / "q8.gguf"), tokens(), text, out)
+    with pytest.raises(InputError, match=r"blk.3.ffn_gate.weight: is missing"):
+        read_codes(tiny.path, 4)
+    (tmp_path / "bad.gguf").write_bytes(b"no")
+    with pytest.raises(InputError, match=r"bad.gguf: not a readable GGUF file"):
+        read_codes(tmp_path / "bad.gguf", 1)
+    assert not out.exists()
+    policy = setting(tiny, calibrated).policy
+    with pytest.raises(InputError, match=r"use a .gguf model without an adapter"):
+        nested_weights(replace(tiny, path=None), policy)
+    write_gguf(tmp_path / "other.gguf", find_mlps(model))
+    with pytest.raises(InputError, match=r"was made of another file of tiny than other.gguf"):
+        nested_weights(replace(tiny, path=tmp_path / "other.gguf"), policy)
+    with pytest.raises(InputError, match="is a calibration of tiny, and wider is used"):
+        policy.groups(tiny.shape.model_copy(update={"name": "wider", "intermediate_size": 96}))
+    with pytest.raises(InputError, match="cannot be read"):
+        Calibrated.read(tmp_path / "none.precision.safetensors")
+    out.write_bytes(b"no")
+    with pytest.raises(InputError, match="not a readable calibration of precision"):
+        Calibrated.read(out)
+    broken = Calibrated(
+        out, calibrated.origin, {k: v for k, v in calibrated.tensors.items() if k != "layers.2.up.errors"}
+    )
+    broken.write()
+    with pytest.raises(InputError, match=r"layers.2.up.errors: is missing; make it again"):
+        PlanBuilder(tiny.shape, setting(tiny, broken), 16, (0,))
