@@ -106,9 +106,9 @@ def moments(loaded: LoadedModel, ids: Tensor, progress: Progress = silent) -> tu
 def fit_base(code: Code, bits: int, sigma: Tensor) -> dict[str, Any]:
     """The scales and centres with which so many bits of a code are nearest to its exact weights.
 
-    What is least is the sum over rows of delta' Sigma delta, with Sigma [inputs, inputs]. A group's scale and centre are
-    then rounded to grids of 4 bits one after the other, and the later ones of the row make up for the rounding of the
-    earlier (as GPTQ, arXiv 2210.17323, does with weights).
+    What is least is the sum over rows of delta' Sigma delta, with Sigma [inputs, inputs]. A group's scale and centre
+    are then rounded to grids of 4 bits one after the other, and the later ones of the row make up for the rounding of
+    the earlier (as GPTQ, arXiv 2210.17323, does with weights).
     """
     exact, prefix, own = code.exact(), code.prefix(bits), code.row_scale
     values = _values(code, prefix, bits)

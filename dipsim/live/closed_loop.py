@@ -35,7 +35,7 @@ class LiveActivations:
     """What a policy's `scores` sees, as torch tensors [..., d or m]: computed from what earlier groups let through.
 
     With `weights`, those of each matrix at each level of precision, `levels` has what is known of each group so far:
-    [N] of what is resident, [..., N] once it was chosen.
+    [N] of what every token has, [..., N] once it was chosen.
     """
 
     def __init__(self, mlp: Mlp, x: Tensor, layer: int, weights: Mapping[str, Leveled] | None = None) -> None:
@@ -133,18 +133,18 @@ def forward_at_levels(
     policy: Policy,
     groups: Sequence[Group],
     weights: Mapping[str, Leveled],
-    resident: Mapping[str, Tensor],
+    base: Mapping[str, Tensor],
     choose: Callable[[Group, Tensor], Tensor],
 ) -> Tensor:
     """An MLP's output [..., d] of weights at the levels [..., N] that `choose` makes of scores [..., N].
 
-    All groups begin at what is `resident` [N]: the base pass, which choices go by. Each choice then sees what was
-    chosen before it.
+    All groups begin at the `base` [N]: a first pass, which choices go by. Each choice then sees what was chosen before
+    it.
     """
     for group in groups:
-        acts.at(group, resident[group.name])
+        acts.at(group, base[group.name])
     for group in groups:
-        expected = (*acts.mlp_input.shape[:-1], len(resident[group.name]))
+        expected = (*acts.mlp_input.shape[:-1], len(base[group.name]))
         acts.at(group, choose(group, tensor_scores(policy, group, acts, expected)))
     (down,) = [group for group in groups if "down_proj" in group.matrices]
     return by_column(acts.glu, weights["down_proj"], acts.levels[down.name])
@@ -188,12 +188,11 @@ class SparseMlp:
 
     def _at_levels(self, x: Tensor, precision: Precision) -> Tensor:
         """The output for whole sequences [S, T, d], whose levels are entered into the plan at once."""
-        resident = {
-            group.name: torch.from_numpy(precision.resident[group.name, self.layer]).to(x.device)
-            for group in self.groups
+        base = {
+            group.name: torch.from_numpy(precision.base[group.name, self.layer]).to(x.device) for group in self.groups
         }
         acts = LiveActivations(self.mlp, x, self.layer, self.weights)
-        return forward_at_levels(acts, self.policy, self.groups, self.weights, resident, self._choose_levels)
+        return forward_at_levels(acts, self.policy, self.groups, self.weights, base, self._choose_levels)
 
     def _choose_levels(self, group: Group, values: Tensor) -> Tensor:
         """The levels [S, T, N] that tokens have of a group, from scores [S, T, N]."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from dipsim.basics.arrays import Floats, Ints
+from dipsim.basics.units import show
 
 ROUNDS = 60  # of the bisection: finer than float64 can tell
 
@@ -19,7 +20,7 @@ def hold_levels(costs: Floats, sizes: Floats, room: float) -> Ints:
     units = np.arange(len(costs))
     possible = np.where(np.isfinite(costs), sizes, np.inf)
     if possible.min(axis=1).sum() > room:
-        raise ValueError(f"at least {possible.min(axis=1).sum():.0f} bytes are needed")
+        raise ValueError(f"at least {show(float(possible.min(axis=1).sum()), 'size')} are needed")
 
     def best(price: float) -> Ints:
         return np.asarray((costs + price * sizes).argmin(axis=1))

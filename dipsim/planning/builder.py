@@ -253,23 +253,25 @@ class PlanBuilder:
     def record_levels(self, caches: LayerCaches, layer: int, brought: Brought) -> None:
         """Enter the levels that tokens have of one group in one layer, and what brought them.
 
-        What is resident of gate_proj and up_proj is read before anything is chosen; it is what choosing goes by.
+        What every token has of gate_proj and up_proj is read before anything is chosen: it is what choosing goes by.
         """
         assert self.precision is not None
         arrays, group, precision = self._arrays, caches.group, self.precision
         here = self.position(caches, layer)
         base = here if "down_proj" in group.matrices else self._positions(WHOLE, range(layer, layer + 1)).start
-        resident = precision.resident[group.name, layer]
+        every, streamed = precision.base[group.name, layer], precision.streamed_bytes(group, layer)
         fetched = precision.fetched_bytes(group, layer, brought.levels)[self.counted]
         read_bytes = brought.read_bytes[self.counted]
         held, unit = precision.held_bytes(group, layer), precision.unit_bytes(group)
         operations = 2.0 * unit * 8 / self.shape.bits.mlp
         arrays["dram_hits"][:, base] += held
+        arrays["flash_static"][:, base] += streamed
+        arrays["static_reads"][base] += streamed > 0
         arrays["flash_misses"][:, here] = fetched
         gaps = read_bytes.sum(axis=1) - fetched
         arrays["flash_gaps"][:, here] = np.where(gaps > LEAST_BYTES, gaps, 0.0)
-        arrays["flops"][:, base] += operations * np.count_nonzero(resident)
-        arrays["flops"][:, here] += operations * np.count_nonzero(brought.levels > resident, axis=1)[self.counted]
+        arrays["flops"][:, base] += operations * np.count_nonzero(every)
+        arrays["flops"][:, here] += operations * np.count_nonzero(brought.levels > every, axis=1)[self.counted]
         arrays["peak_cache_bytes"][here] = held
         arrays["ranked"][here] = caches.columns
         arrays["unit_bytes"][here] = arrays["piece_bytes"][here] = unit

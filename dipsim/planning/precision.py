@@ -25,9 +25,11 @@ ORDERS = ("columns", "popularity")  # layouts that say how records lie
 
 
 class Precision:
-    """The levels of the groups of one setting: `resident` [N] of each (group, layer), which fit into `room` bytes.
+    """The levels of the groups of one setting, which fit into `room` bytes of DRAM.
 
-    Raises InputError if not even the lowest levels fit, or the layout does not say how records lie.
+    `resident` [N] are those in DRAM, of each (group, layer). `base` [N] are those that every token has: what is not
+    resident of them is streamed, in one large read, where reading it piece by piece would take longer. Raises
+    InputError if not even what must be there fits, or the layout does not say how records lie.
     """
 
     def __init__(self, shape: ModelShape, setting: Setting, groups: Sequence[Group], room: float) -> None:
@@ -42,24 +44,26 @@ class Precision:
             (group.name, layer): checked_units(setting.policy, group, layer, shape.axis_size(group.axis))
             for group, layer in sites
         }
-        costs = [self._costs(group, layer) for group, layer in sites]
+        found = [
+            costs_of_levels(self.units[group.name, layer], self.streaming(group), self.reading(group))
+            for group, layer in sites
+        ]
         sizes = [
-            np.broadcast_to(self.resident_bytes(group), cost.shape)
-            for (group, _), cost in zip(sites, costs, strict=True)
+            np.tile(self.resident_bytes(group), (len(costs), 1))
+            for (group, _), (costs, _) in zip(sites, found, strict=True)
         ]
         try:
-            chosen = hold_levels(np.concatenate(costs), np.concatenate(sizes), room)
-        except ValueError:
-            lowest = sum(
-                float(size[:, self.units[group.name, layer].lowest].sum())
-                for (group, layer), size in zip(sites, sizes, strict=True)
-            )
+            chosen = hold_levels(np.concatenate([costs for costs, _ in found]), np.concatenate(sizes), room)
+        except ValueError as error:
             raise InputError(
-                f"dram: {show(setting.dram_bytes, 'size')} leave {show(room, 'size')} for the MLP, and its lowest "
-                f"levels need {show(lowest, 'size')}; give more"
+                f"dram: {show(setting.dram_bytes, 'size')} leave {show(room, 'size')} for the MLP; {error}, give more"
             ) from None
-        parts = np.split(chosen.astype(np.uint8), np.cumsum([len(cost) for cost in costs])[:-1])
-        self.resident = {(group.name, layer): part for (group, layer), part in zip(sites, parts, strict=True)}
+        self.resident: dict[tuple[str, int], LevelsOf] = {}
+        self.base: dict[tuple[str, int], LevelsOf] = {}
+        parts = np.split(chosen, np.cumsum([len(costs) for costs, _ in found])[:-1])
+        for (group, layer), (_, bases), part in zip(sites, found, parts, strict=True):
+            self.resident[group.name, layer] = part.astype(np.uint8)
+            self.base[group.name, layer] = at_levels(bases, part).astype(np.uint8)
         self._records: dict[tuple[str, int], Records] = {}
 
     def unit_bytes(self, group: Group) -> float:
@@ -78,8 +82,27 @@ class Precision:
         """What a group holds in DRAM, in one layer."""
         return float(self.resident_bytes(group)[self.resident[group.name, layer]].sum())
 
-    def _costs(self, group: Group, layer: int) -> Floats:
-        return costs_of_levels(self.units[group.name, layer], price_of(group), self.fetch_bytes(group))
+    def streamed_bytes(self, group: Group, layer: int) -> float:
+        """What every token reads of a group from Flash, in one layer, to have its base."""
+        key = group.name, layer
+        return float(self.fetch_bytes(group)[self.resident[key], self.base[key]].sum())
+
+    def streaming(self, group: Group) -> Floats:
+        """The price of what lies between two levels of a unit, [from, to], in scores; inf downwards."""
+        size = self.fetch_bytes(group)
+        return np.asarray(np.where(np.isfinite(size), price_of(group) * np.nan_to_num(size, posinf=0), np.inf))
+
+    def reading(self, group: Group) -> Floats:
+        """What it costs that a token reads a unit by itself from one level to another, [from, to], in scores.
+
+        Where reads cost time besides their bytes, it is the price of the bytes that Flash could read in that time.
+        """
+        priced, flash = self.streaming(group), self.setting.flash
+        if flash is None:
+            return priced
+        pages = np.ceil(np.nan_to_num(self.fetch_bytes(group), posinf=0) / flash.page) * flash.page
+        alone = price_of(group) * flash.transfer_time(pages) * flash.peak_bandwidth
+        return np.asarray(np.where(np.isfinite(priced), alone, np.inf))
 
     @cached_property
     def total_bytes(self) -> float:
@@ -97,22 +120,21 @@ class Precision:
         """Where what is not resident of a group lies."""
         key = group.name, layer
         if key not in self._records:
-            resident = self.resident[key]
+            base, top = self.base[key], levels_of(group).top
             steps = self.fetch_bytes(group)
-            sizes = np.where(np.isfinite(steps), steps, 0.0)[resident]
-            order = (
-                np.argsort(-self._gains(group, layer), kind="stable") if self.setting.layout == "popularity" else None
-            )
-            order = np.arange(len(resident)) if order is None else order
-            order = order[resident[order] < levels_of(group).top]
+            sizes = np.where(np.isfinite(steps), steps, 0.0)[base]
+            order = np.arange(len(base))
+            if self.setting.layout == "popularity":
+                order = np.argsort(-self._gains(group, layer), kind="stable")
+            order = order[base[order] < top]
             self._records[key] = Records(order, sizes[order], self.setting.page)
         return self._records[key]
 
     def _gains(self, group: Group, layer: int) -> Floats:
         """What reading a unit whole saves a token on average, a byte, beyond its price; [N]."""
-        units, resident = self.units[group.name, layer], self.resident[group.name, layer]
-        read = self.fetch_bytes(group)[resident, -1]
-        saved = units.scores * at_levels(units.errors, resident) - price_of(group) * read
+        units, base = self.units[group.name, layer], self.base[group.name, layer]
+        read = self.fetch_bytes(group)[base, -1]
+        saved = units.scores * at_levels(units.errors, base) - price_of(group) * read
         return np.asarray(units.weights @ np.maximum(saved, 0.0) / np.maximum(read, 1.0))
 
     def request(self, group: Group, layer: int, scores: Numbers) -> LevelsOf:
@@ -122,17 +144,17 @@ class Precision:
 
     def tables(self, group: Group, layer: int, dtype: Any) -> tuple[Numbers, Numbers]:
         """What a unit of score 1 loses at each level, and what reading up to it costs; [N, levels] each."""
-        reading = price_of(group) * self.fetch_bytes(group)[self.resident[group.name, layer]]
+        reading = self.reading(group)[self.base[group.name, layer]]
         return self.units[group.name, layer].errors.astype(dtype), reading.astype(dtype)
 
     def fetch(self, group: Group, layer: int, requested: LevelsOf, classes: int) -> Brought:
         """What tokens that request levels [T, N] read, and have."""
-        held = np.maximum(requested, self.resident[group.name, layer])
+        held = np.maximum(requested, self.base[group.name, layer])
         return bring(held, self.records(group, layer), self.setting.flash, classes)
 
     def fetched_bytes(self, group: Group, layer: int, levels: LevelsOf) -> Floats:
-        """Bytes [T] from the resident levels to others [T, N]."""
-        table = self.fetch_bytes(group)[self.resident[group.name, layer]]
+        """Bytes [T] from the levels that every token has to others [T, N]."""
+        table = self.fetch_bytes(group)[self.base[group.name, layer]]
         return np.asarray(at_levels(table, levels).sum(axis=-1))
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dipsim.basics.arrays import Floats, Numbers
+from dipsim.basics.arrays import Floats, Ints, Numbers
 
 
 class Level(NamedTuple):
@@ -81,7 +81,7 @@ class Units:
     """What a calibration knows of the units of one group in one layer.
 
     `errors` [N, levels] is what a unit of score 1 is expected to cost at each level, 0 at the highest. `scores` [Q, N]
-    are typical scores, the means of parts of all tokens of `weights` [Q], which sum to 1. No unit is held below the
+    are typical scores, the means of parts of all tokens of `weights` [Q], which sum to 1. No token has a unit below the
     level `lowest`.
     """
 
@@ -91,20 +91,21 @@ class Units:
     lowest: int = 0
 
 
-def costs_of_levels(units: Units, price: float, fetch_bytes: Floats) -> Floats:
-    """What each resident level costs a token on average, [N, levels]: the error that is left and what it reads.
+def costs_of_levels(units: Units, streaming: Floats, reading: Floats) -> tuple[Floats, Ints]:
+    """What each resident level costs a token on average, [N, levels], and the level that every token then has.
 
-    A byte read costs the `price`, and `fetch_bytes` [from, to] are read. It is inf below the lowest level.
+    Getting from one level to another costs `streaming` [from, to] for every token, in one large read, or `reading`
+    [from, to] for a token that asks for it. What is then missing costs its error.
     """
     levels = units.errors.shape[1]
-    found = np.full(units.errors.shape, np.inf)
-    for resident in range(units.lowest, levels):
-        best = np.full(units.scores.shape, np.inf)
-        for level in range(resident, levels):
-            reading = price * fetch_bytes[resident, level]
-            np.minimum(best, units.scores * units.errors[:, level] + reading, out=best)
-        found[:, resident] = units.weights @ best
-    return found
+    asked = np.full(units.errors.shape, np.inf)  # by the level that every token has
+    for base in range(units.lowest, levels):
+        best = units.scores * units.errors[:, base]
+        for level in range(base + 1, levels):
+            np.minimum(best, units.scores * units.errors[:, level] + reading[base, level], out=best)
+        asked[:, base] = units.weights @ best
+    each = asked[:, None, :] + streaming
+    return each.min(axis=2), np.asarray(each.argmin(axis=2), dtype=np.int64)
 
 
 def worth_levels(scores: Any, errors: Any, reading: Any) -> Any:

@@ -56,19 +56,28 @@ def random_units(units=7, parts=5, lowest=0, seed=3):
     return Units(errors, random.exponential(1.0, (parts, units)), weights, lowest)
 
 
-def test_costs_of_levels_by_loops():
+@pytest.mark.parametrize("command", [0.0, 40.0])
+def test_costs_of_levels_by_loops(command):
+    """Streaming costs its bytes, reading a unit by itself a command besides; with free commands nothing is streamed."""
     units, price = random_units(lowest=1), 0.03
     fetch = NESTED.steps * 72
-    found = costs_of_levels(units, price, fetch)
-    assert np.isinf(found[:, 0]).all()
+    reading = price * (fetch + np.where(fetch > 0, command, 0.0))
+    found, bases = costs_of_levels(units, price * fetch, reading)
     for unit in range(7):
-        for resident in range(1, LEVELS):
-            cost = sum(
-                weight
-                * min(score * units.errors[unit, to] + price * fetch[resident, to] for to in range(resident, LEVELS))
-                for weight, score in zip(units.weights, units.scores[:, unit], strict=True)
-            )  # fmt: skip
-            assert found[unit, resident] == pytest.approx(cost)
+        for resident in range(LEVELS):
+            each = {}
+            for base in range(max(resident, 1), LEVELS):
+                asked = sum(
+                    weight
+                    * min(score * units.errors[unit, to] + reading[base, to] for to in range(base, LEVELS))
+                    for weight, score in zip(units.weights, units.scores[:, unit], strict=True)
+                )  # fmt: skip
+                each[base] = price * fetch[resident, base] + asked
+            assert found[unit, resident] == pytest.approx(min(each.values()))
+            assert bases[unit, resident] == min(each, key=each.get)
+    streamed = bases > np.arange(LEVELS)
+    assert streamed[:, 0].all()
+    assert streamed[:, 1:].any() == (command > 0)
 
 
 def test_the_level_of_least_cost_by_trying_all():
