@@ -177,7 +177,7 @@ class SparseMlp:
         self.residents: dict[str, list[Mask]] = {group.name: [] for group in self.groups}
         self.caches: dict[str, list[ColumnCache]] = {}  # of a cache-aware policy, one a sequence
         self.position = 0
-        self.requests: dict[str, NDArray[np.uint8]] = {}  # levels [S * T, N] by group
+        self.requests: dict[str, NDArray[np.uint8]] | None = None  # levels [S * T, N] by group, if they are to be kept
 
     def __call__(self, x: Tensor) -> Tensor:
         if self.builders[0].precision is not None:
@@ -204,7 +204,8 @@ class SparseMlp:
             requested = worth_levels(flat, *(torch.from_numpy(table).to(flat.device) for table in tables)).cpu().numpy()
         else:
             requested = builder.request_levels(mine, self.layer, as_numpy(flat))
-        self.requests[group.name] = requested
+        if self.requests is not None:
+            self.requests[group.name] = requested
         brought = builder.fetch_levels(mine, self.layer, requested)
         builder.record_levels(mine, self.layer, brought)
         return torch.from_numpy(brought.levels).to(values.device).view(values.shape)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dipsim.basics.errors import InputError
@@ -39,6 +40,9 @@ def record_requests(loaded: LoadedModel, ids: Tensor, text: Path, experiment: Ex
     builder = PlanBuilder(loaded.shape, setting, ids.numel(), starts)
     weights = nested_weights(loaded, setting.policy)
     with torch.inference_mode(), sparsified(loaded.mlps, [builder], (), weights) as sparse:
+        kept: list[dict[str, NDArray[np.uint8]]] = [{} for _ in sparse]
+        for each, requests in zip(sparse, kept, strict=True):
+            each.requests = requests
         loaded.model.base_model(input_ids=ids, use_cache=False)
     source = loaded.source | {
         "text": text.name,
@@ -48,6 +52,5 @@ def record_requests(loaded: LoadedModel, ids: Tensor, text: Path, experiment: Ex
         "dram_bytes": setting.dram_bytes,
     }
     header = Header(model=loaded.shape, sequence_starts=starts, holds="requests", source=source)
-    levels = [{name: np.asarray(values) for name, values in each.requests.items()} for each in sparse]
-    write_requests(out, header, levels)
+    write_requests(out, header, kept)
     return header

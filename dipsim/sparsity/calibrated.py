@@ -113,7 +113,7 @@ class Calibrated:
 
 
 def _is_table(name: str) -> bool:
-    kind = name.rpartition(".")[2].rstrip("12")
+    kind = name.rpartition(".")[2].rstrip("0123456789")
     return kind in ("scales", "centres", "values")
 
 

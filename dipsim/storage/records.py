@@ -82,9 +82,9 @@ def bring(requested: LevelsOf, records: Records, flash: Flash | None, classes: i
     With a `flash`, each token reads through gaps of up to the break-even, half of it or none, or reads all records,
     whichever takes it the least time, and it has all levels that are then there.
     """
-    wanted = requested[:, records.order]
-    best = _read(requested, wanted, records, classes, along=records.page > 1)
-    if flash is None or flash.scattered_is_free or not len(records.order):
+    wanted, some = requested[:, records.order], len(records.order) > 0
+    best = _read(requested, wanted, records, classes, along=some and records.page > 1)
+    if flash is None or flash.scattered_is_free or not some:
         return best
     limit = flash.break_even(max(records.grain, records.bytes / len(records.order)))
     everything = np.where((wanted > records.low).any(axis=1, keepdims=True), records.sizes.shape[1] - 1, records.low)
