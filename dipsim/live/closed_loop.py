@@ -129,6 +129,7 @@ def forward(
 
 
 def forward_at_levels(
+    mlp: Mlp,
     acts: LiveActivations,
     policy: Policy,
     groups: Sequence[Group],
@@ -146,8 +147,8 @@ def forward_at_levels(
     for group in groups:
         expected = (*acts.mlp_input.shape[:-1], len(base[group.name]))
         acts.at(group, choose(group, tensor_scores(policy, group, acts, expected)))
-    (down,) = [group for group in groups if "down_proj" in group.matrices]
-    return by_column(acts.glu, weights["down_proj"], acts.levels[down.name])
+    of_down = [acts.levels[group.name] for group in groups if "down_proj" in group.matrices]
+    return by_column(acts.glu, weights["down_proj"], of_down[0]) if of_down else mlp.project("down_proj", acts.glu)
 
 
 def as_numpy(values: Tensor) -> Numbers:
@@ -192,7 +193,7 @@ class SparseMlp:
             group.name: torch.from_numpy(precision.base[group.name, self.layer]).to(x.device) for group in self.groups
         }
         acts = LiveActivations(self.mlp, x, self.layer, self.weights)
-        return forward_at_levels(acts, self.policy, self.groups, self.weights, base, self._choose_levels)
+        return forward_at_levels(self.mlp, acts, self.policy, self.groups, self.weights, base, self._choose_levels)
 
     def _choose_levels(self, group: Group, values: Tensor) -> Tensor:
         """The levels [S, T, N] that tokens have of a group, from scores [S, T, N]."""

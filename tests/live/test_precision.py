@@ -1,9 +1,11 @@
 """Weights nested in a model's own code: read, fitted, chosen among and computed with, against explicit loops."""
 
+import json
 import math
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -304,7 +306,7 @@ def test_evaluate_gives_a_row_for_each_size_of_dram(tiny, calibrated):
         {
             "trace": "smollm2-135m",
             "policies": ["dense", {"precision": {"calibration": str(calibrated.path), "price": 0.05}}],
-            "sweep": {"dram": [{"mlp_fraction": 0.6}, {"mlp_fraction": 0.7}]},
+            "sweep": {"dram": [{"mlp_fraction": 0.75}, {"mlp_fraction": 0.9}]},
         },
         "test",
     )
@@ -318,7 +320,7 @@ def test_recorded_requests_replay_what_the_model_asked_for(tiny, calibrated, tmp
     text, out = tmp_path / "text.txt", tmp_path / "requests.safetensors"
     text.write_text("a", encoding="utf-8")
     fields = {"trace": "x", "policies": ["dense", {"precision": {"calibration": str(calibrated.path), "price": 0.05}}]}
-    experiment = parse(Experiment, fields | {"dram": {"mlp_fraction": 0.6}}, "test")
+    experiment = parse(Experiment, fields | {"dram": {"mlp_fraction": 0.75}}, "test")
     ids = tokens(2, 16)
     header = record_requests(tiny, ids, text, experiment, out)
     assert header.source["policy"].endswith("price=0.05)")
@@ -333,7 +335,7 @@ def test_recorded_requests_replay_what_the_model_asked_for(tiny, calibrated, tmp
         assert (getattr(replayed, name) == getattr(live, name)).all(), name
     (more,) = plan(trace, [replace(used[1], dram_bytes=used[1].dram_bytes + 0.1 * tiny.shape.mlp_bytes)])
     assert more.flash_misses.sum() < replayed.flash_misses.sum()
-    for changes in ({"policies": ["dense"]}, {"sweep": {"dram": [{"mlp_fraction": 0.7}]}}):
+    for changes in ({"policies": ["dense"]}, {"sweep": {"dram": [{"mlp_fraction": 0.9}]}}):
         with pytest.raises(InputError, match="requests are recorded of one policy at one size of DRAM"):
             record_requests(tiny, ids, text, parse(Experiment, fields | changes, "test"), out)
 
@@ -376,3 +378,55 @@ def test_what_cannot_be_is_one_line(tiny, calibrated, tmp_path):
     broken.write()
     with pytest.raises(InputError, match=r"layers.2.up.errors: is missing; make it again"):
         PlanBuilder(tiny.shape, setting(tiny, broken), 16, (0,))
+
+
+def test_the_command_line_says_in_one_line_what_is_wrong(cli_run, tmp_path, checkout, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = tmp_path / "text.txt"
+    text.write_text("some words", encoding="utf-8")
+    of = ("--sequence-length", 4, "--experiment", checkout / "examples/quickstart.yaml")
+    for arguments, message in (
+        (("calibrate-precision", "--model", "m", "--text", text, "--out", "a.safetensors"), "precision.safetensors"),
+        (("check", checkout / "examples/precision.yaml"), "smollm2-135m.precision.safetensors: cannot be read"),
+        (("run", "--policy", "precision"), "policy precision: calibration: is required but missing"),
+        (
+            ("record", "--model", "m", "--text", text, "--out", "a.safetensors", "--tokens", 7, *of),
+            "--tokens 7: must be a multiple of the sequences' 4; change one of them",
+        ),
+    ):
+        status, out, error = cli_run(*arguments)
+        assert (status, out) == (2, "")
+        assert message in error
+        assert "dipsim calibrate-precision" in error or "cannot be read" not in error
+        assert error.count("\n") == 1
+
+
+def test_runs_and_sweeps_take_a_trace_of_requests(cli_run, tiny, calibrated, tmp_path):
+    """Without the model: two sizes of DRAM on two devices; the engine and the table agree."""
+    text, out = tmp_path / "text.txt", tmp_path / "requests.safetensors"
+    text.write_text("a", encoding="utf-8")
+    fields = {"trace": "x", "policies": [{"precision": {"calibration": str(calibrated.path), "price": 0.05}}]}
+    record_requests(
+        tiny, tokens(2, 16), text, parse(Experiment, fields | {"dram": {"mlp_fraction": 0.75}}, "test"), out
+    )
+    fields |= {"trace": str(out), "policies": ["dense", *fields["policies"]]}
+    (tmp_path / "one.yaml").write_text(json.dumps(fields | {"dram": {"mlp_fraction": 0.75}}), encoding="utf-8")
+    status, _, error = cli_run("run", tmp_path / "one.yaml", "--out", tmp_path / "one")
+    assert (status, error) == (0, "")
+    run = {each["policy"].split("(")[0]: each for each in json.loads((tmp_path / "one/summary.json").read_text())}
+    grid = {"dram": [{"mlp_fraction": 0.75}, {"mlp_fraction": 0.9}], "device": ["paper", "oneplus-12"]}
+    (tmp_path / "grid.yaml").write_text(json.dumps(fields | {"sweep": grid}), encoding="utf-8")
+    status, _, error = cli_run("sweep", tmp_path / "grid.yaml", "--out", tmp_path / "grid", "--workers", 1)
+    assert status == 0, error
+    table = pd.read_csv(tmp_path / "grid/sweep.csv")
+    mine = table[table["policy"].str.startswith("precision")].set_index(["device", "mlp_fraction_in_dram"])
+    assert len(mine) == 4
+    on_paper = mine.loc["paper"].sort_index()["flash_bytes_per_token"]
+    assert on_paper.iloc[0] > on_paper.iloc[1]
+    assert run["precision"]["tokens_per_s"] == pytest.approx(mine.loc["paper"].sort_index()["tokens_per_s"].iloc[0])
+    assert run["precision"]["tokens_per_s"] != run["dense"]["tokens_per_s"]
+    clocked = fields | {"dram": {"mlp_fraction": 0.75}, "streams": 2}
+    (tmp_path / "clock.yaml").write_text(json.dumps(clocked), encoding="utf-8")
+    status, _, error = cli_run("run", tmp_path / "clock.yaml", "--out", tmp_path / "clock")
+    assert status == 2
+    assert "levels of precision are planned beforehand; leave out prefetch, speculate, streams" in error
