@@ -1,7 +1,7 @@
 """The 4-bit codes of a model's MLPs, as its GGUF file has them, and the weights of each level of precision.
 
-A code is nested: its highest bits are a code of fewer bits. The two low levels have scales of their own, fitted by
-`calibrate_precision.py`; the two high ones have the file's, of 8 bits (docs/precision.md).
+A code is nested: its highest bits are a code of fewer bits. Each level has scales of its own, fitted by
+`calibrate_precision.py`; the highest has the file's, in 8 bits (docs/precision.md).
 """
 
 from __future__ import annotations
@@ -53,15 +53,13 @@ class Code:
         """The largest scale of a row in 16 bits, [rows, 1]: what 8-bit scales are 255 parts of."""
         return (self.scale.amax(1, keepdim=True) / 255).half().float() * 255
 
-    def exact(self, bits: int = CODE_BITS) -> Tensor:
-        """The weights [rows, inputs] with scales of 8 bits and so many bits of the code, the others at their middle."""
+    def exact(self) -> Tensor:
+        """The weights [rows, inputs] with scales of 8 bits."""
         step = self.row_scale.clamp(min=1e-8) / 255
         centre_step = (self.centre.abs().amax(1, keepdim=True) / 127).half().float().clamp(min=1e-8)
         scale = (self.scale / step).round().clamp(0, 255) * step
         centre = (self.centre / centre_step).round().clamp(-127, 127) * centre_step
-        width = 1 << (CODE_BITS - bits)
-        values = (self.grouped >> (CODE_BITS - bits)).float() * width + (width - 1) / 2 - MIDDLE
-        return (centre[..., None] + scale[..., None] * values).flatten(1)
+        return (centre[..., None] + scale[..., None] * (self.grouped.float() - MIDDLE)).flatten(1)
 
     def based(self, bits: int, scale: Tensor, centre: Tensor, values: Tensor) -> Tensor:
         """The weights [rows, inputs] of a base: so many bits of the code stand for `values` [2^bits]."""
@@ -116,13 +114,12 @@ def weights_of(code: Code, calibrated: Calibrated, layer: int, matrix: str) -> l
     """The weights [rows, inputs] of a matrix at each level, None at the level that has nothing."""
     found: list[Tensor | None] = [None]
     for level, each in enumerate(NESTED.each[1:], start=1):
-        bits = int(each.code)
         if level not in BASES:
-            found.append(code.exact(bits))
+            found.append(code.exact())
             continue
         scale, centre = torch.from_numpy(calibrated.base(layer, matrix, level)).to(code.code.device)
         values = torch.from_numpy(calibrated.of(layer, f"{matrix}.values{level}")).to(code.code.device)
-        found.append(code.based(bits, scale, centre, values))
+        found.append(code.based(int(each.code), scale, centre, values))
     return found
 
 

@@ -16,7 +16,7 @@ from tiny_models import SIZES, make  # noqa: E402
 from dipsim.basics.errors import InputError  # noqa: E402
 from dipsim.basics.fields import parse  # noqa: E402
 from dipsim.live import calibrate_precision as calibration  # noqa: E402
-from dipsim.live.closed_loop import sparsified  # noqa: E402
+from dipsim.live.closed_loop import LiveActivations, sparsified  # noqa: E402
 from dipsim.live.codes import MIDDLE, Code, nested_weights, read_codes, weights_of  # noqa: E402
 from dipsim.live.evaluate import evaluate  # noqa: E402
 from dipsim.live.models import LoadedModel  # noqa: E402
@@ -28,6 +28,7 @@ from dipsim.planning.fetch_plan import Setting  # noqa: E402
 from dipsim.planning.planner import plan  # noqa: E402
 from dipsim.sparsity.calibrated import BASES, NESTED, Calibrated  # noqa: E402
 from dipsim.sparsity.plugins import load_policy  # noqa: E402
+from dipsim.sparsity.policy import Group  # noqa: E402
 from dipsim.study.experiment import Experiment  # noqa: E402
 from dipsim.workload import Trace  # noqa: E402
 from dipsim.workload.shape import MATRICES, ModelShape  # noqa: E402
@@ -130,20 +131,22 @@ def test_the_fit_is_the_least_error_in_its_metric():
     """Unrounded scales and centres solve the normal equations; rounded ones with feedback beat rounding by itself."""
     generator = torch.Generator().manual_seed(4)
     code = Code(
-        torch.randint(0, 16, (24, 64), generator=generator, dtype=torch.uint8),
-        torch.rand(24, 2, generator=generator) + 0.2,
-        torch.randn(24, 2, generator=generator),
+        torch.randint(0, 16, (24, 256), generator=generator, dtype=torch.uint8),
+        torch.rand(24, 8, generator=generator) + 0.2,
+        torch.randn(24, 8, generator=generator),
     )
-    mix = torch.randn(64, 64, generator=generator)
-    sigma = mix @ mix.T / 64 + 0.05 * torch.eye(64)
+    mix = torch.randn(256, 256, generator=generator)
+    sigma = mix @ mix.T / 256 + 0.05 * torch.eye(256) + 0.3  # inputs whose mean is not 0
     prefix = code.prefix(2)
     values = calibration._values(code, prefix, 2)
     basis, exact = values[prefix], code.exact()
     matrices, sides = calibration._normal_equations(basis, exact, sigma)
-    design = torch.zeros(64, 4)
-    design[:32, 0], design[:32, 1], design[32:, 2], design[32:, 3] = basis[5, 0], 1.0, basis[5, 1], 1.0
+    design = torch.zeros(256, 16)
+    for group in range(8):
+        here = slice(32 * group, 32 * group + 32)
+        design[here, 2 * group], design[here, 2 * group + 1] = basis[5, group], 1.0
     plain = design.T @ sigma @ design
-    ridge = 1e-4 * plain.diagonal().mean() * torch.eye(4)
+    ridge = 1e-4 * plain.diagonal().mean() * torch.eye(16)
     assert matrices[5].numpy() == pytest.approx((plain + ridge).numpy(), rel=1e-4, abs=1e-4)
     assert sides[5].numpy() == pytest.approx((design.T @ sigma @ exact[5]).numpy(), rel=1e-4, abs=1e-3)
 
@@ -155,11 +158,22 @@ def test_the_fit_is_the_least_error_in_its_metric():
         delta = exact - weights
         return ((delta @ sigma) * delta).sum().item()
 
-    fitted = energy(calibration.fit_base(code, 2, sigma))
+    def nearest(fitted):
+        """The same grids, each scale and centre rounded by itself."""
+        best = torch.linalg.solve(matrices, sides[..., None])[..., 0]
+        scale = best[:, 0::2].clamp(min=1e-6)
+        place = (scale / code.row_scale).log()[..., None].sub(torch.from_numpy(fitted["scales"])).abs().argmin(-1)
+        rounded = torch.from_numpy(fitted["scales"])[place].exp() * code.row_scale
+        centre = (best[:, 1::2] / rounded)[..., None].sub(torch.from_numpy(fitted["centres"])).abs().argmin(-1)
+        return fitted | {"base": (place + 16 * centre).numpy().astype(np.uint8)}
+
+    found = calibration.fit_base(code, 2, sigma)
+    fitted = energy(found)
+    assert fitted < 0.97 * energy(nearest(found))
     best = torch.linalg.solve(matrices, sides[..., None])[..., 0]
     unrounded = exact - (best[:, 1::2, None] + best[:, 0::2, None] * basis).flatten(1)
     assert ((unrounded @ sigma) * unrounded).sum().item() <= fitted * 1.001
-    assert fitted < energy(calibration.fit_base(code, 2, torch.eye(64)))
+    assert fitted < energy(calibration.fit_base(code, 2, torch.eye(256)))
 
 
 def test_moments_errors_and_values_by_loops(tiny, calibrated):
@@ -221,6 +235,38 @@ def slope(x):
     return sigmoid * (1 + x * (1 - sigmoid))
 
 
+class Acts:
+    """Three neurons whose errors are as large as their values."""
+
+    layer = 1
+
+    def __init__(self, **values):
+        vars(self).update(values)
+
+
+def test_scores_take_the_error_of_the_base_into_account(tiny, calibrated):
+    policy = load_policy("precision", calibration=str(calibrated.path))
+    gate_group, up_group, down_group = policy.groups(tiny.shape)
+    random = np.random.default_rng(0)
+    errors = {name: calibrated.of(1, f"{name}.errors") for name in ("gate", "up")}
+    value = calibrated.of(1, "value")
+    levels = {name: random.integers(0, 3, (4, 64)) for name in ("gate", "up")}
+    gate, up = random.normal(0, 0.1, (2, 4, 64))
+    for known in (levels, {}):
+        variance = {name: errors[name][np.arange(64), known[name]] if known else np.zeros((4, 64)) for name in errors}
+        acts = Acts(gate_proj=gate, up_proj=up, glu=gate, levels=known)
+        tensors = {name: torch.from_numpy(found) for name, found in known.items()}
+        live = Acts(gate_proj=torch.from_numpy(gate), up_proj=torch.from_numpy(up), levels=tensors)
+        for group, expected in (
+            (gate_group, lambda g, u, e, f, v: (u * u + f) * normal_mean_square(slope, g, math.sqrt(e)) * v),
+            (up_group, lambda g, _u, e, _f, v: normal_mean_square(silu, g, math.sqrt(e)) * v),
+        ):
+            by_hand = np.vectorize(expected)(gate, up, variance["gate"], variance["up"], value)
+            assert policy.scores(group, acts) == pytest.approx(by_hand, rel=1e-5)
+            assert policy.scores(group, live).numpy() == pytest.approx(by_hand, rel=1e-5)
+        assert (policy.scores(down_group, acts) == gate * gate).all()
+
+
 def least(score, errors, price, unit, resident):
     costs = [score * errors[level] + price / 1e6 * NESTED.steps[resident][level] * unit for level in range(6)]
     return min(range(6), key=costs.__getitem__)
@@ -274,6 +320,31 @@ def test_outputs_and_bytes_by_explicit_loops(tiny, calibrated):
     assert len(kinds) > 8
     held = sum(builder.precision.held_bytes(group, layer) for group in builder.groups)
     assert plan.dram_hits[:, first : first + 5].sum(axis=1) == pytest.approx(np.full(48, held))
+
+
+@pytest.mark.parametrize("axis", ["neuron", "input"])
+def test_values_are_those_of_the_levels_known_so_far(tiny, calibrated, axis):
+    """Rows or input columns at levels of their own, [N] for all tokens or one for each token and unit."""
+    weights = nested_weights(tiny, setting(tiny, calibrated).policy)[0]
+    x = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(8), dtype=torch.float64)
+    acts = LiveActivations(tiny.mlps[0], x, 0, weights)
+    size = 64 if axis == "neuron" else 32
+    group = Group("g", ("gate_proj",), axis, 0, price=1.0, levels=NESTED)
+    for shape in ((size,), (2, 5, size)):
+        levels = torch.randint(0, 6, shape, generator=torch.Generator().manual_seed(9)).byte()
+        before = acts.glu
+        acts.at(group, levels)
+        each = levels.expand(2, 5, size)
+        for s, t in ((0, 0), (1, 4)):
+            mixed = torch.zeros(64, 32, dtype=torch.float64)
+            for unit, level in enumerate(each[s, t].tolist()):
+                part = (unit, slice(None)) if axis == "neuron" else (slice(None), unit)
+                mixed[part] = 0.0 if level == 0 else weights["gate_proj"][level][part]
+            assert acts.gate_proj[s, t].detach().numpy() == pytest.approx(
+                (mixed @ x[s, t]).numpy(), rel=1e-9, abs=1e-12
+            )
+        assert (acts.glu != before).any()
+        assert torch.equal(acts.glu, torch.nn.functional.silu(acts.gate_proj) * acts.up_proj)
 
 
 def test_a_prefix_of_a_sequence_gives_the_same(tiny, calibrated):

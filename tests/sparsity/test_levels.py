@@ -48,6 +48,10 @@ def test_levels_that_do_not_increase(each):
     assert not Levels(each).rises
 
 
+def test_from_nothing_scales_are_always_read():
+    assert Levels((Level(0), Level(2, 0.5, False))).steps[0, 1] * 2.5 == pytest.approx(2.5)
+
+
 def random_units(units=7, parts=5, lowest=0, seed=3):
     random = np.random.default_rng(seed)
     errors = np.sort(random.exponential(2.0, (units, LEVELS)))[:, ::-1].copy()
