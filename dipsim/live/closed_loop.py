@@ -130,22 +130,24 @@ def forward(
 
 def forward_at_levels(
     mlp: Mlp,
-    acts: LiveActivations,
+    x: Tensor,
+    layer: int,
     policy: Policy,
     groups: Sequence[Group],
     weights: Mapping[str, Leveled],
     base: Mapping[str, Tensor],
     choose: Callable[[Group, Tensor], Tensor],
 ) -> Tensor:
-    """An MLP's output [..., d] of weights at the levels [..., N] that `choose` makes of scores [..., N].
+    """An MLP's output [..., d] for x [..., d], at the levels [..., N] that `choose` makes of scores [..., N].
 
     All groups begin at the `base` [N]: a first pass, which choices go by. Each choice then sees what was chosen before
     it.
     """
+    acts = LiveActivations(mlp, x, layer, weights)
     for group in groups:
         acts.at(group, base[group.name])
     for group in groups:
-        expected = (*acts.mlp_input.shape[:-1], len(base[group.name]))
+        expected = (*x.shape[:-1], len(base[group.name]))
         acts.at(group, choose(group, tensor_scores(policy, group, acts, expected)))
     of_down = [acts.levels[group.name] for group in groups if "down_proj" in group.matrices]
     return by_column(acts.glu, weights["down_proj"], of_down[0]) if of_down else mlp.project("down_proj", acts.glu)
@@ -192,19 +194,16 @@ class SparseMlp:
         base = {
             group.name: torch.from_numpy(precision.base[group.name, self.layer]).to(x.device) for group in self.groups
         }
-        acts = LiveActivations(self.mlp, x, self.layer, self.weights)
-        return forward_at_levels(self.mlp, acts, self.policy, self.groups, self.weights, base, self._choose_levels)
+        return forward_at_levels(
+            self.mlp, x, self.layer, self.policy, self.groups, self.weights, base, self._choose_levels
+        )
 
     def _choose_levels(self, group: Group, values: Tensor) -> Tensor:
         """The levels [S, T, N] that tokens have of a group, from scores [S, T, N]."""
-        builder, mine = self.builders[0], self._caches(group)
-        flat = values.flatten(0, 1)
-        if builder.setting.flash is None:
-            assert builder.precision is not None
-            tables = builder.precision.tables(group, self.layer, as_numpy(flat[:0]).dtype)
-            requested = worth_levels(flat, *(torch.from_numpy(table).to(flat.device) for table in tables)).cpu().numpy()
-        else:
-            requested = builder.request_levels(mine, self.layer, as_numpy(flat))
+        builder, mine, flat = self.builders[0], self._caches(group), values.flatten(0, 1)
+        assert builder.precision is not None
+        tables = builder.precision.tables(group, self.layer, as_numpy(flat[:0]).dtype)
+        requested = worth_levels(flat, *(torch.from_numpy(table).to(flat.device) for table in tables)).cpu().numpy()
         if self.requests is not None:
             self.requests[group.name] = requested
         brought = builder.fetch_levels(mine, self.layer, requested)

@@ -240,11 +240,6 @@ class PlanBuilder:
             Counts(wanted[:, None], hits[:, None], found.reads[:, None], found.read_bytes[:, None], np.array([held])),
         )
 
-    def request_levels(self, caches: LayerCaches, layer: int, scores: Numbers) -> LevelsOf:
-        """The levels [T, N] that tokens want of one group, by scores [T, N]."""
-        assert self.precision is not None
-        return self.precision.request(caches.group, layer, scores)
-
     def fetch_levels(self, caches: LayerCaches, layer: int, requested: LevelsOf) -> Brought:
         """What tokens that want levels [T, N] of one group read, and the levels that they get."""
         assert self.precision is not None

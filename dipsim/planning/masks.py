@@ -32,7 +32,7 @@ class LayerScores:
         if isinstance(self.acts, LevelRequests):
             requested = self.acts.of(caches.group.name, levels_of(caches.group).top)
         else:
-            requested = builder.request_levels(caches, index, self.scores_of(caches))
+            requested = builder.precision.request(caches.group, index, self.scores_of(caches))
         builder.record_levels(caches, index, builder.fetch_levels(caches, index, requested))
 
     def masks_and_residents(self, builder: PlanBuilder, caches: LayerCaches, index: int) -> tuple[Mask, Mask]:

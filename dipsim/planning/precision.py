@@ -64,7 +64,6 @@ class Precision:
         for (group, layer), (_, bases), part in zip(sites, found, parts, strict=True):
             self.resident[group.name, layer] = part.astype(np.uint8)
             self.base[group.name, layer] = at_levels(bases, part).astype(np.uint8)
-        self._records: dict[tuple[str, int], Records] = {}
 
     def unit_bytes(self, group: Group) -> float:
         """Bytes of a unit at the highest level, in all matrices of its group."""
@@ -118,17 +117,13 @@ class Precision:
 
     def records(self, group: Group, layer: int) -> Records:
         """Where what is not resident of a group lies."""
-        key = group.name, layer
-        if key not in self._records:
-            base, top = self.base[key], levels_of(group).top
-            steps = self.fetch_bytes(group)
-            sizes = np.where(np.isfinite(steps), steps, 0.0)[base]
-            order = np.arange(len(base))
-            if self.setting.layout == "popularity":
-                order = np.argsort(-self._gains(group, layer), kind="stable")
-            order = order[base[order] < top]
-            self._records[key] = Records(order, sizes[order], self.setting.page)
-        return self._records[key]
+        base, steps = self.base[group.name, layer], self.fetch_bytes(group)
+        sizes = np.where(np.isfinite(steps), steps, 0.0)[base]
+        order = np.arange(len(base))
+        if self.setting.layout == "popularity":
+            order = np.argsort(-self._gains(group, layer), kind="stable")
+        order = order[base[order] < levels_of(group).top]
+        return Records(order, sizes[order], self.setting.page)
 
     def _gains(self, group: Group, layer: int) -> Floats:
         """What reading a unit whole saves a token on average, a byte, beyond its price; [N]."""

@@ -32,7 +32,6 @@ from dipsim.workload.shape import ModelShape
 SUFFIX = ".precision.safetensors"
 BASES = (1, 2, 3, 4)  # the levels with fitted scales
 NESTED = Levels((Level(0), *(Level(bits, 0.25) for bits in BASES), Level(4, 0.5)), noted=1.0)
-GROUPS = ("gate", "up", "down", "input")
 AGAIN = "make it again with `dipsim calibrate-precision`"
 
 

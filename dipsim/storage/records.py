@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from dipsim.basics.arrays import Floats, Ints, Numbers
 from dipsim.storage.flash import Flash
-from dipsim.storage.pages import Pages
 
 LevelsOf = NDArray[np.uint8]  # [..., N] of units
 
@@ -52,12 +51,6 @@ class Records:
         """Bytes by which reads are told apart by size: a page, or the least that a record brings."""
         least = self.sizes[self.sizes > 0]
         return self.page if self.page > 1 or not len(least) else float(least.min())
-
-    @cached_property
-    def pages(self) -> Pages:
-        """The pages, or grains, that records lie on."""
-        first = np.floor(self.begin / self.grain).astype(np.int64)
-        return Pages(first, np.ceil((self.begin + self.sizes[:, -1]) / self.grain - 1e-9).astype(np.int64))
 
 
 @dataclass(frozen=True)
