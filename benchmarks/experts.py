@@ -190,8 +190,18 @@ def signs() -> Rows:
     return rows
 
 
+def low_bits() -> pd.DataFrame:
+    """Experts left out or read at low precision, with so much DRAM."""
+    experiment = Experiment.model_validate(
+        {"trace": QWEN, "device": DEVICE, "eviction": "lru", "timing": "pipelined",
+         "policies": ["experts", {"drop-cold": {"share": 0.1}}, *({"low-bit": {"share": s}} for s in (0.1, 0.15))],
+         "sweep": {"trace": list(MODELS), "dram": [f"{size} GB" for size in (2, 3, 4, 5, 6)]}}
+    )  # fmt: skip
+    return sweep(experiment, ROOT / "results/low-bits", workers=len(os.sched_getaffinity(0)))
+
+
 def answers(table: pd.DataFrame) -> Rows:
-    """How many tokens/s with so much DRAM, from examples/experts.yaml."""
+    """How many tokens/s with so much DRAM, from a sweep of it."""
     sizes = sorted(table["dram_bytes"].unique())
     drams = (f"{size / 1e9:g} GB" for size in sizes)
     rows = [["model", "policy", "cache", *drams, "one token's experts", "perplexity"]]
@@ -343,6 +353,7 @@ def main() -> None:
         "signs": signs(),
         "answers": answers(table),
         "policies": policies(),
+        "low-bits": answers(low_bits()),
     }
     keep(draw_phone(), "experts/phone")
     show(tables | ({"speed": speed()} if "--speed" in sys.argv else {}), PAGE)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dipsim.basics.errors import InputError
 from dipsim.basics.progress import Progress, silent
+from dipsim.live.experts import check_copies
 from dipsim.live.models import LoadedModel
 from dipsim.live.perplexity import calibrate, measure, nll, quality
 from dipsim.planning.fetch_plan import Setting
@@ -50,9 +51,9 @@ def evaluate(
             "prefetch, speculate, streams, contention, tiers and units are for `run` and `sweep`; leave them out to "
             "evaluate"
         )
+    passes = _passes(prepared, loaded.shape)
     with torch.inference_mode():
         dense = nll(loaded, ids)
-    passes = _passes(prepared, loaded.shape)
     results: dict[tuple[int, str], Result] = {}
     for done, (policy, uses) in enumerate(passes):
         settings = [setting for i, (_, setting) in enumerate(uses) if setting not in [s for _, s in uses[:i]]]
@@ -83,8 +84,9 @@ def _passes(prepared: Sequence[Any], shape: ModelShape) -> list[tuple[Policy, li
     passes: dict[Any, tuple[Policy, list[tuple[int, Setting]]]] = {}
     for index, (_, _, settings) in enumerate(prepared):
         for setting in settings:
-            policy = setting.policy
-            together = not sees_memory(policy, checked_groups(policy, shape))
+            policy, groups = setting.policy, checked_groups(setting.policy, shape)
+            check_copies(policy, groups)
+            together = not sees_memory(policy, groups)
             key = policy.label if together else (policy.label, str(setting.options))
             passes.setdefault(key, (policy, []))[1].append((index, setting))
     return list(passes.values())

@@ -18,11 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from dipsim.basics.arrays import Float32s, Mask
+from dipsim.basics.errors import InputError
 from dipsim.live.models import hooked
 from dipsim.live.routers import Router
 from dipsim.planning.builder import PlanBuilder
 from dipsim.planning.experts import ExpertPlans, Replay
 from dipsim.planning.masks import LayerScores
+from dipsim.sparsity.policy import Group, Policy
 from dipsim.sparsity.selection import checked_scores
 from dipsim.workload.routing import Routing
 from dipsim.workload.shape import ModelShape
@@ -34,14 +36,24 @@ def meets_layers_in_turn(builder: PlanBuilder) -> bool:
     return builder.sees_memory and builder.setting.scope == "model"
 
 
+def check_copies(policy: Policy, groups: Sequence[Group]) -> None:
+    """Raise InputError for a policy with copies of experts, of which a live model has the exact ones alone."""
+    if any(len(group.copies) > 1 for group in groups):
+        raise InputError(
+            f"policy {policy.label}: perplexity with low-bit experts is not measured: a live model has no low copies; "
+            "use run or sweep, or a policy without copies"
+        )
+
+
 @contextmanager
 def rerouted(routers: Sequence[Router], builders: Sequence[PlanBuilder]) -> Iterator[None]:
     """Inside, tokens use the experts that the plans' policy lets them use. On leaving, the plans are filled in.
 
     All plans must be of one policy and of the same sequences, of equal length. Inside, the model must be run over these
     sequences once, and all at once unless the policy sees what is resident. Raises InputError for one that does where
-    that never changes.
+    that never changes, and for copies of experts.
     """
+    check_copies(builders[0].setting.policy, builders[0].groups)
     policy = _Aware(builders[0]) if builders[0].sees_memory else _Blind(builders)
     (group,) = builders[0].groups  # of experts there is one
 

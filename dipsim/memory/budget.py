@@ -98,7 +98,8 @@ def allocate(
     room = dynamic - whole_resident if caching else 0.0
     if shape.mixture is not None:
         experts = float(shape.expert_bytes.sum())  # one of each layer
-        cache = min(room, shape.mixture.num_experts * experts)
+        copies = sum(groups[0].copies) if groups else 1.0
+        cache = min(room, copies * shape.mixture.num_experts * experts)
         capacities = tuple(int(cache // experts) for _ in groups)
     else:
         capacities = columns_held(shape, groups, room)

@@ -71,7 +71,8 @@ class Counts:
 
     `wanted` and `found` are columns, [T, L]. `reads` and `read_bytes` are [T, L, R] by class of run, as in a FetchPlan,
     or of the `classes` [R] alone. `held` [L] are the most columns that each cache ever held (a share of them, where one
-    cache serves all layers).
+    cache serves all layers). Of experts with copies all these are in parts of an exact one, and `computed` [T, L] are
+    those that compute: whole ones, whatever their copy.
     """
 
     wanted: Numbers
@@ -80,6 +81,7 @@ class Counts:
     read_bytes: Floats
     held: Numbers
     classes: Ints | None = None
+    computed: Numbers | None = None
 
 
 class PlanBuilder:
@@ -155,7 +157,7 @@ class PlanBuilder:
             self.precision = Precision(shape, setting, self.groups, self.budget.cache_bytes + self.budget.unused_bytes)
             self.budget = self.precision.budget(self.budget)
         self.caches = tuple(
-            LayerCaches(policy, group, setting.eviction, capacity, shape.axis_size(group.axis))
+            LayerCaches(policy, group, setting.eviction, capacity, shape.axis_size(group.axis) * len(group.copies))
             for group, capacity in zip(self.groups, self.budget.capacities, strict=True)
         )
         whole = (WHOLE,) if whole_matrices(self.groups) or shape.whole_mlp_bytes.any() or levelled else ()
@@ -278,14 +280,17 @@ class PlanBuilder:
         arrays, group = self._arrays, caches.group
         unit = self.unit_bytes(group)[layers.start : layers.stop]
         here = self._positions(group.name, layers)
-        every = (counts.wanted, counts.found, counts.reads, counts.read_bytes)
-        wanted, found, reads, read_bytes = every if self.counted.all() else (each[self.counted] for each in every)
+        computed = counts.wanted if counts.computed is None else counts.computed
+        every = (counts.wanted, counts.found, counts.reads, counts.read_bytes, computed)
+        wanted, found, reads, read_bytes, computed = (
+            every if self.counted.all() else (each[self.counted] for each in every)
+        )
         arrays["dram_hits"][:, here] = found * unit
         arrays["flash_misses"][:, here] = (wanted - found) * unit
         arrays["flash_gaps"][:, here] = np.maximum(read_bytes.sum(axis=2) - (wanted - found) * unit, 0)
-        arrays["flops"][:, here] = wanted * (2.0 * unit * 8 / self.shape.bits.mlp)
+        arrays["flops"][:, here] = computed * (2.0 * unit * 8 / self.shape.bits.mlp)
         arrays["peak_cache_bytes"][here] = counts.held * unit
-        arrays["ranked"][here] = caches.columns * (unit > 0)
+        arrays["ranked"][here] = self.shape.axis_size(group.axis) * (unit > 0)
         arrays["unit_bytes"][here] = unit
         pieces = expert_pieces(self.shape, self.setting) if group.axis == "expert" else None
         arrays["piece_bytes"][here] = unit / pieces if pieces else self.placement(caches, layers.start).piece_bytes

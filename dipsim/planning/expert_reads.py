@@ -30,12 +30,12 @@ def expert_pieces(shape: ModelShape, setting: Setting) -> int:
     return 1 if setting.layout == "bundled" else shape.experts.expert_tensors
 
 
-def piece_read_bytes(shape: ModelShape, setting: Setting) -> Floats:
-    """Bytes of each read of an expert in each layer, [L]: whole pages.
+def piece_read_bytes(shape: ModelShape, setting: Setting, copy: float = 1.0) -> Floats:
+    """Bytes of each read of an expert in each layer, [L], of the `copy` of so many parts of the exact one: whole pages.
 
     A piece that begins anywhere in a page takes a page more, on average; exactly that if it is whole pages long.
     """
-    size, page = shape.expert_bytes / expert_pieces(shape, setting), setting.page
+    size, page = copy * shape.expert_bytes / expert_pieces(shape, setting), setting.page
     if page == 1:
         return size
     if setting.layout == "bundled" or shape.experts.aligned:

@@ -105,17 +105,21 @@ class Replay:
         self.caches = same[0][1]
         self.first = first = self.builders[0]
         self.layers = np.flatnonzero(first.shape.is_mixture)
-        self.experts = self.caches.columns
-        self.size = first.shape.expert_bytes[self.layers]
+        self.experts, self.units = first.shape.experts.num_experts, self.caches.columns
+        self.size, self.copies = first.shape.expert_bytes[self.layers], np.array(self.caches.group.copies)
         self.scopes = [slice(0, len(self.layers))]
         if first.setting.scope == "layer":
             self.scopes = [slice(place, place + 1) for place in range(len(self.layers))]
         self.budgets = [builder.budget.cache_bytes / len(self.scopes) for builder in self.builders]
-        tokens, count = first.tokens, len(self.layers)
-        self.wanted = np.zeros((tokens, count), dtype=np.int64)  # of a prompt, in the row of its first token
-        self.found = np.zeros((len(same), tokens, count), dtype=np.int64)
-        self.held = np.zeros((len(same), count))
+        size = (first.tokens, len(self.layers), len(self.copies))
+        self.wanted = np.zeros(size, dtype=np.int64)  # of a prompt, in the row of its first token
+        self.found = np.zeros((len(same), *size), dtype=np.int64)
+        self.held = np.zeros((len(same), len(self.layers)))
         self.uses = np.zeros((first.shape.num_hidden_layers, self.experts), dtype=np.int64)
+
+    def sizes(self, scope: slice) -> Floats:
+        """Bytes of the units of some layers, those of one after those of the one before."""
+        return np.outer(self.size[scope], np.repeat(self.copies, self.experts)).ravel()
 
     def stretches(self) -> Iterator[list[tuple[int, int]]]:
         """The (begin, end) of the tokens that are computed together, for each sequence."""
@@ -129,7 +133,7 @@ class Replay:
             yield found + [(token, token + 1) for token in range(now, end)]
 
     def follow(self, chosen: Sequence[Chosen]) -> None:
-        """Plan what tokens choose whatever is resident: for each layer, [T] in all."""
+        """Plan what tokens choose whatever is resident: for each layer, [T] in all. All of it is exact."""
         rule = self.first.rule
         pinned = self._pinned(chosen) if rule.fixed else None
         counted = np.flatnonzero(self.first.counted)
@@ -137,8 +141,8 @@ class Replay:
         for stretches in self.stretches():
             for scope in self.scopes:
                 requests = self._requests(chosen[scope], stretches)
-                self._count(requests, stretches, scope, self.wanted)
-                sizes = np.repeat(self.size[scope], self.experts)
+                self._count(requests, stretches, scope, self.wanted[..., 0])
+                sizes = self.sizes(scope)
                 if rule.name == "lru":
                     cycle = scope.stop - scope.start
                     hits = lru_hits(requests, sizes, self.budgets, cycle)
@@ -153,13 +157,13 @@ class Replay:
                     else:
                         found, most = replay_requests(requests, sizes, budget, rule.name)
                     self._enter(index, scope, most)
-                    self._count(requests, stretches, scope, self.found[index], found)
+                    self._count(requests, stretches, scope, self.found[index, ..., 0], found)
         self.record()
 
     def choose(self, scores: Sequence[Numbers], routed: Sequence[Mask]) -> None:
         """Plan what tokens choose as they see what is resident.
 
-        Each layer gives scores [T, E], and which tokens it computed [T].
+        Each layer gives scores [T, N], and which tokens it computed [T].
         """
         for stretches in self.stretches():
             begin = stretches[0][0] if stretches else 0
@@ -180,8 +184,7 @@ class Replay:
     def caches_of(self, chosen: Sequence[Chosen] | None) -> list[UnitCache]:
         """New caches of the only plan; with what each layer's tokens `chosen`, they hold what is pinned by that."""
         (budget,) = self.budgets
-        sizes = [np.repeat(self.size[scope], self.experts) for scope in self.scopes]
-        caches = [UnitCache(size, budget, self.first.rule.name) for size in sizes]
+        caches = [UnitCache(self.sizes(scope), budget, self.first.rule.name) for scope in self.scopes]
         if chosen is not None:
             (pinned,) = self._pinned(chosen)
             for cache, scope in zip(caches, self.scopes, strict=True):
@@ -191,21 +194,25 @@ class Replay:
     def step(
         self, caches: Sequence[UnitCache], place: int, scores: Numbers, routed: Mask, row: int, position: int
     ) -> Mask:
-        """What a batch chooses in the layer at `place`, [n, E], by scores [n, E] and what is resident; enter it.
+        """What a batch chooses in the layer at `place`, [n, N], by scores [n, N] and what is resident; enter it.
 
         The layer computes the tokens `routed` [n]. The first is token `row` of the plan, at `position` of its sequence,
         whose `caches` these are.
         """
         cache, at = (caches[0], place) if len(caches) == 1 else (caches[place], 0)
-        resident = cache.resident[at * self.experts : (at + 1) * self.experts]
+        resident = cache.resident[at * self.units : (at + 1) * self.units]
         masks = np.zeros(scores.shape, dtype=bool)
         for token in np.flatnonzero(routed):
             policy, group = self.caches.policy, self.caches.group
             masks[token] = aware_mask(policy, group, scores[token], resident, position + int(token))
+        if len(masks) > 1:
+            masks = best_copies(masks, len(self.copies))
         units = Chosen.of(masks, scores).of_stretch(0, len(masks))
-        hits = cache.step(units + at * self.experts)
-        self.wanted[row, place], self.found[0, row, place] = len(units), np.count_nonzero(hits)
-        self.uses[self.layers[place], units] += self.first.counted[row]
+        hits = cache.step(units + at * self.units)
+        copy, expert = np.divmod(units, self.experts)
+        self.wanted[row, place] = np.bincount(copy, minlength=len(self.copies))
+        self.found[0, row, place] = np.bincount(copy[hits], minlength=len(self.copies))
+        self.uses[self.layers[place], expert] += self.first.counted[row]
         return masks
 
     def end(self, caches: Sequence[UnitCache]) -> None:
@@ -219,7 +226,7 @@ class Replay:
         counts: list[Ints] = []
         for begin, end, together in _runs(stretches):
             if together:
-                prompt = [each.of_stretch(begin, end) + place * self.experts for place, each in enumerate(chosen)]
+                prompt = [each.of_stretch(begin, end) + place * self.units for place, each in enumerate(chosen)]
                 parts += prompt
                 counts.append(np.array([len(each) for each in prompt]))
                 continue
@@ -227,7 +234,7 @@ class Replay:
             units = np.zeros((end - begin, len(chosen), width), dtype=np.int64)
             count = np.stack([each.count[begin:end] for each in chosen], axis=1)
             for place, each in enumerate(chosen):
-                units[:, place, : each.ranked.shape[1]] = each.ranked[begin:end] + place * self.experts
+                units[:, place, : each.ranked.shape[1]] = each.ranked[begin:end] + place * self.units
             parts.append(units[np.arange(width) < count[..., None]])
             counts.append(count.ravel())
         nothing = np.zeros(0, dtype=np.int64)
@@ -264,7 +271,7 @@ class Replay:
             pinned = np.zeros_like(uses, dtype=bool)
             for scope in self.scopes:
                 order = np.argsort(-uses[scope].ravel(), kind="stable")
-                sizes = np.repeat(self.size[scope], self.experts)[order]
+                sizes = self.sizes(scope)[order]
                 pinned[scope].ravel()[order[np.cumsum(sizes) <= budget]] = True
             found.append(pinned)
         return found
@@ -277,37 +284,54 @@ class Replay:
     def record(self) -> None:
         """Enter the counts into the plans."""
         first, shape = self.first, self.first.shape
-        pieces, read = expert_pieces(shape, first.setting), piece_read_bytes(shape, first.setting)
+        pieces, read = expert_pieces(shape, first.setting), self._read_bytes()
         kind = np.floor(np.log2(np.maximum(read / first.setting.page, 1))).astype(int)
         if first.setting.page == 1:
             kind[:] = 0
         everywhere, classes = range(shape.num_hidden_layers), np.unique(kind[self.layers])
         for index, builder in enumerate(self.builders):
             wanted, hit = self._counts(index)
-            reads = np.where(kind[:, None] == classes, (pieces * (wanted - hit))[..., None], 0.0)
+            missed, of_class = pieces * (wanted - hit), kind[..., None] == classes
+            reads, read_bytes = (np.einsum("tlc,lcr->tlr", each, of_class) for each in (missed, missed * read))
             most = np.zeros(len(everywhere))
             most[self.layers] = self.held[index]
             builder.encoded = self.encoded(index)
             builder.uses = self.uses
-            builder.record(self.caches, everywhere, Counts(wanted, hit, reads, reads * read[:, None], most, classes))
+            parts, computed = (wanted @ self.copies, hit @ self.copies), wanted.sum(axis=2)
+            builder.record(self.caches, everywhere, Counts(*parts, reads, read_bytes, most, classes, computed))
 
     def encoded(self, index: int) -> Encoded | None:
         """What tokens that are not counted did so far in one plan; None if they wanted nothing."""
-        builder, shape, setting = self.builders[index], self.first.shape, self.first.setting
+        builder = self.builders[index]
         wanted, hit = self._counts(index)
         free = ~builder.counted
         if not wanted[free].any():
             return None
-        pieces, read = expert_pieces(shape, setting), piece_read_bytes(shape, setting)
+        pieces = expert_pieces(self.first.shape, self.first.setting)
         prompts = [begin for begin, _ in builder.prompts if begin in builder.sequence_starts]
-        reads = (pieces * (wanted - hit))[prompts].sum(axis=0)[:, None] / max(1, len(prompts))
-        return Encoded(int(wanted[free].sum()), int(hit[free].sum()), reads, reads * read[:, None])
+        reads = (pieces * (wanted - hit))[prompts].sum(axis=0) / max(1, len(prompts))
+        parts = [float((each[free] @ self.copies).sum()) for each in (wanted, hit)]
+        return Encoded(parts[0], parts[1], reads, reads * self._read_bytes())
+
+    def _read_bytes(self) -> Floats:
+        """Bytes of each read of each copy of an expert, [L, C]."""
+        read = [piece_read_bytes(self.first.shape, self.first.setting, copy) for copy in self.copies.tolist()]
+        return np.stack(read, axis=1)
 
     def _counts(self, index: int) -> tuple[Floats, Floats]:
-        """Experts wanted and found in one plan, in all layers, [T, L]."""
-        wanted, found = np.zeros((2, self.first.tokens, self.first.shape.num_hidden_layers))
+        """Experts wanted and found in one plan, in all layers and copies, [T, L, C]."""
+        size = (self.first.tokens, self.first.shape.num_hidden_layers, len(self.copies))
+        wanted, found = np.zeros((2, *size))
         wanted[:, self.layers], found[:, self.layers] = self.wanted, self.found[index]
         return wanted, found
+
+
+def best_copies(masks: Mask, copies: int) -> Mask:
+    """What the tokens of a batch want, [n, N], each expert in the most exact of the copies that one of them wants."""
+    wanted = masks.reshape(len(masks), copies, -1)
+    best = wanted.any(axis=0).argmax(axis=0)
+    found: Mask = wanted.any(axis=1, keepdims=True) & (best == np.arange(copies)[:, None])
+    return found.reshape(masks.shape)
 
 
 def _runs(stretches: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int, bool]]:

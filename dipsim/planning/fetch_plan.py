@@ -18,6 +18,7 @@ from dipsim.workload.shape import ModelShape
 
 Start = Literal["warm", "cold", "filled"]
 Scope = Literal["layer", "model"]
+DIGITS = 9  # of numbers of experts: what is less comes from rounding
 WARM_UP = 64  # tokens of a sequence, at most, that pass through the caches before the clock starts
 
 
@@ -64,12 +65,12 @@ class Setting:
 class Encoded:
     """What tokens that are not counted did to the caches of experts: prompts, or those that warm caches up.
 
-    `wanted` and `found` are experts of all layers. `reads` and `read_bytes` [L, R] are those of a prompt that begins a
-    sequence, as a mean, by class of size; 0 where there is none.
+    `wanted` and `found` are experts of all layers, a low copy as its part of an exact one. `reads` and `read_bytes`
+    [L, R] are those of a prompt that begins a sequence, as a mean, by class of size; 0 where there is none.
     """
 
-    wanted: int
-    found: int
+    wanted: float
+    found: float
     reads: Floats
     read_bytes: Floats
 
@@ -111,10 +112,11 @@ class FetchPlan:
     its group, `unit_bytes` [P] what it takes in all of them. What is missed enters a cache if it `admits`. `layer` [P]
     is num_hidden_layers for lm_head. `warm_up` is the number of tokens of a sequence, at most, that came before those
     counted, of which `encoded` tells what they did to experts. `uses` [L, E] are the counted tokens that use each
-    expert, None without experts. `guessed` tells what was read ahead of masks, None if nothing was; what a step found
-    there in time, or waited for, counts among its `dram_hits`. `accepted` [T] is how many tokens each row stands for
-    where drafts are verified together, None where it is one. `tier_bytes` [T, tiers] came from tiers above DRAM and
-    behind Flash in `tier_reads`, and count among `dram_hits`, and what is missed and read from Flash, all the same.
+    expert, in whichever copy, None without experts. `guessed` tells what was read ahead of masks, None if nothing
+    was; what a step found there in time, or waited for, counts among its `dram_hits`. `accepted` [T] is how many
+    tokens each row stands for where drafts are verified together, None where it is one. `tier_bytes` [T, tiers]
+    came from tiers above DRAM and behind Flash in `tier_reads`, and count among `dram_hits`, and what is missed and
+    read from Flash, all the same.
     """
 
     setting: Setting
@@ -221,9 +223,9 @@ class FetchPlan:
 
     @property
     def units(self) -> tuple[Floats, Floats]:
-        """Experts found resident and missed, [T, P] each."""
+        """Experts found resident and missed, [T, P] each; a low copy counts as its part of an exact one."""
         size = np.maximum(self.unit_bytes, 1.0)
-        return np.rint(self.dram_hits / size), np.rint(self.flash_misses / size)
+        return np.round(self.dram_hits / size, DIGITS), np.round(self.flash_misses / size, DIGITS)
 
     @property
     def dram_bytes(self) -> Floats:

@@ -159,6 +159,11 @@ class Stepwise(ABC):
         starts = tuple(start for start in trace.sequence_starts if start < tokens)
         self.builder = builder = PlanBuilder(trace.shape, setting, tokens, starts, trace.prompts)
         check_order(setting, builder.groups)
+        if any(len(group.copies) > 1 for group in builder.groups):
+            raise InputError(
+                f"policy {setting.policy.label}: has copies of experts, which the clock does not know; leave out what "
+                "depends on the clock, such as prefetch, streams, speculate, contention and tiers"
+            )
         self.setting, self.shape, self.tokens, self.shared = setting, trace.shape, tokens, shared
         self.begins = np.zeros(tokens, dtype=np.int64)
         for begin, end in sequences(starts, tokens):

@@ -49,7 +49,10 @@ class Result:
 
     @property
     def hit_rate(self) -> float:
-        """The share of the MLP bytes read that came from DRAM, from 0 to 1; of experts the share of their number."""
+        """The share of the MLP bytes read that came from DRAM, from 0 to 1; of experts the share of their number.
+
+        A low copy of an expert counts as its part of an exact one.
+        """
         hits, misses = self._lookups()
         return float(_ratio(hits.sum(), hits.sum() + misses.sum()))
 

@@ -31,6 +31,9 @@ class Group:
     `price` (score per byte), those columns are read that are worth it, and k is not used. With `free`, a token also
     uses every resident column and those that are read along with its mask; a `price` implies it. With `levels` and a
     `price`, a token has every column at some level of precision, at least at the one that is resident.
+
+    `copies` of an expert lie side by side in Flash, the exact one first; they are its bytes, in parts of the exact one.
+    Unit c E + e is copy c of expert e, so C copies make N = C E units, of which scores, masks and residents are.
     """
 
     name: str
@@ -41,6 +44,7 @@ class Group:
     price: float | None = None
     free: bool = False
     levels: Levels | None = None
+    copies: tuple[float, ...] = (1.0,)
 
     @property
     def uses_all(self) -> bool:
@@ -77,7 +81,8 @@ class Policy(Strict):
         """Mask [N] (bool) of one token, from its scores [N] and which columns are resident [N].
 
         By default it is the k best after `rerank`. Override it only where selection is not a ranking. Of experts it
-        may choose fewer than k.
+        may choose fewer than k, and of an expert with copies it chooses one at most: the exact one too where that is
+        resident and a lower one would do.
         """
         return top_k(self.rerank(scores, resident), group.k)
 

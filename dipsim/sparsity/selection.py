@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import pairwise
 from typing import TypeVar
 
 import numpy as np
@@ -61,6 +62,7 @@ def checked_groups(policy: Policy, shape: ModelShape) -> tuple[Group, ...]:
             if group.threshold or policy.cache_aware:
                 raise InputError(f"{where}: a price chooses by itself; leave out threshold, rerank and select")
         _check_levels(policy, group)
+        _check_copies(policy, group)
     if len(set(seen)) < len(seen) or len({group.name for group in groups}) < len(groups):
         raise InputError(f"policy {policy.label}: groups: a matrix or a name appears twice; put each in one group")
     _check_mixture(policy, groups, shape)
@@ -76,6 +78,18 @@ def _check_levels(policy: Policy, group: Group) -> None:
         raise InputError(f"{where}: levels: are chosen by price among columns; give a price, and an axis of columns")
 
 
+def _check_copies(policy: Policy, group: Group) -> None:
+    """Raise InputError for copies that are not of experts, do not fall, or that nothing chooses among."""
+    where, copies = f"policy {policy.label}: group {group.name}: copies", group.copies
+    falls = isinstance(copies, tuple) and copies[:1] == (1.0,) and copies[-1] > 0
+    if not falls or any(not lower < higher for higher, lower in pairwise(copies)):
+        raise InputError(f"{where}: must be parts of an expert that fall from 1.0, the exact one (got {copies!r})")
+    if len(copies) > 1 and group.axis != "expert":
+        raise InputError(f"{where}: are of experts, and the axis is {group.axis}; leave them out")
+    if len(copies) > 1 and type(policy).select is Policy.select:
+        raise InputError(f"{where}: are chosen by what is resident; define select")
+
+
 def _check_mixture(policy: Policy, groups: Sequence[Group], shape: ModelShape) -> None:
     """Raise InputError for a policy of dense MLPs on a mixture of experts."""
     dense = [group for group in groups if group.axis != "expert"]
@@ -83,7 +97,7 @@ def _check_mixture(policy: Policy, groups: Sequence[Group], shape: ModelShape) -
         does = f"chooses columns in group {dense[0].name}" if dense else "reads every expert of every layer"
         raise InputError(
             f"policy {policy.label}: {does}, and {shape.name or 'the model'} is a mixture of experts; use experts, "
-            "fewer-experts, drop-cold or cache-prior"
+            "fewer-experts, drop-cold, low-bit or cache-prior"
         )
     for group in groups:
         if group.axis == "expert" and (set(group.matrices) != set(MATRICES) or group.price is not None or group.free):
@@ -115,7 +129,8 @@ def checked_scores(policy: Policy, group: Group, acts: Activations | Routing | L
             f"policy {policy.label}: chooses by activations, and the trace has requested levels only; replay it with "
             "the policy that made it, or use a trace of activations"
         )
-    expected = _columns(group, acts).shape
+    tokens, columns = _columns(group, acts).shape
+    expected = (tokens, columns * len(group.copies))
     values = np.asarray(guarded(policy, "scores", partial(policy.scores, group, acts)))
     if values.shape != expected or values.dtype.kind not in "fiu" or np.isnan(values).any():
         raise wrong_scores(policy, group, expected, f"{values.dtype} {list(values.shape)}")
@@ -171,6 +186,8 @@ def aware_mask(policy: Policy, group: Group, scores: Numbers, resident: Mask, po
     if group.axis == "expert" and method == "select":
         if chosen > group.k:
             raise wrong_ranking(policy, group, f"choose no more than {group.k} experts (got {chosen})")
+        if len(group.copies) > 1 and mask.reshape(len(group.copies), -1).sum(axis=0).max() > 1:
+            raise wrong_ranking(policy, group, "choose one copy of an expert")
     elif not group.threshold and chosen != group.k:
         raise wrong_ranking(policy, group, "leave numbers, without NaN")
     return mask

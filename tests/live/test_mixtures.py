@@ -550,6 +550,7 @@ def test_the_command_line_records_evaluates_and_runs(tmp_path, monkeypatch, cli_
         ({"eviction": "belady"}, "eviction: belady needs to know all masks beforehand"),
         ({"layout": "coactivation"}, "layout: coactivation"),
         ({"start": "filled"}, "start: filled"),
+        ({"policies": ["experts", "low-bit"]}, "policy low-bit: perplexity with low-bit experts is not measured"),
         ({"policies": ["./mine.py"]}, "group expert: experts are chosen without a threshold; give a k"),
     ],
 )

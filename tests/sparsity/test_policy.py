@@ -114,7 +114,7 @@ NEEDY = ("predictor", "fewer-experts", "precision")  # which have parameters wit
 
 def test_only_some_are_cache_aware_and_labels_tell_what_was_set():
     aware = {name for name in assets.names("policies") if name not in NEEDY and load_policy(name).cache_aware}
-    assert aware == {"dip-ca", "dip-ca-approx", "drop-cold", "cache-prior"}
+    assert aware == {"dip-ca", "dip-ca-approx", "drop-cold", "low-bit", "cache-prior"}
     assert load_policy("dip-ca", gamma=0.2, keep=0.5).label == "dip-ca(keep=0.5, gamma=0.2)"
     assert load_policy("dense").label == "dense"
 
