@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import Field
 
 from dipsim import Group, ModelShape, Policy
-from dipsim.sparsity.calibrated import NESTED, Calibrated
+from dipsim.sparsity.calibrated import NESTED, Calibrated, weights_of_tokens
 from dipsim.sparsity.levels import Units, at_levels
 
 MB = 1e6
@@ -42,10 +42,12 @@ class Precision(Policy):
 
     def scores(self, group: Group, acts: Any) -> Any:
         """What an error of a unit's output is expected to cost, E over what is not known yet."""
+        x = acts.mlp_input
+        weight = weights_of_tokens(x, _like(x, self._read().of(acts.layer, "token_weight")))
         if group.name == "down":
-            return acts.glu * acts.glu
+            return acts.glu * acts.glu * weight
         gate, up = acts.gate_proj, acts.up_proj
-        value = _like(gate, self._read().of(acts.layer, "value"))
+        value = _like(gate, self._read().of(acts.layer, "value")) * weight
         spread = self._variance("gate", acts) ** 0.5
         if group.name == "gate":
             return (up * up + self._variance("up", acts)) * _mean_square(_slope, gate, spread) * value
@@ -55,7 +57,7 @@ class Precision(Policy):
         return self._read().table_bytes
 
     def _variance(self, name: str, acts: Any) -> Any:
-        """E of the squared error of a projection [..., m] at the levels known so far; 0 where there are none."""
+        """E of the squared error of a projection [..., m] at the levels known so far, 0 where there are none."""
         levels = getattr(acts, "levels", {}).get(name)
         if levels is None:
             return 0.0

@@ -275,7 +275,7 @@ def train_predictor(
 def adapt(
     model: Annotated[str, typer.Option(help="smollm2-135m, a folder, a .gguf file or a Hugging Face id.")],
     text: Annotated[Path, typer.Option(help="UTF-8 text to train on; not the one to evaluate on.")],
-    out: Annotated[Path, typer.Option(help="Folder for the adapter.")],
+    out: Annotated[Path, typer.Option(help="Folder for the adapter; with --experiment, *.precision.safetensors.")],
     policy: Annotated[str, typer.Option(help="Policy, by name or path.")] = "dip",
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="Policy parameter, POLICY.PARAMETER=VALUE; may be repeated.")
@@ -287,8 +287,15 @@ def adapt(
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    experiment: Annotated[
+        Path | None, typer.Option(help="Train instead what is added to the nested weights of its only such policy.")
+    ] = None,
 ) -> None:
     """Train LoRA adapters that win back what a policy costs (extra `live`)."""
+    if experiment is not None:
+        how = {"steps": steps, "batch": batch, "learning_rate": learning_rate}
+        _adapt_precision(model, text, out, experiment, rank, length, dtype, device, how)
+        return
     from dipsim.sparsity.plugins import load_policy
 
     chosen: list[dict[str, dict[str, Any]]] = [{policy: {}}]
@@ -310,6 +317,34 @@ def adapt(
             progress=progress,
         )  # fmt: skip
         live.write_adapter(adapted, out)
+    print(f"{out}: {loaded_policy.label}, rank {rank}, {steps} steps; divergence {_divergence(losses)}")
+
+
+def _adapt_precision(
+    model: str, text: Path, out: Path, experiment: Path, rank: int, length: int, dtype: str, device: str,
+    how: dict[str, Any],
+) -> None:  # fmt: skip
+    """Train what is added to the weights of an experiment's policy."""
+    from dipsim.sparsity.calibrated import SUFFIX
+    from dipsim.study.experiment import Experiment
+
+    must_end(out, SUFFIX, "the file")
+    wanted = Experiment.load(experiment)
+    with torch_needed(), progress_bar() as progress:
+        from dipsim.live.adapt import Training
+        from dipsim.live.adapt_precision import adapt_precision
+        from dipsim.live.models import load
+        from dipsim.live.text import read_tokens
+
+        training = Training(**how)
+        progress("loading the model", 0, 1)
+        loaded = load(model, dtype, device)
+        ids = read_tokens(loaded, text, None, length)
+        losses = adapt_precision(loaded, ids, wanted, out, rank=rank, how=training, progress=progress)
+    print(f"{out}: rank {rank}, {how['steps']} steps; divergence {_divergence(losses)}")
+
+
+def _divergence(losses: list[float]) -> str:
+    """The first loss, and the mean of the last twentieth."""
     tail = losses[-max(1, len(losses) // 20) :]
-    print(f"{out}: {loaded_policy.label}, rank {rank}, {steps} steps; divergence {losses[0]:.3f} -> ", end="")
-    print(f"{sum(tail) / len(tail):.3f} nats")
+    return f"{losses[0]:.3f} -> {sum(tail) / len(tail):.3f} nats"

@@ -8,7 +8,8 @@ The masks come from the policy with an empty cache, so a cache-aware policy is t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,13 +42,11 @@ def adapt(
 ) -> tuple[Any, list[float]]:
     """Train adapters on token sequences [S, T]; return the peft model and the loss of every step, in nats.
 
-    Each step takes `batch` stretches of T tokens at random; the learning rate warms up over 5 % of the steps and
-    falls as a cosine. Raises InputError for settings that make no sense, and for a mixture of experts.
+    Raises InputError for settings that make no sense, and for a mixture of experts.
     """
     check_dense(loaded.shape, "adapt")
-    for name, value in (("rank", rank), ("steps", steps), ("batch", batch), ("learning rate", learning_rate)):
-        if not 0 < value < math.inf:
-            raise InputError(f"{name}: must be more than 0 (got {value})")
+    check_positive("rank", rank)
+    how = Training(steps, batch, learning_rate, seed)
     names = [name for mlp in loaded.mlps[:1] for name in mlp.layout]
     config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=names, task_type="CAUSAL_LM")
     with quiet(), torch.random.fork_rng():  # peft draws from the global generator
@@ -57,30 +56,85 @@ def adapt(
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for weight in weights:
         weight.data = weight.data.float()  # small, and their updates are too fine for bfloat16
-    optimizer = torch.optim.AdamW(weights, lr=learning_rate, weight_decay=0.0)
-    warmup = max(1, steps // 20)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * step / steps))
-    )
-    stream, length = ids.flatten(), ids.shape[1]
-    order = torch.Generator().manual_seed(seed)
-    losses = []
-    for step in range(steps):
-        starts = torch.randint(len(stream) - length + 1, (batch,), generator=order).tolist()
-        tokens = torch.stack([stream[start : start + length] for start in starts])
-        with torch.no_grad(), model.disable_adapter():
-            dense = model(input_ids=tokens, use_cache=False).logits.float().log_softmax(dim=-1)
+
+    def dense(tokens: Tensor) -> Tensor:
+        with model.disable_adapter():
+            return log_probabilities(model, tokens)
+
+    def sparse(tokens: Tensor) -> Tensor:
         with replaced(loaded.mlps, _pruned(loaded, policy)):
-            sparse = model(input_ids=tokens, use_cache=False).logits.float().log_softmax(dim=-1)
-        loss = (dense.exp() * (dense - sparse)).sum(dim=-1).mean()
-        loss.backward()
+            return log_probabilities(model, tokens)
+
+    return model, distil(weights, dense, sparse, ids, how, progress)
+
+
+@dataclass(frozen=True)
+class Training:
+    """Steps of `batch` stretches of text at random.
+
+    The learning rate warms up over 5 % of the steps and falls as a cosine. Raises InputError for settings that make no
+    sense.
+    """
+
+    steps: int
+    batch: int
+    learning_rate: float
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, value in (("steps", self.steps), ("batch", self.batch), ("learning rate", self.learning_rate)):
+            check_positive(name, value)
+
+    def rate(self, step: int) -> float:
+        """The learning rate at a step, in parts of its peak."""
+        warmup = max(1, self.steps // 20)
+        return min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+
+
+def check_positive(name: str, value: float) -> None:
+    """Raise InputError unless a number of the training is more than 0."""
+    if not 0 < value < math.inf:
+        raise InputError(f"{name}: must be more than 0 (got {value})")
+
+
+def log_probabilities(model: Any, tokens: Tensor) -> Tensor:
+    """Of every next token, [S, T, vocabulary]."""
+    found: Tensor = model(input_ids=tokens, use_cache=False).logits.float().log_softmax(dim=-1)
+    return found
+
+
+def distil(
+    weights: Sequence[Tensor],
+    dense: Callable[[Tensor], Tensor],
+    sparse: Callable[[Tensor], Tensor],
+    ids: Tensor,
+    how: Training,
+    progress: Progress = silent,
+) -> list[float]:
+    """Train weights so that `sparse` predicts what `dense` does, log-probabilities of tokens [S, T].
+
+    Returns the loss of every step, the Kullback-Leibler divergence in nats. Stretches are of T tokens of `ids` [S, T].
+    """
+    optimizer = torch.optim.AdamW(weights, lr=how.learning_rate, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, how.rate)
+    stream, length = ids.flatten(), ids.shape[1]
+    order = torch.Generator().manual_seed(how.seed)
+    losses = []
+    for step in range(how.steps):
+        starts = torch.randint(len(stream) - length + 1, (how.batch,), generator=order).tolist()
+        tokens = torch.stack([stream[start : start + length] for start in starts])
+        with torch.no_grad():
+            wanted = dense(tokens)
+        found = sparse(tokens)
+        loss = (wanted.exp() * (wanted - found)).sum(dim=-1).mean()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
         losses.append(float(loss.detach()))
-        progress("training", step + 1, steps)
-    return model, losses
+        progress("training", step + 1, how.steps)
+    return losses
 
 
 def _pruned(loaded: LoadedModel, policy: Policy) -> list[Callable[[Tensor], Tensor]]:

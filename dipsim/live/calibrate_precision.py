@@ -1,8 +1,8 @@
 """Calibrates the precision of a model's MLPs: the base of its nested code, and what choosing among levels goes by.
 
-Two passes over calibration text give the second moments of what matrices see and of the gradient at what MLPs give, and
-typical scores. From the moments come the bases that are nearest to the exact weights where it matters, and the errors
-of all levels. The formulas are in docs/precision.md.
+A pass over calibration text gives moments (`moments.py`), and another one typical scores. From the moments come the
+bases that are nearest to the exact weights where it matters, and the errors of all levels. The formulas are in
+docs/precision.md.
 """
 
 from __future__ import annotations
@@ -23,12 +23,11 @@ from dipsim.basics.progress import Progress, silent
 from dipsim.live.closed_loop import LiveActivations, replaced
 from dipsim.live.codes import MIDDLE, Code, read_codes, weights_of
 from dipsim.live.models import LoadedModel
-from dipsim.live.sensitivity import frozen, summed_loss
+from dipsim.live.moments import Moments, moments
 from dipsim.live.swiglu import Mlp, check_dense
-from dipsim.sparsity.calibrated import BASES, NESTED, Calibrated, Origin
+from dipsim.sparsity.calibrated import BASES, NESTED, Calibrated, Origin, weights_of_tokens
 from dipsim.workload.shape import MATRICES
 
-BATCH = 4  # sequences whose graph is held at a time
 SCORED = 16  # sequences that typical scores are taken from
 GRID = 16  # values of a 4-bit grid
 ROWS = 256  # of a matrix that are fitted together
@@ -51,7 +50,7 @@ def calibrate_precision(
         {name: code.to(ids.device) for name, code in matrices.items()}
         for matrices in read_codes(loaded.path, loaded.shape.num_hidden_layers)
     ]
-    inputs, gradients = moments(loaded, ids, progress)
+    seen = moments(loaded, ids, progress)
     origin = Origin(
         model=loaded.shape,
         model_sha256=sha256(loaded.path),
@@ -61,46 +60,22 @@ def calibrate_precision(
         length=ids.shape[1],
         weights=tuple(np.diff(EDGES).tolist()),
     )
+    found = Calibrated(out, origin, {})
     with torch.inference_mode():
-        values = [_value(matrices["down_proj"], each) for matrices, each in zip(codes, gradients, strict=True)]
-        tensors, quiet = _dense_pass(loaded, ids[:SCORED], values)
-        found = Calibrated(out, origin, tensors)
-        for layer, matrices in enumerate(codes):
+        for layer, (matrices, each) in enumerate(zip(codes, seen, strict=True)):
+            found.tensors[f"layers.{layer}.token_weight"] = each.token_weight.cpu().numpy()
+            found.tensors[f"layers.{layer}.value"] = _value(matrices["down_proj"], each.gradients).cpu().numpy()
+        quiet = _dense_pass(loaded, ids[:SCORED], found)
+        for layer, (matrices, each) in enumerate(zip(codes, seen, strict=True)):
             for name, code in matrices.items():
-                sigma = quiet[layer] if name == "down_proj" else inputs[layer]
+                sigma = quiet[layer] if name == "down_proj" else each.inputs
                 for level in BASES:
                     fitted = fit_base(code, int(NESTED.each[level].code), sigma)
-                    tensors |= {f"layers.{layer}.{name}.{key}{level}": value for key, value in fitted.items()}
-            tensors |= _errors(found, layer, matrices, inputs[layer], gradients[layer])
+                    found.tensors.update({f"layers.{layer}.{name}.{key}{level}": part for key, part in fitted.items()})
+            found.tensors.update(_errors(found, layer, matrices, each))
             progress("fitting layers", layer + 1, len(codes))
     found.write()
     return found
-
-
-def moments(loaded: LoadedModel, ids: Tensor, progress: Progress = silent) -> tuple[list[Tensor], list[Tensor]]:
-    """E[x x'] of what each MLP sees, and E[g g'] of the gradient of the summed loss at what it gives; [d, d] each."""
-    size, layers = loaded.shape.hidden_size, loaded.shape.num_hidden_layers
-    inputs, gradients = ([ids.new_zeros(size, size, dtype=torch.float32) for _ in range(layers)] for _ in range(2))
-    added: dict[int, Tensor] = {}
-
-    def watched(mlp: Mlp, layer: int) -> Callable[[Tensor], Tensor]:
-        def forward(x: Tensor) -> Tensor:
-            flat = x.detach().flatten(0, 1).float()
-            inputs[layer] += flat.T @ flat
-            output = mlp.project("down_proj", LiveActivations(mlp, x, layer).glu)
-            added[layer] = torch.zeros_like(output, requires_grad=True)
-            return output + added[layer]
-
-        return forward
-
-    with frozen(loaded.model), replaced(loaded.mlps, [watched(mlp, i) for i, mlp in enumerate(loaded.mlps)]):
-        for begin in range(0, len(ids), BATCH):
-            loss = summed_loss(loaded, ids[begin : begin + BATCH])
-            for layer, gradient in zip(added, torch.autograd.grad(loss, list(added.values())), strict=True):
-                flat = gradient.flatten(0, 1).float()
-                gradients[layer] += flat.T @ flat
-            progress("measuring moments", min(begin + BATCH, len(ids)), len(ids))
-    return [each / ids.numel() for each in inputs], [each / ids.numel() for each in gradients]
 
 
 def fit_base(code: Code, bits: int, sigma: Tensor) -> dict[str, Any]:
@@ -208,9 +183,7 @@ def _clusters(values: Tensor, rounds: int = 15) -> Tensor:
     return grid
 
 
-def _errors(
-    found: Calibrated, layer: int, matrices: dict[str, Code], inputs: Tensor, gradients: Tensor
-) -> dict[str, Float32s]:
+def _errors(found: Calibrated, layer: int, matrices: dict[str, Code], seen: Moments) -> dict[str, Float32s]:
     """The errors of each group's units at each level in one layer, rounded as a byte each would hold them."""
     errors: dict[str, Float32s] = {}
     for name, matrix in zip(("gate", "up", "down"), MATRICES, strict=True):
@@ -221,9 +194,9 @@ def _errors(
         for each in weights[:-1]:
             delta = exact if each is None else exact - each
             if name == "down":
-                levels.append(0.5 * ((gradients @ delta) * delta).sum(0))
+                levels.append(0.5 * ((seen.gradients @ delta) * delta).sum(0))
             else:
-                levels.append(((delta @ inputs) * delta).sum(1))
+                levels.append(((delta @ seen.inputs) * delta).sum(1))
         rounded = _round_octaves(torch.stack(levels, 1)).cpu().numpy()
         errors[f"layers.{layer}.{name}.errors"] = np.pad(rounded, ((0, 0), (0, 1)))
     return errors
@@ -240,13 +213,12 @@ def _round_octaves(values: Tensor) -> Tensor:
     return ((values.clamp(min=1e-30).log2() * OCTAVE).round() / OCTAVE).exp2().float()
 
 
-def _dense_pass(loaded: LoadedModel, ids: Tensor, values: list[Tensor]) -> tuple[dict[str, Any], list[Tensor]]:
-    """Typical scores of all units, with the values of neurons, and E[glu glu'] of what is seldom read, [m, m] a layer.
+def _dense_pass(loaded: LoadedModel, ids: Tensor, found: Calibrated) -> list[Tensor]:
+    """Enter typical scores; return E[glu glu'] of what is seldom read, [m, m] a layer.
 
     Scores are means over parts of all tokens [S, T], by rising score. Of glu, the `QUIET` share of a layer's values
     that matter least is taken, the others are 0: columns that are read have no error.
     """
-    kept: dict[str, Any] = {}
     quiet: list[Tensor] = []
 
     def watched(mlp: Mlp, layer: int) -> Callable[[Tensor], Tensor]:
@@ -254,15 +226,15 @@ def _dense_pass(loaded: LoadedModel, ids: Tensor, values: list[Tensor]) -> tuple
             acts = LiveActivations(mlp, x, layer)
             sigmoid = torch.sigmoid(acts.gate_proj)
             slope = sigmoid * (1 + acts.gate_proj * (1 - sigmoid))
-            value = values[layer]
+            value, weight = (x.new_tensor(found.of(layer, name)) for name in ("value", "token_weight"))
             scores = {
                 "gate": (acts.up_proj * slope).square() * value,
                 "up": acts.gate.square() * value,
                 "down": acts.glu.square(),
             }
+            weights = weights_of_tokens(x, weight)
             for name, each in scores.items():
-                kept[f"layers.{layer}.{name}.scores"] = _parts(each.flatten(0, 1))
-            kept[f"layers.{layer}.value"] = value.cpu().numpy()
+                found.tensors[f"layers.{layer}.{name}.scores"] = _parts((each * weights).flatten(0, 1))
             worth = (scores["down"] * value).flatten(0, 1)
             glu = torch.where(worth < _sample(worth).quantile(QUIET), acts.glu.flatten(0, 1), 0.0).float()
             quiet.append(glu.T @ glu / len(glu))
@@ -272,7 +244,7 @@ def _dense_pass(loaded: LoadedModel, ids: Tensor, values: list[Tensor]) -> tuple
 
     with replaced(loaded.mlps, [watched(mlp, layer) for layer, mlp in enumerate(loaded.mlps)]):
         loaded.model.base_model(input_ids=ids, use_cache=False)
-    return kept, quiet
+    return quiet
 
 
 def _parts(scores: Tensor) -> Float32s:

@@ -19,6 +19,7 @@ from torch import Tensor
 from dipsim.basics.arrays import Mask, Numbers
 from dipsim.basics.errors import InputError
 from dipsim.gpu.tensors import tensor_masks, tensor_scores
+from dipsim.live.leveled import Leveled
 from dipsim.live.swiglu import Mlp
 from dipsim.memory.cache import ColumnCache, find_residents, run_tokens
 from dipsim.planning.builder import LayerCaches, PlanBuilder
@@ -27,8 +28,6 @@ from dipsim.planning.precision import Precision
 from dipsim.sparsity.levels import worth_levels
 from dipsim.sparsity.policy import Group, Policy
 from dipsim.sparsity.selection import blind_masks
-
-Leveled = Sequence[Tensor | None]  # the weights of a matrix at each level of precision, None at one that has nothing
 
 
 class LiveActivations:
@@ -53,9 +52,10 @@ class LiveActivations:
     def at(self, group: Group, levels: Tensor) -> None:
         """Compute with weights of these levels in the group's matrices, [N] or [..., N], from now on."""
         self.levels[group.name] = levels
-        product = by_column if group.axis == "input" else by_row
         for matrix in set(group.matrices) - {"down_proj"}:
-            self._found[matrix] = product(self.mlp_input, self._weights[matrix], levels)
+            weights = self._weights[matrix]
+            product = weights.by_column if group.axis == "input" else weights.by_row
+            self._found[matrix] = product(self.mlp_input, levels)
         self._found.pop("gate", None)
         self._found.pop("glu", None)
 
@@ -86,21 +86,6 @@ class LiveActivations:
     def glu(self) -> Tensor:
         """The product gate * up, [..., m]."""
         return self._once("glu", lambda: self.gate * self.up_proj)
-
-
-def by_row(x: Tensor, weights: Leveled, levels: Tensor) -> Tensor:
-    """The products [..., m] of x [..., d] and rows of weights [m, d], each row at its level, [m] or [..., m]."""
-    found = x.new_zeros(*x.shape[:-1], levels.shape[-1])
-    for level, weight in enumerate(weights):
-        if weight is not None and (here := levels == level).any():
-            found = torch.where(here, x @ weight.T, found)
-    return found
-
-
-def by_column(x: Tensor, weights: Leveled, levels: Tensor) -> Tensor:
-    """The product [..., d] of x [..., m] and weights [d, m], each column of them at its level, [..., m]."""
-    parts = [(x * (levels == level)) @ weight.T for level, weight in enumerate(weights) if weight is not None]
-    return torch.stack(parts).sum(0)
 
 
 def forward(
@@ -150,7 +135,7 @@ def forward_at_levels(
         expected = (*x.shape[:-1], len(base[group.name]))
         acts.at(group, choose(group, tensor_scores(policy, group, acts, expected)))
     of_down = [acts.levels[group.name] for group in groups if "down_proj" in group.matrices]
-    return by_column(acts.glu, weights["down_proj"], of_down[0]) if of_down else mlp.project("down_proj", acts.glu)
+    return weights["down_proj"].by_column(acts.glu, of_down[0]) if of_down else mlp.project("down_proj", acts.glu)
 
 
 def as_numpy(values: Tensor) -> Numbers:

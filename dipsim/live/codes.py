@@ -17,6 +17,7 @@ from torch import Tensor
 
 from dipsim.basics.errors import InputError
 from dipsim.basics.files import sha256
+from dipsim.live.leveled import Leveled
 from dipsim.live.models import LoadedModel
 from dipsim.sparsity.calibrated import BASES, NESTED, SUFFIX, Calibrated
 from dipsim.sparsity.policy import Policy
@@ -123,11 +124,19 @@ def weights_of(code: Code, calibrated: Calibrated, layer: int, matrix: str) -> l
     return found
 
 
-def nested_weights(loaded: LoadedModel, policy: Policy) -> list[dict[str, list[Tensor | None]]]:
+def nested_weights(loaded: LoadedModel, policy: Policy) -> list[dict[str, Leveled]]:
     """The weights of each layer's matrices at each level, by the calibration that a policy reads.
 
     Raises InputError if the policy reads none, or it is one of another model, or the model is no GGUF file.
     """
+    calibrated = calibration_of(loaded, policy)
+    assert loaded.path is not None
+    changed = calibrated.path.stat().st_mtime_ns
+    return _nested(loaded.path, calibrated.path, changed, loaded.model.device, loaded.model.dtype)
+
+
+def calibration_of(loaded: LoadedModel, policy: Policy) -> Calibrated:
+    """The calibration that a policy reads. Raises InputError as `nested_weights` says."""
     files = [path for path in policy.files() if path.name.endswith(SUFFIX)]
     if len(files) != 1 or loaded.path is None:
         raise InputError(
@@ -140,19 +149,22 @@ def nested_weights(loaded: LoadedModel, policy: Policy) -> list[dict[str, list[T
             f"{calibrated.path}: was made of another file of {calibrated.origin.model.name} than {loaded.path.name}; "
             "make one of this file"
         )
-    changed = calibrated.path.stat().st_mtime_ns
-    return _nested(loaded.path, calibrated.path, changed, loaded.model.device, loaded.model.dtype)
+    return calibrated
 
 
 @lru_cache(maxsize=1)  # settings are evaluated one after the other, and most have the same
 def _nested(
     path: Path, calibration: Path, _changed: int, device: torch.device, dtype: torch.dtype
-) -> list[dict[str, list[Tensor | None]]]:
+) -> list[dict[str, Leveled]]:
     calibrated = Calibrated.read(calibration)
 
-    def all_levels(code: Code, layer: int, matrix: str) -> list[Tensor | None]:
+    def all_levels(code: Code, layer: int, matrix: str) -> Leveled:
         weights = weights_of(code.to(device), calibrated, layer, matrix)
-        return [None if weight is None else weight.to(dtype) for weight in weights]
+        added = [torch.from_numpy(part).to(device, dtype) for part in calibrated.added(layer, matrix)]
+        return Leveled(
+            [None if weight is None else weight.to(dtype) for weight in weights],
+            (added[0], added[1]) if added else None,
+        )
 
     layers = read_codes(path, calibrated.origin.model.num_hidden_layers)
     return [

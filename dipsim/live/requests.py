@@ -15,10 +15,12 @@ from dipsim.live.closed_loop import sparsified
 from dipsim.live.codes import nested_weights
 from dipsim.live.models import LoadedModel
 from dipsim.planning.builder import PlanBuilder
+from dipsim.planning.fetch_plan import Setting
 from dipsim.planning.precision import has_levels
 from dipsim.sparsity.selection import checked_groups
 from dipsim.study.experiment import Experiment
 from dipsim.workload.recorded import write_requests
+from dipsim.workload.shape import ModelShape
 from dipsim.workload.trace import Header
 
 
@@ -28,14 +30,8 @@ def record_requests(loaded: LoadedModel, ids: Tensor, text: Path, experiment: Ex
     The policy decides what the model computes with, so its requests see its own errors. Raises InputError if there is
     not one such policy, if there is a sweep, or if the setting cannot work.
     """
-    policies = [each for each in experiment.load_policies() if has_levels(checked_groups(each, loaded.shape))]
-    if len(policies) != 1 or experiment.sweep:
-        raise InputError(
-            f"policies: {len(policies)} have levels of precision{' and there is a sweep' if experiment.sweep else ''}; "
-            "requests are recorded of one policy at one size of DRAM"
-        )
     sequences, length = ids.shape
-    (setting,) = experiment.settings(policies, loaded.shape, length, experiment.load_hardware(loaded.shape))
+    setting = setting_with_levels(loaded.shape, experiment, length)
     starts = tuple(range(0, sequences * length, length))
     builder = PlanBuilder(loaded.shape, setting, ids.numel(), starts)
     weights = nested_weights(loaded, setting.policy)
@@ -54,3 +50,18 @@ def record_requests(loaded: LoadedModel, ids: Tensor, text: Path, experiment: Ex
     header = Header(model=loaded.shape, sequence_starts=starts, holds="requests", source=source)
     write_requests(out, header, kept)
     return header
+
+
+def setting_with_levels(shape: ModelShape, experiment: Experiment, length: int) -> Setting:
+    """The setting of an experiment's only policy with levels, for sequences of `length`.
+
+    Raises InputError if there is not one such policy, or if there is a sweep.
+    """
+    policies = [each for each in experiment.load_policies() if has_levels(checked_groups(each, shape))]
+    if len(policies) != 1 or experiment.sweep:
+        raise InputError(
+            f"policies: {len(policies)} have levels of precision{' and there is a sweep' if experiment.sweep else ''}; "
+            "give one such policy at one size of DRAM"
+        )
+    (setting,) = experiment.settings(policies, shape, length, experiment.load_hardware(shape))
+    return setting

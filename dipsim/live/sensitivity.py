@@ -58,7 +58,9 @@ def _gradients(loaded: LoadedModel, ids: Tensor) -> dict[str, Tensor]:
         return forward
 
     with replaced(loaded.mlps, [watched(mlp, i) for i, mlp in enumerate(loaded.mlps)]):
-        summed_loss(loaded, ids).backward()  # type: ignore[no-untyped-call]
+        logits = next_logits(loaded, ids)
+        loss = torch.nn.functional.cross_entropy(logits, ids[:, 1:].flatten(), reduction="sum")
+        loss.backward()  # type: ignore[no-untyped-call]
     gradients = {name: values.grad for name, values in seen.items()}
     return {name: gradient for name, gradient in gradients.items() if gradient is not None}
 
@@ -76,9 +78,9 @@ def frozen(model: Any) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def summed_loss(loaded: LoadedModel, ids: Tensor) -> Tensor:
-    """The negative log-likelihoods of tokens [S, T] but the first of each sequence, summed, with their graph."""
+def next_logits(loaded: LoadedModel, ids: Tensor) -> Tensor:
+    """The logits [S * (T - 1), vocabulary] of what follows tokens [S, T] but the last of each, with their graph."""
     with torch.enable_grad():
         embedded = loaded.model.get_input_embeddings()(ids).detach().requires_grad_()
-        logits = loaded.model(inputs_embeds=embedded, use_cache=False).logits[:, :-1]
-        return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="sum")
+        logits: Tensor = loaded.model(inputs_embeds=embedded, use_cache=False).logits[:, :-1]
+        return logits.flatten(0, 1).float()

@@ -4,8 +4,10 @@ The levels are prefixes of a model's own 4-bit code: nothing, its highest bit, i
 (docs/precision.md). For each layer i and matrix the file has the base of each of the two low levels L,
 `layers.{i}.{matrix}.base{L}` [rows, groups] (uint8: the scale's place in its grid, and 16 times the centre's),
 `.scales{L}` [16] and `.centres{L}` [16] (the grids), `.values{L}` (what each code stands for). For each group of units
-it has `layers.{i}.{group}.errors` [N, levels] and `.scores` [Q, N], as `Units` says, and `layers.{i}.value` [m], what a
-squared unit of glu is worth. All are float32 but for the uint8. The metadata is an `Origin`.
+it has `layers.{i}.{group}.errors` [N, levels] and `.scores` [Q, N], as `Units` says. `layers.{i}.value` [m] is what a
+squared unit of glu is worth, and `layers.{i}.token_weight` [d + 1] (float16) is what a token's weight comes
+from. If it was trained, it also has `layers.{i}.{matrix}.lora_B` [rows, r] and `.lora_A` [r, inputs] (float16), whose
+product is added to the matrix at all levels. All others are float32 but for the uint8. The metadata is an `Origin`.
 """
 
 from __future__ import annotations
@@ -32,17 +34,20 @@ from dipsim.workload.shape import ModelShape
 SUFFIX = ".precision.safetensors"
 BASES = (1, 2, 3, 4)  # the levels with fitted scales
 NESTED = Levels((Level(0), *(Level(bits, 0.25) for bits in BASES), Level(4, 0.5)), noted=1.0)
+ADDED = ("lora_B", "lora_A")  # the factors of what is added to a matrix
+WIDEST = 3.0  # of the logarithm of a token's weight
 AGAIN = "make it again with `dipsim calibrate-precision`"
 
 
 class Origin(Strict):
     """Where a calibration comes from: a model by its sizes and its file's SHA-256, and the text that it saw.
 
-    `weights` are those of the parts of all tokens that scores are means of.
+    `weights` are those of the parts of all tokens that scores are means of. `trained` says how what is added was
+    trained, if something is.
     """
 
     format: Literal["dipsim-precision"] = "dipsim-precision"
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     model: ModelShape
     model_sha256: str
     text: str
@@ -50,6 +55,7 @@ class Origin(Strict):
     sequences: Count
     length: Count
     weights: tuple[float, ...] = Field(min_length=1)
+    trained: str | None = None
 
 
 @dataclass(frozen=True)
@@ -104,16 +110,27 @@ class Calibrated:
         scale = np.exp(scales)[places & 15]
         return np.stack([scale, scale * centres[places >> 4]]).astype(np.float32)
 
+    def added(self, layer: int, matrix: str) -> list[NDArray[np.float16]]:
+        """The factors [rows, r] and [r, inputs] of what was trained to be added to a matrix; none if it was not."""
+        found = [self.tensors.get(f"layers.{layer}.{matrix}.{name}") for name in ADDED]
+        return [part for part in found if part is not None]
+
     @property
     def table_bytes(self) -> float:
-        """What the grids and the values of all bases take, in 16 bits each, and the worth of neurons in 8."""
+        """What the grids and values of all bases and the tokens' weights take, in 16 bits each, and neurons' in 8."""
         tables = [tensor.size for name, tensor in self.tensors.items() if _is_table(name)]
         return 2.0 * sum(tables) + float(self.origin.model.num_hidden_layers * self.origin.model.intermediate_size)
 
 
 def _is_table(name: str) -> bool:
     kind = name.rpartition(".")[2].rstrip("0123456789")
-    return kind in ("scales", "centres", "values")
+    return kind in ("scales", "centres", "values", "token_weight", *ADDED)
+
+
+def weights_of_tokens(x: Any, weights: Any) -> Any:
+    """What tokens x [..., d] weigh, exp(t'x + t0) [..., 1], with `weights` [d + 1] of t and t0, of one type with x."""
+    logs = (x @ weights[:-1] + weights[-1]).clip(-WIDEST, WIDEST)[..., None]
+    return np.exp(logs) if isinstance(logs, np.ndarray) else logs.exp()
 
 
 @lru_cache(maxsize=4)

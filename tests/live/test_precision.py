@@ -16,6 +16,9 @@ from tiny_models import SIZES, make  # noqa: E402
 from dipsim.basics.errors import InputError  # noqa: E402
 from dipsim.basics.fields import parse  # noqa: E402
 from dipsim.live import calibrate_precision as calibration  # noqa: E402
+from dipsim.live import moments as live_moments  # noqa: E402
+from dipsim.live.adapt import Training  # noqa: E402
+from dipsim.live.adapt_precision import adapt_precision  # noqa: E402
 from dipsim.live.closed_loop import LiveActivations, sparsified  # noqa: E402
 from dipsim.live.codes import MIDDLE, Code, nested_weights, read_codes, weights_of  # noqa: E402
 from dipsim.live.evaluate import evaluate  # noqa: E402
@@ -26,7 +29,7 @@ from dipsim.live.swiglu import find_mlps  # noqa: E402
 from dipsim.planning.builder import PlanBuilder  # noqa: E402
 from dipsim.planning.fetch_plan import Setting  # noqa: E402
 from dipsim.planning.planner import plan  # noqa: E402
-from dipsim.sparsity.calibrated import BASES, NESTED, Calibrated  # noqa: E402
+from dipsim.sparsity.calibrated import BASES, NESTED, Calibrated, weights_of_tokens  # noqa: E402
 from dipsim.sparsity.plugins import load_policy  # noqa: E402
 from dipsim.sparsity.policy import Group  # noqa: E402
 from dipsim.study.experiment import Experiment  # noqa: E402
@@ -176,25 +179,36 @@ def test_the_fit_is_the_least_error_in_its_metric():
     assert fitted < energy(calibration.fit_base(code, 2, torch.eye(256)))
 
 
-def test_moments_errors_and_values_by_loops(tiny, calibrated):
-    """E[x x'] and E[g g'] from autograd of the loss by each output; errors of rows and columns one by one."""
+def test_moments_errors_and_values_by_loops(tiny, calibrated, monkeypatch):
+    """E[x x'] and E[g g'] from autograd of the losses by each output; errors of rows and columns one by one."""
     ids = tokens(6)
-    inputs, gradients = calibration.moments(tiny, ids)
-    seen, outputs = [], []
+    labels = [ids[:, 1:].flatten(), *torch.randint(52, (2, 90), generator=torch.Generator().manual_seed(5))]
+    with monkeypatch.context() as patch:  # of a batch of 4 and one of 2 sequences
+        patch.setattr(
+            live_moments, "_drawn", lambda _, begin: [each.view(6, 15)[begin:][:4].flatten() for each in labels[1:]]
+        )
+        seen = live_moments.moments(tiny, ids)[1]
+    inputs, outputs = [], []
 
     def hook(_module, arguments, output):
-        seen.append(arguments[0].detach())
+        inputs.append(arguments[0].detach())
         output.retain_grad()
         outputs.append(output)
 
     handle = tiny.mlps[1].module.register_forward_hook(hook)
-    logits = tiny.model(ids, use_cache=False).logits[:, :-1]
-    torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum").backward()
+    for each in labels:
+        logits = tiny.model(ids, use_cache=False).logits[:, :-1]
+        torch.nn.functional.cross_entropy(logits.flatten(0, 1), each, reduction="sum").backward()
     handle.remove()
-    for found, values in ((inputs[1], seen[0]), (gradients[1], outputs[0].grad)):
-        flat = values.flatten(0, 1)
-        assert found.numpy() == pytest.approx((flat.T @ flat / len(flat)).numpy(), rel=1e-4, abs=1e-5)
     tiny.model.zero_grad()
+    flat = torch.cat([values.grad.flatten(0, 1) for values in outputs])
+    x = inputs[0].flatten(0, 1)
+    assert seen.inputs.numpy() == pytest.approx((x.T @ x / len(x)).numpy(), rel=1e-4, abs=1e-5)
+    assert seen.gradients.numpy() == pytest.approx((flat.T @ flat / len(flat)).numpy(), rel=1e-4, abs=1e-5)
+    squares = flat.square().sum(1).view(3, -1).mean(0).float()
+    again = live_moments.fit_token_weight(x.float(), squares).float()
+    assert seen.token_weight.float().numpy() == pytest.approx(again.numpy(), abs=0.02)
+    inputs, gradients = (getattr(live_moments.moments(tiny, ids)[1], name) for name in ("inputs", "gradients"))
     codes = read_codes(tiny.path, 3)
     for name, matrix in (("gate", "gate_proj"), ("down", "down_proj")):
         weights = weights_of(codes[1][matrix], calibrated, 1, matrix)
@@ -203,11 +217,39 @@ def test_moments_errors_and_values_by_loops(tiny, calibrated):
             delta = exact - (0 if level == 0 else weights[level])
             for unit in (0, 7, 31):
                 part = delta[unit] if name == "gate" else delta[:, unit]
-                metric = inputs[1] if name == "gate" else gradients[1] / 2
+                metric = inputs if name == "gate" else gradients / 2
                 assert errors[unit, level] == pytest.approx((part @ metric @ part).item(), rel=0.05)
     assert (calibrated.of(1, "up.errors")[:, -1] == 0).all()
     column = weights_of(codes[1]["down_proj"], calibrated, 1, "down_proj")[-1][:, 9]
-    assert calibrated.of(1, "value")[9] == pytest.approx((column @ gradients[1] @ column).item() / 2, rel=0.05)
+    assert calibrated.of(1, "value")[9] == pytest.approx((column @ gradients @ column).item() / 2, rel=0.05)
+
+
+def test_the_weight_of_a_token_is_learned_from_what_it_sees():
+    """Squares that depend on two of six inputs, with noise, one of which is never different."""
+    generator = torch.Generator().manual_seed(7)
+    x = torch.randn(6000, 6, generator=generator) * torch.tensor([1.0, 3.0, 0.2, 1.0, 1.0, 0.0]) + 0.5
+    true = (0.5 * x[:, 0] - 0.1 * x[:, 1]).exp()
+    found = live_moments.fit_token_weight(x, true * torch.distributions.Exponential(0.2).sample(true.shape))
+    assert found.dtype == torch.float16
+    weights = weights_of_tokens(x, found.float())
+    assert weights.mean().item() == pytest.approx(1, rel=0.01)
+    assert np.corrcoef(weights[:, 0].log(), true.log())[0, 1] > 0.98
+    assert 0.25 < found[0] < 0.5  # drawn towards 0
+    assert -0.1 < found[1] < -0.05
+    assert abs(found[2]) < 0.15
+    assert found[5] == 0
+    largest = weights_of_tokens(np.full((2, 6), 50.0), np.array([1.0, 0, 0, 0, 0, 0, -2.0]))
+    assert largest == pytest.approx(np.full((2, 1), math.exp(3.0)))
+
+
+def test_next_tokens_are_drawn_as_the_model_expects_them():
+    logits = torch.tensor([[0.0, 1.0, -9.0]]).repeat(20000, 1)
+    drawn = live_moments._drawn(logits, 3)
+    assert drawn.shape == (2, 20000)
+    assert (drawn[0] != drawn[1]).any()
+    assert (drawn == 1).float().mean().item() == pytest.approx(math.e / (1 + math.e), abs=0.01)
+    assert (live_moments._drawn(logits, 3) == drawn).all()
+    assert (live_moments._drawn(logits, 4) != drawn).any()
 
 
 def test_typical_scores_are_means_of_parts():
@@ -252,19 +294,23 @@ def test_scores_take_the_error_of_the_base_into_account(tiny, calibrated):
     value = calibrated.of(1, "value")
     levels = {name: random.integers(0, 3, (4, 64)) for name in ("gate", "up")}
     gate, up = random.normal(0, 0.1, (2, 4, 64))
+    x, of_weight = random.normal(0, 0.3, (4, 32)), calibrated.of(1, "token_weight").astype(float)
+    weight = np.array([[math.exp(sum(a * b for a, b in zip(of_weight, [*token, 1.0], strict=True)))] for token in x])
+    assert weight.std() > 0.02
     for known in (levels, {}):
         variance = {name: errors[name][np.arange(64), known[name]] if known else np.zeros((4, 64)) for name in errors}
-        acts = Acts(gate_proj=gate, up_proj=up, glu=gate, levels=known)
+        acts = Acts(gate_proj=gate, up_proj=up, glu=gate, levels=known, mlp_input=x)
         tensors = {name: torch.from_numpy(found) for name, found in known.items()}
-        live = Acts(gate_proj=torch.from_numpy(gate), up_proj=torch.from_numpy(up), levels=tensors)
+        found = {"gate_proj": gate, "up_proj": up, "mlp_input": x}
+        live = Acts(**{name: torch.from_numpy(each) for name, each in found.items()}, levels=tensors)
         for group, expected in (
             (gate_group, lambda g, u, e, f, v: (u * u + f) * normal_mean_square(slope, g, math.sqrt(e)) * v),
             (up_group, lambda g, _u, e, _f, v: normal_mean_square(silu, g, math.sqrt(e)) * v),
         ):
-            by_hand = np.vectorize(expected)(gate, up, variance["gate"], variance["up"], value)
+            by_hand = np.vectorize(expected)(gate, up, variance["gate"], variance["up"], value) * weight
             assert policy.scores(group, acts) == pytest.approx(by_hand, rel=1e-5)
             assert policy.scores(group, live).numpy() == pytest.approx(by_hand, rel=1e-5)
-        assert (policy.scores(down_group, acts) == gate * gate).all()
+        assert policy.scores(down_group, acts) == pytest.approx(gate * gate * weight)
 
 
 def least(score, errors, price, unit, resident):
@@ -282,10 +328,12 @@ def test_outputs_and_bytes_by_explicit_loops(tiny, calibrated):
         outputs = [mlp.module(x) for mlp in tiny.mlps][layer]
     plan = builder.finish()
     w = {
-        matrix: [None if each is None else each.numpy() for each in levels] for matrix, levels in weights[layer].items()
+        matrix: [None if each is None else each.numpy() for each in levels.each]
+        for matrix, levels in weights[layer].items()
     }
     errors = {name: calibrated.of(layer, f"{name}.errors").astype(float) for name in ("gate", "up", "down")}
     value, price = calibrated.of(layer, "value").astype(float), 300.0
+    of_weight = calibrated.of(layer, "token_weight").astype(float)
     resident = {name: builder.precision.resident[name, layer] for name in errors}
     first = layer * 5
     kinds = set()
@@ -296,20 +344,23 @@ def test_outputs_and_bytes_by_explicit_loops(tiny, calibrated):
             for name, matrix in (("gate", "gate_proj"), ("up", "up_proj"))
         }
         expected = np.zeros(32)
+        weight = math.exp(min(3.0, max(-3.0, sum(a * b for a, b in zip(of_weight, [*vector, 1.0], strict=True)))))
         for j in range(64):
             g, u = base["gate"][j], base["up"][j]
             spread = math.sqrt(errors["gate"][j, resident["gate"][j]])
-            score = (u * u + errors["up"][j, resident["up"][j]]) * normal_mean_square(slope, g, spread) * value[j]
+            score = (
+                (u * u + errors["up"][j, resident["up"][j]]) * normal_mean_square(slope, g, spread) * value[j] * weight
+            )
             level = least(score, errors["gate"][j], price, 16, resident["gate"][j])
             bytes_["gate"] += NESTED.steps[resident["gate"][j], level] * 16
             g = 0.0 if level == 0 else float(w["gate_proj"][level][j] @ vector)
-            score = normal_mean_square(silu, g, math.sqrt(errors["gate"][j, level])) * value[j]
+            score = normal_mean_square(silu, g, math.sqrt(errors["gate"][j, level])) * value[j] * weight
             kinds.add(("gate", level))
             level = least(score, errors["up"][j], price, 16, resident["up"][j])
             bytes_["up"] += NESTED.steps[resident["up"][j], level] * 16
             kinds.add(("up", level))
             glu[j] = silu(g) * (0.0 if level == 0 else float(w["up_proj"][level][j] @ vector))
-            level = least(glu[j] ** 2, errors["down"][j], price, 16, resident["down"][j])
+            level = least(glu[j] ** 2 * weight, errors["down"][j], price, 16, resident["down"][j])
             bytes_["down"] += NESTED.steps[resident["down"][j], level] * 16
             kinds.add(("down", level))
             if level:
@@ -339,7 +390,7 @@ def test_values_are_those_of_the_levels_known_so_far(tiny, calibrated, axis):
             mixed = torch.zeros(64, 32, dtype=torch.float64)
             for unit, level in enumerate(each[s, t].tolist()):
                 part = (unit, slice(None)) if axis == "neuron" else (slice(None), unit)
-                mixed[part] = 0.0 if level == 0 else weights["gate_proj"][level][part]
+                mixed[part] = 0.0 if level == 0 else weights["gate_proj"].each[level][part]
             assert acts.gate_proj[s, t].detach().numpy() == pytest.approx(
                 (mixed @ x[s, t]).numpy(), rel=1e-9, abs=1e-12
             )
@@ -407,8 +458,54 @@ def test_recorded_requests_replay_what_the_model_asked_for(tiny, calibrated, tmp
     (more,) = plan(trace, [replace(used[1], dram_bytes=used[1].dram_bytes + 0.1 * tiny.shape.mlp_bytes)])
     assert more.flash_misses.sum() < replayed.flash_misses.sum()
     for changes in ({"policies": ["dense"]}, {"sweep": {"dram": [{"mlp_fraction": 0.9}]}}):
-        with pytest.raises(InputError, match="requests are recorded of one policy at one size of DRAM"):
+        with pytest.raises(InputError, match="give one such policy at one size of DRAM"):
             record_requests(tiny, ids, text, parse(Experiment, fields | changes, "test"), out)
+
+
+def test_what_is_added_to_nested_weights_is_trained_under_the_policy(tiny, calibrated, tmp_path):
+    """The divergence falls; factors lie in the new file, are charged, and are added whatever the levels."""
+    out = tmp_path / "trained.precision.safetensors"
+    fields = {"trace": "x", "policies": [{"precision": {"calibration": str(calibrated.path), "price": 2.0}}]}
+    experiment = parse(Experiment, fields | {"dram": {"mlp_fraction": 0.7}}, "test")
+    before = {name: value.clone() for name, value in tiny.model.state_dict().items()}
+    losses = adapt_precision(tiny, tokens(6), experiment, out, rank=3, how=Training(60, 16, 1e-2, seed=1))
+    assert len(losses) == 60
+    assert np.mean(losses[-5:]) < 0.6 * np.mean(losses[:5])
+    assert all(torch.equal(value, before[name]) for name, value in tiny.model.state_dict().items())
+    trained = Calibrated.read(out)
+    assert trained.origin.trained == "rank 3, 60 steps of 16 x 16 tokens, " + experiment.load_policies()[0].label
+    assert trained.table_bytes - calibrated.table_bytes == 3 * 2 * 3 * 3 * (32 + 64)  # 3 layers, 3 matrices, 2 bytes
+    rows, inputs = trained.added(2, "down_proj")
+    assert (rows.dtype, rows.shape, inputs.shape) == (np.float16, (32, 3), (3, 64))
+    assert calibrated.added(2, "down_proj") == []
+    one, two = (nested_weights(tiny, setting(tiny, each).policy)[1]["up_proj"] for each in (calibrated, trained))
+    low, high = trained.added(1, "up_proj")
+    assert low.any()
+    x = torch.randn(5, 32, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    for levels in (torch.full((64,), 5), torch.randint(0, 6, (5, 64), generator=torch.Generator().manual_seed(4))):
+        expected = one.by_row(x, levels).numpy() + x.numpy() @ (low.astype(float) @ high.astype(float)).T
+        assert two.by_row(x, levels).numpy() == pytest.approx(expected, rel=1e-9)
+    wide = nested_weights(tiny, setting(tiny, trained).policy)[2]["down_proj"]
+    glu = torch.randn(4, 64, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+    exact = wide.each[5].numpy() + rows.astype(float) @ inputs.astype(float)
+    assert wide.by_column(glu, torch.full((64,), 5)).numpy() == pytest.approx(glu.numpy() @ exact.T, rel=1e-9)
+    ids = tokens(6)
+    with torch.inference_mode():
+        dense = nll(tiny, ids)
+    apart = []
+    for each in (calibrated, trained):
+        found, _ = measure(tiny, ids, [setting(tiny, each, share=0.4, price=2.0)])
+        apart.append(np.abs(found - dense).mean())
+    assert apart[1] < 0.8 * apart[0]
+    again = tmp_path / "again.precision.safetensors"
+    adapt_precision(tiny, tokens(6), experiment, again, rank=3, how=Training(60, 16, 1e-2, seed=1))
+    assert again.read_bytes() == out.read_bytes()
+    for changes, message in (({"rank": 0}, "rank: must be more than 0"), ({}, "give one such policy at one size")):
+        wrong = parse(Experiment, fields | {"policies": ["dense"] if not changes else fields["policies"]}, "test")
+        with pytest.raises(InputError, match=message):
+            adapt_precision(tiny, tokens(6), wrong, out, **({"rank": 2, "how": Training(2, 2, 1e-3)} | changes))
+    with pytest.raises(InputError, match="learning rate: must be more than 0"):
+        Training(5, 2, -1.0)
 
 
 def test_what_cannot_be_is_one_line(tiny, calibrated, tmp_path):

@@ -1,0 +1,108 @@
+"""Trains what is added to a model's nested weights, so that it predicts better at the levels that a policy reads.
+
+To each matrix a product of two narrow factors is added, whatever the levels of its rows or columns (LoRA,
+arXiv 2106.09685). It cannot be merged into the codes: it stays in DRAM beside them, and its bytes are counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dipsim.basics.progress import Progress, silent
+from dipsim.live.adapt import Training, check_positive, distil, log_probabilities
+from dipsim.live.closed_loop import forward_at_levels, replaced
+from dipsim.live.codes import calibration_of, nested_weights
+from dipsim.live.leveled import Leveled
+from dipsim.live.models import LoadedModel
+from dipsim.live.requests import setting_with_levels
+from dipsim.live.sensitivity import frozen
+from dipsim.live.swiglu import check_dense
+from dipsim.planning.builder import PlanBuilder
+from dipsim.planning.precision import Precision
+from dipsim.sparsity.calibrated import ADDED
+from dipsim.sparsity.levels import worth_levels
+from dipsim.sparsity.policy import Group
+from dipsim.study.experiment import Experiment
+
+
+def adapt_precision(
+    loaded: LoadedModel, ids: Tensor, experiment: Experiment, out: Path, *, rank: int, how: Training,
+    progress: Progress = silent,
+) -> list[float]:  # fmt: skip
+    """Train on tokens [S, T] for the experiment's only policy with levels; write its calibration with what is added.
+
+    The policy chooses as it does in `evaluate`, but for what reads bring along. What an earlier training added is
+    trained anew. Returns the loss of every step in nats. Raises InputError for settings that make no sense.
+    """
+    check_dense(loaded.shape, "adapt")
+    check_positive("rank", rank)
+    setting = setting_with_levels(loaded.shape, experiment, ids.shape[1])
+    calibrated = calibration_of(loaded, setting.policy)
+    nested = nested_weights(loaded, setting.policy)
+    builder = PlanBuilder(loaded.shape, setting, ids.shape[1], (0,))
+    assert builder.precision is not None
+    generator = torch.Generator().manual_seed(how.seed)
+    layers: list[dict[str, Leveled]] = []
+    for matrices in nested:
+        layers.append({name: _with_factors(weights, rank, generator) for name, weights in matrices.items()})
+    factors = [part for matrices in layers for weights in matrices.values() for part in weights.added or ()]
+    forwards = [
+        partial(
+            forward_at_levels, mlp, layer=layer, policy=setting.policy, groups=builder.groups, weights=layers[layer],
+            base=_base(builder.precision, layer, ids.device), choose=_chooser(builder.precision, layer, ids.device),
+        )
+        for layer, mlp in enumerate(loaded.mlps)
+    ]  # fmt: skip
+
+    def sparse(tokens: Tensor) -> Tensor:
+        with replaced(loaded.mlps, forwards):
+            return log_probabilities(loaded.model, tokens)
+
+    with frozen(loaded.model):
+        losses = distil(factors, partial(log_probabilities, loaded.model), sparse, ids, how, progress)
+    tensors = dict(calibrated.tensors)
+    for layer, matrices in enumerate(layers):
+        for matrix, weights in matrices.items():
+            for name, part in zip(ADDED, weights.added or (), strict=True):
+                tensors[f"layers.{layer}.{matrix}.{name}"] = part.detach().half().cpu().numpy()
+    trained = f"rank {rank}, {how.steps} steps of {how.batch} x {ids.shape[1]} tokens, {setting.policy.label}"
+    replace(
+        calibrated, path=out, tensors=tensors, origin=calibrated.origin.model_copy(update={"trained": trained})
+    ).write()
+    return losses
+
+
+def _with_factors(weights: Leveled, rank: int, generator: torch.Generator) -> Leveled:
+    """The same weights with factors to train: one of 0, so that nothing is added at first."""
+    exact = weights.each[-1]
+    assert exact is not None
+    rows, inputs = exact.shape
+    into = torch.randn(rank, inputs, generator=generator) / inputs**0.5
+    out = torch.zeros(rows, rank)
+    return Leveled(weights.each, (out.to(exact).requires_grad_(), into.to(exact).requires_grad_()))
+
+
+def _base(precision: Precision, layer: int, device: torch.device) -> dict[str, Tensor]:
+    """The levels [N] that every token has of each group."""
+    return {group.name: torch.from_numpy(precision.base[group.name, layer]).to(device) for group in precision.groups}
+
+
+def _chooser(precision: Precision, layer: int, device: torch.device) -> Callable[[Group, Tensor], Tensor]:
+    """What chooses levels [..., N] of a group from scores [..., N]."""
+    tables = {
+        group.name: [torch.from_numpy(table).to(device) for table in precision.tables(group, layer, np.float32)]
+        for group in precision.groups
+    }
+
+    def choose(group: Group, scores: Tensor) -> Tensor:
+        levels: Tensor = worth_levels(scores.detach().float(), *tables[group.name])
+        return levels
+
+    return choose
