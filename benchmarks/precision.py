@@ -1,7 +1,8 @@
 """Bits instead of zeros on a real model, beside DIP and DIP-CA: the tables and the figure of docs/precision.md.
 
 `python benchmarks/precision.py` prints the tables; `--write` also puts them and the figure there.
-`--measured TABLE ...` keeps what evaluations found, from their `quality.csv`.
+`--measured TABLE ...` keeps what evaluations found, from their `quality.csv`, and `--trained TABLE ...` what they found
+with weights that were trained.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ from dipsim.basics.files import write
 from dipsim.figures.pareto import BUDGETS, front
 from dipsim.figures.style import COLOURS, MARKERS, STYLE, blank_figure
 
-MEASURED = ROOT / "benchmarks/data/precision.csv"
+MEASURED, TRAINED = (ROOT / f"benchmarks/data/{name}.csv" for name in ("precision", "precision-trained"))
 SETTING = ("device", "layout", "mlp_fraction", "tokens", "policy", "setting")
 KEPT = (*SETTING, "perplexity", "standard_error", "tokens_per_s", "mlp_fraction_read")
 NAMES = {"dip": "DIP", "dip-ca": "DIP-CA", "precision": "**precision**"}
 
 
-def collect(paths: list[str]) -> None:
+def collect(paths: list[str], out: Path) -> None:
     """Keep what evaluations measured, one row a setting."""
     rows = []
     for path in paths:
@@ -37,7 +38,7 @@ def collect(paths: list[str]) -> None:
             more = {"policy": _curve(row["policy"], parameters), "setting": json.dumps(parameters), "layout": layout}
             rows.append(row | more)
     table = pd.DataFrame(rows)[list(KEPT)].drop_duplicates(list(SETTING)).sort_values(list(SETTING), kind="stable")
-    write(MEASURED, table.to_csv(index=False))
+    write(out, table.to_csv(index=False))
 
 
 def _curve(policy: str, parameters: dict[str, object]) -> str:
@@ -46,9 +47,9 @@ def _curve(policy: str, parameters: dict[str, object]) -> str:
     return f"{name}, all that is resident used" if parameters.get("free") else name
 
 
-def measured() -> pd.DataFrame:
+def measured(path: Path) -> pd.DataFrame:
     """All rows, with the increase of perplexity and the speed-up over dense on the same device at the same DRAM."""
-    table = pd.read_csv(MEASURED, keep_default_na=False)
+    table = pd.read_csv(path, keep_default_na=False)
     where = ["device", "mlp_fraction", "tokens"]
     dense = table[table["policy"] == "dense"].groupby(where).first()
     base = dense.reindex(pd.MultiIndex.from_frame(table[where]))
@@ -143,13 +144,14 @@ def pareto(table: pd.DataFrame) -> Figure:
 
 
 def main() -> int:
-    if "--measured" in sys.argv:
-        collect(sys.argv[sys.argv.index("--measured") + 1 :])
-        return 0
-    table = measured()
+    for option, path in (("--measured", MEASURED), ("--trained", TRAINED)):
+        if option in sys.argv:
+            collect(sys.argv[sys.argv.index(option) + 1 :], path)
+            return 0
+    table = measured(MEASURED)
     keep(pareto(table), "precision/pareto")
     tables = {"budgets": budgets(table), "points": points(table), "real": real(table)}
-    show(tables, Path(ROOT / "docs/precision.md"))
+    show(tables | {"trained": points(measured(TRAINED))}, Path(ROOT / "docs/precision.md"))
     return 0
 
 
