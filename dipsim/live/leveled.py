@@ -21,6 +21,11 @@ class Leveled:
 
     def by_row(self, x: Tensor, levels: Tensor) -> Tensor:
         """The products [..., rows] with x [..., inputs], each row at its level, [rows] or [..., rows]."""
+        if levels.dim() == 1:  # the same for all of x: one product is enough
+            mixed = x.new_zeros(len(levels), x.shape[-1])
+            for weight, _, places in self._used(levels):
+                mixed[places] = weight[places]
+            return self._with_added(x @ mixed.T, x)
         found = x.new_zeros(*x.shape[:-1], levels.shape[-1])
         for weight, here, places in self._used(levels):
             product = x @ weight[places].T
