@@ -275,7 +275,7 @@ def train_predictor(
 def adapt(
     model: Annotated[str, typer.Option(help="smollm2-135m, a folder, a .gguf file or a Hugging Face id.")],
     text: Annotated[Path, typer.Option(help="UTF-8 text to train on; not the one to evaluate on.")],
-    out: Annotated[Path, typer.Option(help="Folder for the adapter; with --experiment, *.precision.safetensors.")],
+    out: Annotated[Path, typer.Option(help="Folder for the adapter.")],
     policy: Annotated[str, typer.Option(help="Policy, by name or path.")] = "dip",
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="Policy parameter, POLICY.PARAMETER=VALUE; may be repeated.")
@@ -287,15 +287,8 @@ def adapt(
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    experiment: Annotated[
-        Path | None, typer.Option(help="Train instead what is added to the nested weights of its only such policy.")
-    ] = None,
 ) -> None:
     """Train LoRA adapters that win back what a policy costs (extra `live`)."""
-    if experiment is not None:
-        how = {"steps": steps, "batch": batch, "learning_rate": learning_rate}
-        _adapt_precision(model, text, out, experiment, rank, length, dtype, device, how)
-        return
     from dipsim.sparsity.plugins import load_policy
 
     chosen: list[dict[str, dict[str, Any]]] = [{policy: {}}]
@@ -320,11 +313,20 @@ def adapt(
     print(f"{out}: {loaded_policy.label}, rank {rank}, {steps} steps; divergence {_divergence(losses)}")
 
 
-def _adapt_precision(
-    model: str, text: Path, out: Path, experiment: Path, rank: int, length: int, dtype: str, device: str,
-    how: dict[str, Any],
-) -> None:  # fmt: skip
-    """Train what is added to the weights of an experiment's policy."""
+@commands.command("adapt-precision")
+def adapt_precision(
+    experiment: Annotated[Path, typer.Argument(help="Experiment file with one `precision` policy and one DRAM size.")],
+    model: Annotated[str, typer.Option(help="smollm2-135m, or a .gguf file in Q4_0 or Q4_1.")],
+    text: Annotated[Path, typer.Option(help="UTF-8 text to train on; not the one to evaluate on.")],
+    out: Annotated[Path, typer.Option(help="The file to write, ending in .precision.safetensors.")],
+    rank: Annotated[int, typer.Option(help="Rank of what is added to each matrix.")] = 4,
+    steps: Annotated[int, typer.Option(help="Training steps.")] = 200,
+    batch: Annotated[int, typer.Option(help="Sequences a step.")] = 8,
+    length: Annotated[int, typer.Option(help="Tokens of a sequence.")] = 512,
+    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+) -> None:
+    """Train what is added to nested weights, to win back what `precision` costs (extra `live`)."""
     from dipsim.sparsity.calibrated import SUFFIX
     from dipsim.study.experiment import Experiment
 
@@ -332,16 +334,16 @@ def _adapt_precision(
     wanted = Experiment.load(experiment)
     with torch_needed(), progress_bar() as progress:
         from dipsim.live.adapt import Training
-        from dipsim.live.adapt_precision import adapt_precision
+        from dipsim.live.adapt_precision import adapt_precision as train
         from dipsim.live.models import load
         from dipsim.live.text import read_tokens
 
-        training = Training(**how)
+        how = Training(steps, batch, learning_rate)
         progress("loading the model", 0, 1)
-        loaded = load(model, dtype, device)
-        ids = read_tokens(loaded, text, None, length)
-        losses = adapt_precision(loaded, ids, wanted, out, rank=rank, how=training, progress=progress)
-    print(f"{out}: rank {rank}, {how['steps']} steps; divergence {_divergence(losses)}")
+        loaded = load(model, "float32", device)
+        losses = train(loaded, read_tokens(loaded, text, None, length), text, wanted, out, rank=rank, how=how,
+                       progress=progress)  # fmt: skip
+    print(f"{out}: rank {rank}, {steps} steps; divergence {_divergence(losses)}")
 
 
 def _divergence(losses: list[float]) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dipsim.basics.files import sha256
 from dipsim.basics.progress import Progress, silent
 from dipsim.live.adapt import Training, check_positive, distil, log_probabilities
 from dipsim.live.closed_loop import forward_at_levels, replaced
@@ -26,17 +27,19 @@ from dipsim.live.sensitivity import frozen
 from dipsim.live.swiglu import check_dense
 from dipsim.planning.builder import PlanBuilder
 from dipsim.planning.precision import Precision
-from dipsim.sparsity.calibrated import ADDED
+from dipsim.sparsity.calibrated import ADDED, Trained
 from dipsim.sparsity.levels import worth_levels
 from dipsim.sparsity.policy import Group
 from dipsim.study.experiment import Experiment
 
 
 def adapt_precision(
-    loaded: LoadedModel, ids: Tensor, experiment: Experiment, out: Path, *, rank: int, how: Training,
+    loaded: LoadedModel, ids: Tensor, text: Path, experiment: Experiment, out: Path, *, rank: int, how: Training,
     progress: Progress = silent,
 ) -> list[float]:  # fmt: skip
-    """Train on tokens [S, T] for the experiment's only policy with levels; write its calibration with what is added.
+    """Train on tokens [S, T] of a text for the experiment's only policy with levels.
+
+    Its calibration is written to `out` with what is added.
 
     The policy chooses as it does in `evaluate`, but for what reads bring along. What an earlier training added is
     trained anew. Returns the loss of every step in nats. Raises InputError for settings that make no sense.
@@ -72,7 +75,16 @@ def adapt_precision(
         for matrix, weights in matrices.items():
             for name, part in zip(ADDED, weights.added or (), strict=True):
                 tensors[f"layers.{layer}.{matrix}.{name}"] = part.detach().half().cpu().numpy()
-    trained = f"rank {rank}, {how.steps} steps of {how.batch} x {ids.shape[1]} tokens, {setting.policy.label}"
+    trained = Trained(
+        text=text.name,
+        text_sha256=sha256(text),
+        policy=setting.policy.label,
+        dram_bytes=setting.dram_bytes,
+        rank=rank,
+        steps=how.steps,
+        batch=how.batch,
+        length=ids.shape[1],
+    )
     replace(
         calibrated, path=out, tensors=tensors, origin=calibrated.origin.model_copy(update={"trained": trained})
     ).write()
@@ -80,13 +92,13 @@ def adapt_precision(
 
 
 def _with_factors(weights: Leveled, rank: int, generator: torch.Generator) -> Leveled:
-    """The same weights with factors to train: one of 0, so that nothing is added at first."""
+    """The same weights with factors to train, in float32: one of 0, so that nothing is added at first."""
     exact = weights.each[-1]
     assert exact is not None
     rows, inputs = exact.shape
     into = torch.randn(rank, inputs, generator=generator) / inputs**0.5
     out = torch.zeros(rows, rank)
-    return Leveled(weights.each, (out.to(exact).requires_grad_(), into.to(exact).requires_grad_()))
+    return Leveled(weights.each, (out.to(exact.device).requires_grad_(), into.to(exact.device).requires_grad_()))
 
 
 def _base(precision: Precision, layer: int, device: torch.device) -> dict[str, Tensor]:

@@ -160,11 +160,9 @@ def _nested(
 
     def all_levels(code: Code, layer: int, matrix: str) -> Leveled:
         weights = weights_of(code.to(device), calibrated, layer, matrix)
-        added = [torch.from_numpy(part).to(device, dtype) for part in calibrated.added(layer, matrix)]
-        return Leveled(
-            [None if weight is None else weight.to(dtype) for weight in weights],
-            (added[0], added[1]) if added else None,
-        )
+        added = calibrated.added(layer, matrix)
+        factors = added and (torch.from_numpy(added[0]).to(device), torch.from_numpy(added[1]).to(device))
+        return Leveled([None if weight is None else weight.to(dtype) for weight in weights], factors)
 
     layers = read_codes(path, calibrated.origin.model.num_hidden_layers)
     return [

@@ -13,7 +13,7 @@ from torch import Tensor
 class Leveled:
     """The weights [rows, inputs] of a matrix at each level, None at one that has nothing.
 
-    `added` are two factors, [rows, r] and [r, inputs], of what is added to the matrix whatever the levels.
+    `added` are two factors, [rows, r] and [r, inputs] of any dtype, of what is added to the matrix whatever the levels.
     """
 
     each: Sequence[Tensor | None]
@@ -44,7 +44,7 @@ class Leveled:
         """The weights of each level that has some, where it is used, [..., N], and the places [n] of N that ever do."""
         for level, weight in enumerate(self.each):
             here = levels == level
-            places = here.view(-1, here.shape[-1]).any(0).nonzero()[:, 0]
+            places = here.reshape(-1, here.shape[-1]).any(0).nonzero()[:, 0]
             if weight is not None and len(places):
                 yield weight, here, places
 
@@ -52,4 +52,4 @@ class Leveled:
         if self.added is None:
             return found
         out, into = self.added
-        return found + (x @ into.T) @ out.T
+        return found + (x @ into.T.to(x.dtype)) @ out.T.to(x.dtype)

@@ -1,18 +1,20 @@
 """What a text tells of each MLP: second moments of its input and of the loss's gradient, and which tokens matter more.
 
 Gradients are of the loss of the text's own next tokens, and of others which the model draws. Their moments are the
-empirical Fisher information and Fisher information, the curvature of the divergence from the dense model; the mean of
-both did better than each (docs/precision.md).
+empirical Fisher information and Fisher information, the curvature of the divergence from the dense model; both
+together did better than each (docs/precision.md).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from dipsim.basics.errors import InputError
 from dipsim.basics.progress import Progress, silent
 from dipsim.live.closed_loop import LiveActivations, replaced
 from dipsim.live.models import LoadedModel
@@ -23,6 +25,8 @@ BATCH = 4  # sequences whose graph is held at a time
 DRAWS = 2  # of all next tokens, beside the text's own
 RIDGE = 0.2  # on weights of standardised inputs: the best on held-out sequences of the validation text
 STEPS = 80
+LARGE = 20.0  # a logarithm that no fit comes near
+FLAT = 1e-6  # of the largest spread of an input
 
 
 @dataclass(frozen=True)
@@ -85,21 +89,28 @@ def fit_token_weight(x: Tensor, squares: Tensor) -> Tensor:
     """The weights t and t0, [d + 1] in 16 bits, with which exp(t'x + t0) is nearest to squares [n] over their mean.
 
     It is a regression of the gamma distribution with a logarithmic link on x [n, d], each input standardised. The mean
-    of exp(t'x + t0) over these tokens is 1.
+    of exp(t'x + t0) over these tokens is 1, but for its rounding. Raises InputError if they are too few.
     """
-    mean, spread = x.mean(0), x.std(0).clamp(min=1e-6)
+    few = f"the weight of a token cannot be told from {len(x)} tokens; give a longer text"
+    if len(x) < 2 or not squares.any():
+        raise InputError(few)
+    mean, spread = x.mean(0), x.std(0)
+    spread = torch.where(spread > FLAT * spread.max(), spread, torch.inf)  # what never differs tells nothing
     inputs, wanted = (x - mean) / spread, squares / squares.mean()
     weights = x.new_zeros(x.shape[1] + 1, requires_grad=True)
     optimizer = torch.optim.LBFGS([weights], max_iter=STEPS, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        logs = inputs @ weights[:-1] + weights[-1]
+        logs = (inputs @ weights[:-1] + weights[-1]).clamp(-LARGE, LARGE)
         found: Tensor = (wanted * (-logs).exp() + logs).mean() + RIDGE * weights[:-1].square().sum()
         found.backward()  # type: ignore[no-untyped-call]
         return found
 
-    with torch.enable_grad():
+    with torch.enable_grad(), suppress(RuntimeError):  # a step beyond float32, where there is nothing to fit
         optimizer.step(loss)  # type: ignore[no-untyped-call]
     each = (weights.detach()[:-1] / spread).half()
-    return torch.cat([each, -(x @ each.float()).exp().mean().log().half()[None]])
+    found = torch.cat([each, -(x @ each.float()).exp().mean().log().half()[None]])
+    if not found.isfinite().all():
+        raise InputError(few)
+    return found

@@ -66,7 +66,7 @@ class Encoded:
     """What tokens that are not counted did to the caches of experts: prompts, or those that warm caches up.
 
     `wanted` and `found` are experts of all layers, a low copy as its part of an exact one. `reads` and `read_bytes`
-    [L, R] are those of a prompt that begins a sequence, as a mean, by class of size; 0 where there is none.
+    [L, R] are those of a prompt that begins a sequence, as a mean, by copy; 0 where there is none.
     """
 
     wanted: float

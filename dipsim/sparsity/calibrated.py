@@ -1,7 +1,7 @@
 """A calibration of precision: what a nested code's base needs, and what choosing among its levels goes by.
 
 The levels are prefixes of a model's own 4-bit code: nothing, its highest bit, its two, its three highest, all of it
-(docs/precision.md). For each layer i and matrix the file has the base of each of the two low levels L,
+(docs/precision.md). For each layer i and matrix the file has the base of each of the levels L from 1 to 4,
 `layers.{i}.{matrix}.base{L}` [rows, groups] (uint8: the scale's place in its grid, and 16 times the centre's),
 `.scales{L}` [16] and `.centres{L}` [16] (the grids), `.values{L}` (what each code stands for). For each group of units
 it has `layers.{i}.{group}.errors` [N, levels] and `.scores` [Q, N], as `Units` says. `layers.{i}.value` [m] is what a
@@ -39,11 +39,23 @@ WIDEST = 3.0  # of the logarithm of a token's weight
 AGAIN = "make it again with `dipsim calibrate-precision`"
 
 
+class Trained(Strict):
+    """How what is added was trained: on which text, for which policy and size of DRAM, and for how long."""
+
+    text: str
+    text_sha256: str
+    policy: str
+    dram_bytes: float
+    rank: Count
+    steps: Count
+    batch: Count
+    length: Count
+
+
 class Origin(Strict):
     """Where a calibration comes from: a model by its sizes and its file's SHA-256, and the text that it saw.
 
-    `weights` are those of the parts of all tokens that scores are means of. `trained` says how what is added was
-    trained, if something is.
+    `weights` are those of the parts of all tokens that scores are means of. `trained` is there if something is added.
     """
 
     format: Literal["dipsim-precision"] = "dipsim-precision"
@@ -55,7 +67,7 @@ class Origin(Strict):
     sequences: Count
     length: Count
     weights: tuple[float, ...] = Field(min_length=1)
-    trained: str | None = None
+    trained: Trained | None = None
 
 
 @dataclass(frozen=True)
@@ -110,14 +122,19 @@ class Calibrated:
         scale = np.exp(scales)[places & 15]
         return np.stack([scale, scale * centres[places >> 4]]).astype(np.float32)
 
-    def added(self, layer: int, matrix: str) -> list[NDArray[np.float16]]:
-        """The factors [rows, r] and [r, inputs] of what was trained to be added to a matrix; none if it was not."""
-        found = [self.tensors.get(f"layers.{layer}.{matrix}.{name}") for name in ADDED]
-        return [part for part in found if part is not None]
+    def added(self, layer: int, matrix: str) -> tuple[NDArray[Any], NDArray[Any]] | None:
+        """The factors [rows, r] and [r, inputs] (float16) of what was trained to be added to a matrix, if it was.
+
+        Raises InputError if one is missing.
+        """
+        if self.origin.trained is None:
+            return None
+        out, into = (self.of(layer, f"{matrix}.{name}") for name in ADDED)
+        return out, into
 
     @property
     def table_bytes(self) -> float:
-        """What the grids and values of all bases and the tokens' weights take, in 16 bits each, and neurons' in 8."""
+        """What grids, values, tokens' weights and added factors take, in 16 bits each, and neurons' worth in 8."""
         tables = [tensor.size for name, tensor in self.tensors.items() if _is_table(name)]
         return 2.0 * sum(tables) + float(self.origin.model.num_hidden_layers * self.origin.model.intermediate_size)
 
@@ -141,4 +158,7 @@ def _read(path: Path, _changed: int) -> Calibrated:
         tensors = load_file(path)
     except (SafetensorError, ValueError) as error:
         raise InputError(f"{path}: not a readable calibration of precision ({error}); {AGAIN}") from None
-    return Calibrated(path, parse(Origin, found, path), tensors)
+    try:
+        return Calibrated(path, parse(Origin, found, path), tensors)
+    except InputError as error:
+        raise InputError(f"{error}; {AGAIN}") from None

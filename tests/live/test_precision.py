@@ -1,5 +1,6 @@
 """Weights nested in a model's own code: read, fitted, chosen among and computed with, against explicit loops."""
 
+import hashlib
 import json
 import math
 from dataclasses import replace
@@ -11,6 +12,7 @@ import pytest
 torch = pytest.importorskip("torch")
 gguf = pytest.importorskip("gguf")
 
+from safetensors.numpy import save_file  # noqa: E402
 from tiny_models import SIZES, make  # noqa: E402
 
 from dipsim.basics.errors import InputError  # noqa: E402
@@ -242,6 +244,26 @@ def test_the_weight_of_a_token_is_learned_from_what_it_sees():
     assert largest == pytest.approx(np.full((2, 1), math.exp(3.0)))
 
 
+@pytest.mark.parametrize("case", ["few", "outliers", "constant", "nothing", "one"])
+def test_a_weight_that_cannot_be_told_is_one_line_or_finite(case):
+    generator = torch.Generator().manual_seed(11)
+    x = torch.randn({"few": 3, "one": 1}.get(case, 400), 40, generator=generator)
+    squares = torch.rand(len(x), generator=generator) * (0 if case == "nothing" else 1)
+    if case == "outliers":
+        x[:2] *= 1e4
+        squares[:2] = 1e9
+    if case == "constant":
+        x[:, 3] = 7.0
+        x[0, 3] = 7.000001
+    if case in ("nothing", "one"):
+        with pytest.raises(InputError, match=f"cannot be told from {len(x)} tokens; give a longer text"):
+            live_moments.fit_token_weight(x, squares)
+        return
+    found = live_moments.fit_token_weight(x, squares)
+    assert found.isfinite().all()
+    assert case != "constant" or found[3] == 0
+
+
 def test_next_tokens_are_drawn_as_the_model_expects_them():
     logits = torch.tensor([[0.0, 1.0, -9.0]]).repeat(20000, 1)
     drawn = live_moments._drawn(logits, 3)
@@ -468,16 +490,22 @@ def test_what_is_added_to_nested_weights_is_trained_under_the_policy(tiny, calib
     fields = {"trace": "x", "policies": [{"precision": {"calibration": str(calibrated.path), "price": 2.0}}]}
     experiment = parse(Experiment, fields | {"dram": {"mlp_fraction": 0.7}}, "test")
     before = {name: value.clone() for name, value in tiny.model.state_dict().items()}
-    losses = adapt_precision(tiny, tokens(6), experiment, out, rank=3, how=Training(60, 16, 1e-2, seed=1))
+    text = tmp_path / "train.txt"
+    text.write_text("words", encoding="utf-8")
+    losses = adapt_precision(tiny, tokens(6), text, experiment, out, rank=3, how=Training(60, 16, 1e-2, seed=1))
     assert len(losses) == 60
     assert np.mean(losses[-5:]) < 0.6 * np.mean(losses[:5])
     assert all(torch.equal(value, before[name]) for name, value in tiny.model.state_dict().items())
     trained = Calibrated.read(out)
-    assert trained.origin.trained == "rank 3, 60 steps of 16 x 16 tokens, " + experiment.load_policies()[0].label
+    how = trained.origin.trained
+    assert (how.text, how.rank, how.steps, how.batch, how.length) == ("train.txt", 3, 60, 16, 16)
+    assert how.text_sha256 == hashlib.sha256(b"words").hexdigest()
+    assert how.policy == experiment.load_policies()[0].label
+    assert how.dram_bytes == tiny.shape.static_bytes(16) + 0.7 * tiny.shape.mlp_bytes
     assert trained.table_bytes - calibrated.table_bytes == 3 * 2 * 3 * 3 * (32 + 64)  # 3 layers, 3 matrices, 2 bytes
     rows, inputs = trained.added(2, "down_proj")
     assert (rows.dtype, rows.shape, inputs.shape) == (np.float16, (32, 3), (3, 64))
-    assert calibrated.added(2, "down_proj") == []
+    assert calibrated.added(2, "down_proj") is None
     one, two = (nested_weights(tiny, setting(tiny, each).policy)[1]["up_proj"] for each in (calibrated, trained))
     low, high = trained.added(1, "up_proj")
     assert low.any()
@@ -498,14 +526,32 @@ def test_what_is_added_to_nested_weights_is_trained_under_the_policy(tiny, calib
         apart.append(np.abs(found - dense).mean())
     assert apart[1] < 0.8 * apart[0]
     again = tmp_path / "again.precision.safetensors"
-    adapt_precision(tiny, tokens(6), experiment, again, rank=3, how=Training(60, 16, 1e-2, seed=1))
+    adapt_precision(tiny, tokens(6), text, experiment, again, rank=3, how=Training(60, 16, 1e-2, seed=1))
     assert again.read_bytes() == out.read_bytes()
     for changes, message in (({"rank": 0}, "rank: must be more than 0"), ({}, "give one such policy at one size")):
         wrong = parse(Experiment, fields | {"policies": ["dense"] if not changes else fields["policies"]}, "test")
         with pytest.raises(InputError, match=message):
-            adapt_precision(tiny, tokens(6), wrong, out, **({"rank": 2, "how": Training(2, 2, 1e-3)} | changes))
+            adapt_precision(tiny, tokens(6), text, wrong, out, **({"rank": 2, "how": Training(2, 2, 1e-3)} | changes))
     with pytest.raises(InputError, match="learning rate: must be more than 0"):
         Training(5, 2, -1.0)
+    half = replace(trained, path=tmp_path / "half.precision.safetensors")
+    half.tensors.pop("layers.2.down_proj.lora_A")
+    half.write()
+    with pytest.raises(InputError, match=r"half.*layers.2.down_proj.lora_A: is missing; make it again"):
+        nested_weights(tiny, setting(tiny, half).policy)
+
+
+def test_factors_are_trained_in_float32_whatever_the_model(tiny, calibrated, tmp_path):
+    low = make("Llama").half()
+    low.load_state_dict({name: value.half() for name, value in tiny.model.state_dict().items()})
+    loaded = LoadedModel(low, None, tiny.shape, find_mlps(low), {}, path=tiny.path)
+    text, out = tmp_path / "train.txt", tmp_path / "low.precision.safetensors"
+    text.write_text("words", encoding="utf-8")
+    fields = {"trace": "x", "policies": [{"precision": {"calibration": str(calibrated.path), "price": 2.0}}]}
+    experiment = parse(Experiment, fields | {"dram": {"mlp_fraction": 0.7}}, "test")
+    losses = adapt_precision(loaded, tokens(6), text, experiment, out, rank=2, how=Training(20, 8, 1e-2))
+    assert np.isfinite(losses).all()
+    assert Calibrated.read(out).added(0, "gate_proj")[0].any()
 
 
 def test_what_cannot_be_is_one_line(tiny, calibrated, tmp_path):
@@ -540,6 +586,10 @@ def test_what_cannot_be_is_one_line(tiny, calibrated, tmp_path):
     out.write_bytes(b"no")
     with pytest.raises(InputError, match="not a readable calibration of precision"):
         Calibrated.read(out)
+    header = calibrated.origin.model_dump_json().replace('"version":2', '"version":1')
+    save_file(calibrated.tensors, out, {"origin": header})
+    with pytest.raises(InputError, match=r"version: Input should be 2 \(got 1\); make it again with .dipsim calib"):
+        Calibrated.read(out)
     broken = Calibrated(
         out, calibrated.origin, {k: v for k, v in calibrated.tensors.items() if k != "layers.2.up.errors"}
     )
@@ -558,6 +608,19 @@ def test_the_command_line_says_in_one_line_what_is_wrong(cli_run, tmp_path, chec
         (("check", checkout / "examples/precision.yaml"), "smollm2-135m.precision.safetensors: cannot be read"),
         (("run", "--policy", "precision"), "policy precision: calibration: is required but missing"),
         (
+            (
+                "adapt-precision",
+                checkout / "examples/quickstart.yaml",
+                "--model",
+                "m",
+                "--text",
+                text,
+                "--out",
+                "a.txt",
+            ),
+            "--out a.txt: the file must end in .precision.safetensors",
+        ),
+        (
             ("record", "--model", "m", "--text", text, "--out", "a.safetensors", "--tokens", 7, *of),
             "--tokens 7: must be a multiple of the sequences' 4; change one of them",
         ),
@@ -567,6 +630,32 @@ def test_the_command_line_says_in_one_line_what_is_wrong(cli_run, tmp_path, chec
         assert message in error
         assert "dipsim calibrate-precision" in error or "cannot be read" not in error
         assert error.count("\n") == 1
+
+
+def test_calibrations_are_made_and_trained_from_the_command_line(cli_run, tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("dipsim.live.models.load", lambda *_: tiny)
+    monkeypatch.setattr("dipsim.live.text.read_tokens", lambda _model, _text, count, length: tokens(count or 5, length))
+    text, one = tmp_path / "text.txt", tmp_path / "one.yaml"
+    text.write_text("some words", encoding="utf-8")
+    made, trained = (tmp_path / f"{name}.precision.safetensors" for name in ("made", "trained"))
+    of = ("--model", "tiny", "--text", text, "--out")
+    status, out, error = cli_run("calibrate-precision", *of, made, "--sequences", 6, "--length", 16)
+    assert (status, error) == (0, "")
+    assert "from 6 x 16 tokens" in out
+    policy = {"precision": {"calibration": str(made), "price": 2.0}}
+    one.write_text(json.dumps({"trace": "x", "policies": [policy], "dram": {"mlp_fraction": 0.8}}), encoding="utf-8")
+    options = ("--rank", 2, "--steps", 40, "--batch", 8, "--length", 16, "--learning-rate", 0.01)
+    status, out, error = cli_run("adapt-precision", one, *of, trained, *options)
+    assert (status, error) == (0, "")
+    first, last = (float(part.split()[0]) for part in out.rpartition("divergence ")[2].split("->"))
+    assert last <= first
+    assert "rank 2, 40 steps" in out
+    assert Calibrated.read(trained).origin.trained.text == "text.txt"
+    one.write_text(json.dumps({"trace": "x", "policies": ["dense"]}), encoding="utf-8")
+    status, out, error = cli_run("adapt-precision", one, *of, trained, *options)
+    assert (status, out) == (2, "")
+    assert "policies: 0 have levels of precision; give one such policy at one size of DRAM" in error
+    assert error.count("\n") == 1
 
 
 def test_runs_and_sweeps_take_a_trace_of_requests(cli_run, tiny, calibrated, tmp_path):

@@ -225,5 +225,5 @@ def test_the_most_wanted_expert_is_exact_and_so_is_what_is_resident_so():
     assert np.flatnonzero(policy.select(group, scores, resident)).tolist() == [2, 4]
     resident[0] = True
     assert np.flatnonzero(policy.select(group, scores, resident)).tolist() == [0, 2]
-    assert np.flatnonzero(LowBit(share=0.2).select(group, scores, ~resident & False)).tolist() == [0, 2]
-    assert np.flatnonzero(LowBit(share=1.0).select(group, scores, ~resident & False)).tolist() == [2, 4]
+    assert np.flatnonzero(LowBit(share=0.2).select(group, scores, np.zeros(8, dtype=bool))).tolist() == [0, 2]
+    assert np.flatnonzero(LowBit(share=1.0).select(group, scores, np.zeros(8, dtype=bool))).tolist() == [2, 4]
