@@ -25,6 +25,7 @@ from dipsim.figures.style import COLOURS, MARKERS, STYLE, blank_figure
 MEASURED, TRAINED = (ROOT / f"benchmarks/data/{name}.csv" for name in ("precision", "precision-trained"))
 SETTING = ("device", "layout", "mlp_fraction", "tokens", "policy", "setting")
 KEPT = (*SETTING, "perplexity", "standard_error", "tokens_per_s", "mlp_fraction_read")
+FORMATS = {"mlp_fraction": ".0%", "tokens": ","}
 NAMES = {"dip": "DIP", "dip-ca": "DIP-CA", "precision": "**precision**"}
 
 
@@ -69,7 +70,7 @@ def between(rows: pd.DataFrame, budget: float) -> float:
     gammas = rows["setting"].map(lambda text: json.loads(text).get("gamma"))
     for _, curve in rows.groupby(gammas, dropna=False):
         ordered = curve.sort_values("speedup")
-        more, gain = np.append(0.0, ordered["increase"]), np.append(1.0, ordered["speedup"])
+        more, gain = ordered["increase"].to_numpy(), ordered["speedup"].to_numpy()
         for left in np.flatnonzero((more[:-1] <= budget) & (more[1:] > budget)):
             at = gain[left] + (gain[left + 1] - gain[left]) * (budget - more[left]) / (more[left + 1] - more[left])
             best = float(np.nanmax([best, at]))
@@ -94,28 +95,14 @@ def budgets(table: pd.DataFrame) -> Rows:
     return rows
 
 
-def real(table: pd.DataFrame) -> Rows:
-    """The same on devices whose reads cost, and every point there."""
-    rows = [["device", "layout", "price", "perplexity", "speed-up over dense", "MLP read"]]
-    for (device, layout), mine in table[table["device"] != "paper"].groupby(["device", "layout"], sort=False):
-        for row in mine.sort_values("speedup").itertuples():
-            price = json.loads(str(row.setting))["price"]
-            paid = f"{row.increase:+.2f} ± {row.standard_error:.2f}"
-            rows.append(
-                [str(device), str(layout), f"{price:g}", paid, f"{row.speedup:.2f}", f"{row.mlp_fraction_read:.1%}"]
-            )
-    return rows
-
-
-def points(table: pd.DataFrame) -> Rows:
-    """Every point of the method on the abstract device."""
-    rows = [["DRAM, share of the MLP", "tokens", "price", "perplexity", "speed-up over dense", "MLP read"]]
-    mine = table[(table["device"] == "paper") & (table["policy"] == NAMES["precision"])]
-    for row in mine.sort_values(["tokens", "mlp_fraction", "speedup"]).itertuples():
-        price = json.loads(str(row.setting))["price"]
-        paid = f"{row.increase:+.3f} ± {row.standard_error:.3f}"
-        where = [f"{row.mlp_fraction:.0%}", f"{row.tokens:,}", f"{price:g}"]
-        rows.append([*where, paid, f"{row.speedup:.2f}", f"{row.mlp_fraction_read:.1%}"])
+def points(table: pd.DataFrame, where: dict[str, str]) -> Rows:
+    """Every point of the method, by columns `where` of the table with their titles."""
+    rows = [[*where.values(), "price", "perplexity", "speed-up over dense", "MLP read"]]
+    mine = table[table["policy"] == NAMES["precision"]]
+    for row in mine.sort_values([*reversed(where), "speedup"]).to_dict("records"):
+        price, paid = json.loads(row["setting"])["price"], f"{row['increase']:+.3f} ± {row['standard_error']:.3f}"
+        named = [format(row[name], FORMATS.get(name, "")) for name in where]
+        rows.append([*named, f"{price:g}", paid, f"{row['speedup']:.2f}", f"{row['mlp_fraction_read']:.1%}"])
     return rows
 
 
@@ -150,8 +137,14 @@ def main() -> int:
             return 0
     table = measured(MEASURED)
     keep(pareto(table), "precision/pareto")
-    tables = {"budgets": budgets(table), "points": points(table), "real": real(table)}
-    show(tables | {"trained": points(measured(TRAINED))}, Path(ROOT / "docs/precision.md"))
+    shares, on_paper = {"mlp_fraction": "DRAM, share of the MLP", "tokens": "tokens"}, table["device"] == "paper"
+    tables = {
+        "budgets": budgets(table),
+        "points": points(table[on_paper], shares),
+        "real": points(table[~on_paper], {"device": "device"}),
+        "trained": points(measured(TRAINED), shares),
+    }
+    show(tables, Path(ROOT / "docs/precision.md"))
     return 0
 
 
