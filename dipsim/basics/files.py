@@ -82,6 +82,24 @@ def write(path: Path, content: str | Callable[[Path], object]) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def remove_temporary(folder: Path) -> None:
+    """Remove the temporary files that processes which are no more left in a folder."""
+    for file in folder.glob(".*-*-*"):
+        process = file.name.split("-")[-2]
+        if process.isdecimal() and _gone(int(process)):
+            file.unlink(missing_ok=True)
+
+
+def _gone(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):  # another user's, or no such number
+        return False
+    return False
+
+
 def sha256(path: Path) -> str:
     """Hexadecimal SHA-256 of a file's bytes."""
     with path.open("rb") as file:

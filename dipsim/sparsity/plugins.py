@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import importlib.util
 import inspect
@@ -82,8 +83,43 @@ def _import(kind: str, path: Path) -> ModuleType:
         raise InputError(f"{path}: cannot be imported: {type(error).__name__}: {text}{line}") from error
 
 
+def sources(path: Path) -> list[Path]:
+    """A plugin's file, and those beside it that it imports by name, directly or not; sorted. Nothing is run."""
+    found: set[Path] = set()
+    left = [path.resolve()]
+    while left:
+        file = left.pop()
+        if file not in found:
+            found.add(file)
+            left += [beside for name in _imported(file) if (beside := _beside(path.resolve().parent, name)) is not None]
+    return sorted(found)
+
+
+def _imported(file: Path) -> set[str]:
+    """The first names of the modules that a file imports; none if it is not Python."""
+    try:
+        nodes = list(ast.walk(ast.parse(file.read_bytes())))
+    except (OSError, SyntaxError, ValueError):  # which running it will tell
+        return set()
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom):
+            names += [node.module] if node.module else [alias.name for alias in node.names]
+    return {name.partition(".")[0] for name in names}
+
+
+def _beside(folder: Path, name: str) -> Path | None:
+    """The file of a module in a folder."""
+    files = (folder / f"{name}.py", folder / name / "__init__.py")
+    return next((file for file in files if file.is_file()), None)
+
+
 def _run(path: Path) -> ModuleType:
-    """Run a user's file as a module, anew each time, since it may have changed."""
+    """Run a user's file as a module, anew each time, since it and what it imports from its folder may have changed."""
+    helpers = {str(file) for file in sources(path)} - {str(path.resolve())}
+    for known, loaded in list(sys.modules.items()):
+        if getattr(loaded, "__file__", None) in helpers:
+            del sys.modules[known]
     name = f"{OWN}.{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
@@ -91,6 +127,7 @@ def _run(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     before = sys.modules.get(name)
     sys.modules[name] = module  # dataclasses and pydantic look a class's module up there
+    sys.path.insert(0, str(path.resolve().parent))
     try:
         spec.loader.exec_module(module)
     except BaseException:
@@ -99,4 +136,6 @@ def _run(path: Path) -> ModuleType:
         else:
             sys.modules[name] = before
         raise
+    finally:
+        sys.path.remove(str(path.resolve().parent))
     return module

@@ -17,6 +17,7 @@ from typing import Any
 from dipsim.basics.files import sha256
 from dipsim.basics.version import __version__
 from dipsim.planning.fetch_plan import Setting
+from dipsim.sparsity.plugins import sources
 from dipsim.sparsity.policy import Policy
 from dipsim.sparsity.prefetcher import Prefetcher
 from dipsim.storage.learned import learned_file
@@ -35,12 +36,14 @@ def trace_hash(trace: Trace) -> str:
 
 def plan_key(of_trace: str, tokens: int, setting: Setting) -> str:
     """The key of a plan, from the hash of its trace, its number of tokens and its setting."""
-    policy, options = setting.policy, [tokens, setting.options, setting.flash and setting.flash.model_dump()]
-    file = learned_file(setting.layout)
-    learned = [file and sha256(file)]
+    policy, file = setting.policy, learned_file(setting.layout)
+    contents: dict[str, Any] = {"flash": setting.flash and setting.flash.model_dump()}
+    if file is not None:  # what files hold, wherever they lie
+        contents["layout"] = sha256(file)
     if setting.calibration is not None:
-        learned.append(trace_hash(Trace.open(setting.calibration)))
-    return _hash([code_hash(), of_trace, policy.name, policy_hash(policy), policy.model_dump(), options, learned])
+        contents["calibration"] = trace_hash(Trace.open(setting.calibration))
+    options = setting.options | contents
+    return _hash([code_hash(), of_trace, tokens, policy.name, policy_hash(policy), policy.model_dump(), options])
 
 
 def point_key(of_plan: str, device: Device, timing: str, clock: ClockOptions = NO_CLOCK) -> str:
@@ -59,9 +62,10 @@ def policy_hash(policy: Policy) -> str:
 
 
 def _plugin_hash(plugin: object, base: type, files: Sequence[Path] = ()) -> str:
-    """The hash of a plugin's file, of those that it builds on, and of others."""
+    """The hash of a plugin's file, of those that it builds on or imports from its folder, and of others."""
     plugins = [cls for cls in type(plugin).__mro__ if issubclass(cls, base) and cls is not base]
-    return _hash([sha256(file) for file in (*(Path(inspect.getfile(cls)) for cls in plugins), *files)])
+    behind = [file for cls in plugins for file in sources(Path(inspect.getfile(cls)))]
+    return _hash([sha256(file) for file in (*behind, *files)])
 
 
 @cache

@@ -21,7 +21,7 @@ from dipsim.results.result import FATES, Result
 from dipsim.sparsity.plugins import load_policy
 from dipsim.storage.learned import learned_file
 from dipsim.study.clock_options import ClockOptions
-from dipsim.study.keys import policy_hash
+from dipsim.study.keys import plan_key, trace_hash
 from dipsim.study.points import Point
 from dipsim.timing.device import Device
 from dipsim.timing.recurrence import timeline
@@ -44,14 +44,14 @@ Row = dict[str, float | None]  # of RESULTS
 
 @dataclass(frozen=True)
 class Job:
-    """One fetch plan, by what makes it, and the points wanted from it.
+    """One fetch plan, by what makes it and its key, and the points wanted from it.
 
     A point is its key, device and timing and, where it depends on the clock, those options.
     """
 
+    key: str
     policy: str
     parameters: dict[str, Any]
-    policy_hash: str
     options: dict[str, Any]  # of a Setting
     wanted: tuple[tuple[str, Device, Timing, ClockOptions | None], ...]
 
@@ -61,11 +61,8 @@ class Job:
         return any(clock is not None for *_, clock in self.wanted)
 
     def setting(self) -> Setting:
-        """What to plan. Raises InputError if the policy is not the one that the keys stand for."""
-        policy = load_policy(self.policy, **self.parameters)
-        if policy_hash(policy) != self.policy_hash:
-            raise InputError(f"{self.policy}: was changed during the sweep; start it again")
-        return Setting(policy, **self.options)
+        """What to plan."""
+        return Setting(load_policy(self.policy, **self.parameters), **self.options)
 
 
 @dataclass(frozen=True)
@@ -84,7 +81,11 @@ class TracePass:
 
 
 def compute(trace_pass: TracePass, tick: Callable[[int], object] = lambda _: None) -> dict[str, Row]:
-    """The rows of a pass's points by key. `tick(plans)` is called after each layer."""
+    """The rows of a pass's points by key. `tick(plans)` is called after each layer.
+
+    Raises InputError if a file behind them is not, before or after, what their keys stand for.
+    """
+    _check_files(trace_pass)
     trace, steps = Trace.open(trace_pass.trace), trace_pass.layers
     rows: dict[str, Row] = {}
     together = [job for job in trace_pass.jobs if not job.on_clock]
@@ -106,7 +107,19 @@ def compute(trace_pass: TracePass, tick: Callable[[int], object] = lambda _: Non
                 made = run_on_clock(trace, setting, device, timing, clock.clocked(setting.buffer), trace_pass.tokens)
                 rows[key] = _row(Result(made[0], device, made[1]))
                 tick(steps)
+    _check_files(trace_pass)
     return rows
+
+
+def _check_files(trace_pass: TracePass) -> None:
+    """Raise InputError if a trace, a policy or what they read is not what the plans' keys stand for."""
+    of_trace = trace_hash(Trace.open(trace_pass.trace))
+    for job in trace_pass.jobs:
+        if plan_key(of_trace, trace_pass.tokens, job.setting()) != job.key:
+            raise InputError(
+                f"{trace_pass.trace}, {job.policy} or a file that they read was changed during the sweep; start it "
+                "again, what is finished is kept"
+            )
 
 
 def _row(result: Result) -> Row:
@@ -164,9 +177,9 @@ def _job(same: Sequence[Point]) -> Job:
     """The job of the points of one plan."""
     choice, planned = same[0].choice, same[0].planned
     return Job(
+        key=planned.key,
         policy=_absolute("policies", choice.policy),
         parameters=choice.parameters,
-        policy_hash=planned.policy_hash,
         options=_portable(planned.setting.options),
         wanted=tuple((point.key, point.device, point.cell.timing, _clock(point)) for point in same),
     )

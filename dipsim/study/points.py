@@ -17,7 +17,7 @@ from dipsim.results.quality import Measured, lookup, read_quality
 from dipsim.study.choices import PolicyChoice
 from dipsim.study.experiment import Experiment
 from dipsim.study.grid import CLOCK, NESTED, grid, swept_value
-from dipsim.study.keys import plan_key, point_key, policy_hash, trace_hash
+from dipsim.study.keys import plan_key, point_key, trace_hash
 from dipsim.timing.device import Device
 from dipsim.workload.trace import Trace
 
@@ -34,7 +34,6 @@ class Planned:
 
     key: str
     setting: Setting
-    policy_hash: str
     bytes: int
     layers: int
     mlp_fraction: float
@@ -119,7 +118,6 @@ def _planned(key: str, opened: _Opened, setting: Setting, tokens: int | None) ->
     return Planned(
         key=key,
         setting=setting,
-        policy_hash=policy_hash(setting.policy),
         bytes=sum(array.nbytes for array in vars(plan_of_none).values() if isinstance(array, np.ndarray)),
         layers=shape.num_hidden_layers if plan_of_none.groups else 0,
         mlp_fraction=min(1.0, resident / shape.mlp_bytes),

@@ -6,6 +6,7 @@ on where it stopped.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -15,7 +16,7 @@ from typing import Any
 import pandas as pd
 
 from dipsim.basics import assets
-from dipsim.basics.files import write
+from dipsim.basics.files import remove_temporary, write
 from dipsim.basics.progress import Progress, silent
 from dipsim.planning.planner import CpuPlanner, Planner
 from dipsim.results.provenance import write_experiment, write_origin
@@ -46,11 +47,12 @@ def sweep(
     wanted = points(experiment, where)
     rows = {point.key: row for point in wanted if (row := _read(folder, point.key)) is not None}
     write_experiment(folder, experiment.resolved())
+    remove_temporary(folder / "points")
     missing = [point for point in wanted if point.key not in rows]
     progress("points", len(rows), len(wanted))
     for found in _compute(missing, workers, dask, planners, progress) if missing else ():
         for key, row in found.items():
-            write(_path(folder, key), json.dumps(row, indent=2) + "\n")
+            write(_path(folder, key), json.dumps(row | {"checksum": _checksum(key, row)}, indent=2) + "\n")
         rows |= found
         progress("points", len(rows), len(wanted))
     table = pd.DataFrame([_line(point, rows[point.key]) for point in wanted])
@@ -64,12 +66,20 @@ def _path(folder: Path, key: str) -> Path:
 
 
 def _read(folder: Path, key: str) -> Row | None:
-    """A finished point; None where there is none, or only what a crash of the machine left of it."""
+    """A finished point; None where there is none, or not as it was written."""
     try:
-        row = json.loads(_path(folder, key).read_bytes())
-        return {name: None if row[name] is None else float(row[name]) for name in RESULTS}
-    except (OSError, ValueError, TypeError, KeyError):
+        kept = json.loads(_path(folder, key).read_bytes())
+        row: Row = {name: kept[name] for name in RESULTS}
+        if kept["checksum"] != _checksum(key, row):
+            return None
+        return {name: None if value is None else float(value) for name, value in row.items()}
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
+
+
+def _checksum(key: str, row: Row) -> str:
+    """What tells a point that is whole from one that is not."""
+    return hashlib.sha256(json.dumps([key, row], sort_keys=True).encode()).hexdigest()
 
 
 def _line(point: Point, row: Row) -> dict[str, Any]:

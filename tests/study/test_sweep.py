@@ -237,13 +237,83 @@ def test_another_trace_under_the_same_name_is_another(tiny_trace, tmp_path, plan
     assert not set(first["key"]) & set(second["key"])
 
 
-@pytest.mark.parametrize("content", ["", "{", "[1]", '{"tokens_per_s": 1.0}', '{"tokens_per_s": "fast"}'])
-def test_what_a_crash_left_of_a_point_is_computed_again(tiny_trace, tmp_path, content):
+DAMAGED = ("", "{", "[1]", '{"tokens_per_s": 1.0}', "9" * 5000, "[" * 100_000)
+
+
+@pytest.mark.parametrize("content", [*DAMAGED, "NaN", "-5", "1e999", "null", '"fast"', "1" + "0" * 400])
+def test_a_point_that_is_not_as_it_was_written_is_computed_again(tiny_trace, tmp_path, content):
+    """A whole file in its place, or a number in it."""
     table = sweep(make(tiny_trace()), tmp_path)
-    (tmp_path / f"points/{table.key[1]}.json").write_text(content)
+    point, other = (tmp_path / f"points/{key}.json" for key in table.key[1:3])
+    kept = json.loads(point.read_text())
+    before = json.dumps(kept["tokens_per_s"])
+    point.write_text(content if content in DAMAGED else point.read_text().replace(before, content, 1))
     written = (tmp_path / "sweep.csv").read_bytes()
     sweep(make(tiny_trace()), tmp_path)
     assert (tmp_path / "sweep.csv").read_bytes() == written
+    assert json.loads(point.read_text()) == kept
+    other.write_text(point.read_text())  # whole, but of another key
+    sweep(make(tiny_trace()), tmp_path)
+    assert (tmp_path / "sweep.csv").read_bytes() == written
+
+
+def test_temporary_files_of_processes_that_are_gone_are_removed(tiny_trace, tmp_path):
+    sweep(make(tiny_trace()), tmp_path)
+    gone, mine = (tmp_path / f"points/.abc-{process}-0a1b.json" for process in (2**22 + 17, os.getpid()))
+    for file in (gone, mine):
+        file.write_text("{")
+    sweep(make(tiny_trace()), tmp_path)
+    assert not gone.exists()
+    assert mine.exists()
+
+
+@pytest.mark.parametrize("back", [False, True], ids=["changed", "and-back-later"])
+def test_a_trace_that_changes_under_a_sweep_leaves_no_wrong_row(tiny_trace, tmp_path, monkeypatch, back):
+    """Every pass but the first reads another trace under the same name."""
+    old, new = (tiny_trace(seed=seed).path.read_bytes() for seed in (0, 1))
+    file, there = tmp_path / "mine.safetensors", tiny_trace()
+    file.write_bytes(old)
+    plan, passed = passes.plan, []
+
+    def overwritten(*rest, **options):
+        passed.append(1)
+        file.write_bytes(old if len(passed) < 2 else new)
+        return plan(*rest, **options)
+
+    experiment = make(there, trace=str(file))
+    with monkeypatch.context() as patch:
+        patch.setattr(passes, "plan", overwritten)
+        with pytest.raises(InputError, match=r"mine.safetensors, \S+ or a file that they read was changed during"):
+            sweep(experiment, tmp_path / "out")
+    assert len(passed) == 2
+    kept = len(list((tmp_path / "out/points").iterdir()))
+    assert 0 < kept < 18
+    file.write_bytes(old if back else new)
+    table = sweep(experiment, tmp_path / "out")
+    pd.testing.assert_frame_equal(table, sweep(experiment, tmp_path / "alone"))
+
+
+def test_what_a_plugin_imports_from_its_folder_is_part_of_it(files, tmp_path, planned):
+    path, out = files(sweep={"dram": [{"mlp_fraction": x} for x in (0.4, 0.6, 0.8)]}), tmp_path / "out"
+    plugin, helper = tmp_path / "mine.py", tmp_path / "part_of_mine.py"
+    plugin.write_text("from part_of_mine import value\n" + PLUGIN.replace("PAUSE", "0").replace("abs(", "value("))
+    helper.write_text("import deeper_part\n\ndef value(x):\n    return deeper_part.factor * abs(x)\n")
+    (tmp_path / "deeper_part").mkdir()
+    deeper = tmp_path / "deeper_part/__init__.py"
+    deeper.write_text("factor = 1\n")
+    (tmp_path / "unrelated.py").write_text("a = 1\n")
+    first = sweep(Experiment.load(path), out)
+    planned.clear()
+    (tmp_path / "unrelated.py").write_text("a = 2\n")
+    sweep(Experiment.load(path), out)
+    assert planned == []
+    deeper.write_text("factor = 0\n")
+    second = sweep(Experiment.load(path), out)
+    assert planned == ["mine"] * 3
+    mine = first["policy"].str.startswith("mine")
+    assert (first["hit_rate"][mine] < second["hit_rate"][mine]).any()  # always the same neurons
+    assert (first["hit_rate"][~mine] == second["hit_rate"][~mine]).all()
+    assert str(tmp_path) not in sys.path
 
 
 @pytest.mark.parametrize(
