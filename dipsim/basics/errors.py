@@ -3,6 +3,14 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+LONGEST = 100  # letters of a value in a message
+
+
+def quoted(value: object) -> str:
+    """A value as a message shows it: as Python writes it, but no more than its beginning."""
+    text = repr(value)
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
+
 
 class InputError(ValueError):
     """The input cannot be used. The message is one line: where, what is wrong, and the fix."""

@@ -6,7 +6,7 @@ from typing import Annotated, Any, NoReturn, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from dipsim.basics.errors import InputError
+from dipsim.basics.errors import InputError, quoted
 
 Count = Annotated[int, Field(strict=True, gt=0, le=10**9)]
 Natural = Annotated[int, Field(strict=True, ge=0, le=10**9)]
@@ -42,6 +42,6 @@ def complain(error: ValidationError, where: object) -> NoReturn:
     field = ".".join(str(part) for part in first["loc"])
     message = _PLAINER.get(first["type"], first["msg"].removeprefix("Value error, "))
     if "input" in first and isinstance(first["input"], (str, int, float)) and first["type"] != "value_error":
-        message += f" (got {first['input']!r})"
+        message += f" (got {quoted(first['input'])})"
     more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
     raise InputError(": ".join(str(part) for part in (where, field, message) if part) + more) from None

@@ -13,9 +13,34 @@ import yaml
 
 from dipsim.basics.errors import InputError
 
+LARGEST_YAML = 1_000_000  # bytes
+DEEPEST_YAML = 30  # levels of lists and mappings
+
 
 class _Loader(yaml.SafeLoader):
-    """YAML without Python tags. A duplicate key is an error instead of being dropped."""
+    """YAML without Python tags, aliases and depths. A duplicate key is an error instead of being dropped."""
+
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):  # a few of them can stand for more than fits into memory
+            raise yaml.composer.ComposerError(None, None, "aliases are not taken", self._here())
+        self.depth += 1
+        if self.depth > DEEPEST_YAML:
+            raise yaml.composer.ComposerError(None, None, "is nested too deeply", self._here())
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self.depth -= 1
+
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
+        value = super().construct_scalar(node)
+        if any(not letter.isprintable() and letter not in "\n\t" for letter in value):  # for terminals and figures
+            raise yaml.constructor.ConstructorError(None, None, "has a control character", node.start_mark)
+        return value
+
+    def _here(self) -> Any:
+        return self.peek_event().start_mark  # type: ignore[no-untyped-call]
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[Any] = set()
@@ -51,6 +76,10 @@ def parse_yaml(text: str, where: object) -> Any:
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read the mapping in a YAML file. Raises InputError for anything that is not one plain mapping."""
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path}: is not a file; give a YAML file")
+    if path.exists() and path.stat().st_size > LARGEST_YAML:
+        raise InputError(f"{path}: is larger than {LARGEST_YAML / 1e6:g} MB; no file of settings is, give another one")
     data = parse_yaml(read_text(path), path)
     if not isinstance(data, dict):
         kind = "empty" if data is None else f"a {type(data).__name__}"

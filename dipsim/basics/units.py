@@ -12,6 +12,8 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
 
+from dipsim.basics.errors import LONGEST, quoted
+
 _DECIMAL = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 _BINARY = {"Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40}
 _SMALL = {"": 1.0, "m": 1e-3, "u": 1e-6, "µ": 1e-6, "n": 1e-9, "p": 1e-12}
@@ -60,10 +62,10 @@ def parse(text: object, dimension: str, zero: bool = False) -> float:
     """
     like = f'write it like "{_EXAMPLES[dimension]}"'
     if not isinstance(text, str):
-        raise ValueError(f"{text!r} has no unit; {like}")
-    match = _QUANTITY.fullmatch(text)
+        raise ValueError(f"{quoted(text)} has no unit; {like}")
+    match = _QUANTITY.fullmatch(text) if len(text) <= LONGEST else None
     if match is None:
-        raise ValueError(f"{text!r} is not a number with a unit; {like}")
+        raise ValueError(f"{quoted(text)} is not a number with a unit; {like}")
     number, unit = match.groups()
     if unit is None:
         raise ValueError(f"{text!r} has no unit; {like}")

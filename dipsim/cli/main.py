@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated, NoReturn
+from io import TextIOWrapper
+from typing import Annotated, NoReturn, TextIO
 
 import typer
 
@@ -17,6 +18,7 @@ from dipsim.basics.version import __version__
 from dipsim.cli import imports, inspect, live, machine, simulate
 
 INTERRUPTED = 130  # exit status
+LONGEST = 2000  # letters of a line
 
 app = typer.Typer(
     help="Predict how fast a language model runs when its weights do not fit in DRAM.",
@@ -30,8 +32,10 @@ for family in (live, imports, simulate, machine, inspect):
 def main() -> NoReturn:
     """Run the command line; what the user can mend is one line on stderr and exit status 2."""
     try:
+        _escape(sys.stdout)
         if (status := app(standalone_mode=False) or 0) == INTERRUPTED:  # what typer makes of Ctrl-C
             _fail("interrupted", status)
+        sys.stdout.flush()  # here, where a full disk is one line
         sys.exit(status)
     except InputError as error:
         _fail(str(error))
@@ -41,13 +45,30 @@ def main() -> NoReturn:
     except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted", INTERRUPTED)
     except BrokenPipeError:  # the reader of our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard(sys.stdout)
         sys.exit(0)
+    except OSError as error:
+        if error.filename is None:  # what is left of our own output
+            _discard(sys.stdout)
+        _fail(f"{error.filename or 'output'}: {error.strerror or error}")
 
 
 def _fail(message: str, status: int = 2) -> NoReturn:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    line = " ".join(message.split())
+    shown = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line[:LONGEST])
+    print(f"error: {shown}{'...' if len(line) > LONGEST else ''}", file=sys.stderr)
     sys.exit(status)
+
+
+def _escape(output: TextIO) -> None:
+    """Write letters that the output's encoding does not have as escapes."""
+    if isinstance(output, TextIOWrapper):
+        output.reconfigure(errors="backslashreplace")
+
+
+def _discard(output: TextIO) -> None:
+    """Let what is left of the output go nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), output.fileno())
 
 
 @app.callback(invoke_without_command=True)

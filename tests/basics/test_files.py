@@ -1,3 +1,5 @@
+import os
+
 import pytest
 
 from dipsim.basics.errors import InputError
@@ -17,6 +19,13 @@ from dipsim.timing.device import Device
         ("a: 1\na: 2", "duplicate key 'a'"),
         ("a: {b: 1, b: 2}", "duplicate key 'b'"),
         ("\x00", "not plain YAML"),
+        ("a: &x [1]\nb: *x", r"not plain YAML: aliases are not taken \(line 2\)"),
+        ("sweep: {dram: &a [*a]}", "not plain YAML: aliases are not taken"),
+        ("a: " + "[" * 31 + "]" * 31, r"not plain YAML: is nested too deeply \(line 1\)"),
+        ("a: " + "[" * 50_000, "not plain YAML: is nested too deeply"),
+        ("a: " + "b" * 1_000_000, "is larger than 1 MB"),
+        ('a: 1\nname: "x\\e[31m"', r"not plain YAML: has a control character \(line 2\)"),
+        ('"\\x07": 1', "not plain YAML: has a control character"),
     ],
 )
 def test_yaml_is_one_plain_mapping(tmp_path, text, complaint):
@@ -26,6 +35,34 @@ def test_yaml_is_one_plain_mapping(tmp_path, text, complaint):
         read_yaml(path)
     assert str(error.value).startswith(str(path))
     assert "\n" not in str(error.value)
+
+
+def test_yaml_of_many_levels_and_letters_is_read(tmp_path):
+    path = tmp_path / "file.yaml"
+    path.write_text("a: " + "[" * 28 + "1" + "]" * 28 + "\nb: " + "c" * 900_000)
+    assert len(read_yaml(path)["b"]) == 900_000
+    fifo = tmp_path / "fifo.yaml"
+    os.mkfifo(fifo)
+    for what in (fifo, tmp_path):
+        with pytest.raises(InputError, match="is not a file; give a YAML file"):
+            read_yaml(what)
+
+
+def test_complaints_quote_little(tmp_path):
+    data = {
+        "name": "x",
+        "flash": {"read_bandwidth": "9" * 10_000 + " +"},
+        "dram": {"capacity": [["y" * 100] * 50] * 50},
+    }
+    with pytest.raises(InputError) as error:
+        parse(Device, data, tmp_path)
+    assert len(str(error.value)) < 300
+    assert "'99999" in str(error.value)
+    assert "9999... is not a number with a unit" in str(error.value)
+    data["flash"]["read_bandwidth"] = [["y" * 100] * 50] * 50
+    with pytest.raises(InputError, match="has no unit") as error:
+        parse(Device, data, tmp_path)
+    assert len(str(error.value)) < 300
 
 
 def test_yaml_that_is_no_text(tmp_path):

@@ -2,8 +2,10 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import jsonschema
 import pytest
@@ -155,6 +157,33 @@ def test_shipped_files_follow_the_schemas(checkout, cli_run):
         validator = jsonschema.Draft202012Validator(json.loads(cli_run("schema", of)[1]))
         for path in sorted((checkout / folder).glob("**/*.yaml")):
             validator.validate(yaml.safe_load(path.read_text()))
+
+
+def test_paths_that_the_system_does_not_take_are_one_line(cli_run):
+    for arguments in (("check", "a" * 300 + ".yaml"), ("run", "b" * 300 + ".yaml"), ("plot", "c" * 300)):
+        status, out, error = cli_run(*arguments)
+        assert (status, out) == (2, "")
+        assert error.startswith("error: ")
+        assert error.count("\n") == 1
+        assert "File name too long" in error
+
+
+def test_what_a_complaint_quotes_reaches_no_terminal_raw(cli_run):
+    status, _, error = cli_run("check", "a\x1b[31m.yaml")
+    assert status == 2
+    assert "\x1b" not in error
+    assert "\\x1b[31m.yaml" in error
+
+
+def test_output_that_cannot_be_written_is_one_line(checkout):
+    command = [sys.executable, "-m", "dipsim", "list", "devices"]
+    environment = os.environ | {"PYTHONPATH": str(checkout), "PYTHONIOENCODING": "ascii"}
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, env=environment, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (2, "error: output: No space left on device\n")
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "oneplus-12" in done.stdout
 
 
 @pytest.mark.parametrize("columns", [80, 200])
