@@ -46,9 +46,11 @@ def sweep(
     """
     wanted = points(experiment, where)
     rows = {point.key: row for point in wanted if (row := _read(folder, point.key)) is not None}
-    write_experiment(folder, experiment.resolved())
-    remove_temporary(folder / "points")
     missing = [point for point in wanted if point.key not in rows]
+    remove_temporary(folder / "points")
+    if missing:
+        _remove_table(folder)
+    write_experiment(folder, experiment.resolved())
     progress("points", len(rows), len(wanted))
     for found in _compute(missing, workers, dask, planners, progress) if missing else ():
         for key, row in found.items():
@@ -59,6 +61,18 @@ def sweep(
     write(folder / "sweep.csv", table.to_csv(index=False))
     write_origin(folder, experiment.resolved(), _files(wanted))
     return table
+
+
+def _remove_table(folder: Path) -> None:
+    """Remove what an earlier sweep found in the folder, but not its points, from which it can be made again.
+
+    So a folder never has one sweep's experiment beside another's table. A figure is there in two formats.
+    """
+    figures = [file for file in folder.glob("*.svg") if file.with_suffix(".png").exists()]
+    for file in (*figures, *(figure.with_suffix(".png") for figure in figures)):
+        file.unlink()
+    for name in ("sweep.csv", "provenance.json"):
+        (folder / name).unlink(missing_ok=True)
 
 
 def _path(folder: Path, key: str) -> Path:

@@ -257,6 +257,26 @@ def test_a_point_that_is_not_as_it_was_written_is_computed_again(tiny_trace, tmp
     assert (tmp_path / "sweep.csv").read_bytes() == written
 
 
+def test_no_folder_has_one_sweep_beside_the_table_of_another(files, tmp_path, monkeypatch):
+    path, out = files(), tmp_path / "out"
+    sweep(Experiment.load(path), out)
+    draw_sweep(out)
+    (out / "of-my-own.svg").write_text("<svg/>")
+    table = (out / "sweep.csv").read_bytes()
+    old = {file.name for file in out.iterdir()}
+    assert {"sweep.csv", "provenance.json"} < old
+    assert any(name.endswith(".png") for name in old)
+    other = Experiment.load(files(sweep={"dram": ["5 kB", "6 kB"]}))
+    with monkeypatch.context() as patch:
+        patch.setattr(passes, "plan", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            sweep(other, out)
+    assert {file.name for file in out.iterdir()} == {"experiment.yaml", "points", "of-my-own.svg"}
+    assert "5 kB" in (out / "experiment.yaml").read_text()
+    sweep(Experiment.load(files()), out)
+    assert (out / "sweep.csv").read_bytes() == table
+
+
 def test_temporary_files_of_processes_that_are_gone_are_removed(tiny_trace, tmp_path):
     sweep(make(tiny_trace()), tmp_path)
     gone, mine = (tmp_path / f"points/.abc-{process}-0a1b.json" for process in (2**22 + 17, os.getpid()))
