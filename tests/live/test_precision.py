@@ -274,6 +274,23 @@ def test_next_tokens_are_drawn_as_the_model_expects_them():
     assert (live_moments._drawn(logits, 4) != drawn).any()
 
 
+def test_typical_scores_have_the_weights_of_their_tokens(tiny, calibrated):
+    seen = []
+    handle = tiny.mlps[2].module.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
+    with torch.inference_mode():
+        tiny.model(tokens(6), use_cache=False)
+        handle.remove()
+        x = seen[0].flatten(0, 1)
+        gate, up = tiny.mlps[2].project("gate_proj", x), tiny.mlps[2].project("up_proj", x)
+        weights = weights_of_tokens(x, torch.from_numpy(calibrated.of(2, "token_weight")).double())
+        down = (torch.nn.functional.silu(gate) * up).square() * weights
+    assert weights.std() > 0.05
+    assert calibrated.of(2, "down.scores") == pytest.approx(calibration._parts(down), rel=1e-4)
+    value = torch.from_numpy(calibrated.of(2, "value"))
+    up_scores = torch.nn.functional.silu(gate).square() * value * weights
+    assert calibrated.of(2, "up.scores") == pytest.approx(calibration._parts(up_scores), rel=1e-4)
+
+
 def test_typical_scores_are_means_of_parts():
     scores = torch.rand(1000, 3, generator=torch.Generator().manual_seed(2))
     found, weights = calibration._parts(scores), np.diff(calibration.EDGES)

@@ -96,3 +96,18 @@ def test_nothing_wanted_reads_nothing():
     assert (found.levels == resident).all()
     none = bring(np.full((2, 6), 4, np.uint8), Records(np.arange(0), np.zeros((0, 5))), costly, 8)
     assert none.reads.sum() == 0
+
+
+@pytest.mark.parametrize("tokens", [0, 511, 512, 513, 1100])
+def test_tokens_are_found_in_blocks_as_one_by_one(tokens):
+    resident, laid = records(page=7.0)
+    requested = requests(resident, tokens)
+    dear = flash(command=2e-8, bandwidth=1e9, latency=0, depth=32, overlap=1)
+    found = bring(requested, laid, dear, 12)
+    assert found.levels.shape == (tokens, 30)
+    assert found.reads.shape == found.read_bytes.shape == (tokens, 12)
+    for token in {0, 510, 511, 512, 1099} & set(range(tokens)):
+        alone = bring(requested[token : token + 1], laid, dear, 12)
+        assert (found.levels[token] == alone.levels[0]).all()
+        assert (found.reads[token] == alone.reads[0]).all()
+        assert (found.read_bytes[token] == alone.read_bytes[0]).all()
