@@ -15,23 +15,32 @@ from dipsim.basics.errors import InputError
 
 LARGEST_YAML = 1_000_000  # bytes
 DEEPEST_YAML = 30  # levels of lists and mappings
+MOST_NODES = 100_000  # values, lists and mappings
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without Python tags, aliases and depths. A duplicate key is an error instead of being dropped."""
+    """YAML without Python tags, and no larger with its aliases written out. A duplicate key is an error."""
 
-    depth = 0
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self.depth = self.size = 0
+        self.sizes: dict[int, int] = {}  # of nodes that are whole, by identity
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):  # a few of them can stand for more than fits into memory
-            raise yaml.composer.ComposerError(None, None, "aliases are not taken", self._here())
+        outer, self.size = self.size, 1
         self.depth += 1
+        is_alias = self.check_event(yaml.AliasEvent)
         if self.depth > DEEPEST_YAML:
             raise yaml.composer.ComposerError(None, None, "is nested too deeply", self._here())
-        try:
-            return super().compose_node(parent, index)
-        finally:
-            self.depth -= 1
+        node = super().compose_node(parent, index)
+        if is_alias and id(node) not in self.sizes:
+            raise yaml.composer.ComposerError(None, None, "an alias stands for what it is in", self._here())
+        self.sizes[id(node)] = size = self.sizes[id(node)] if is_alias else self.size
+        self.depth -= 1
+        self.size = outer + size
+        if self.size > MOST_NODES:
+            raise yaml.composer.ComposerError(None, None, "is too much with its aliases written out", self._here())
+        return node
 
     def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
         value = super().construct_scalar(node)

@@ -68,6 +68,8 @@ def _remove_table(folder: Path) -> None:
 
     So a folder never has one sweep's experiment beside another's table. A figure is there in two formats.
     """
+    if not folder.is_dir():
+        return
     figures = [file for file in folder.glob("*.svg") if file.with_suffix(".png").exists()]
     for file in (*figures, *(figure.with_suffix(".png") for figure in figures)):
         file.unlink()
