@@ -31,7 +31,7 @@ NO_FIGURES = ("cli", "figures", "live", "machine")  # packages that a point's fi
 
 def trace_hash(trace: Trace) -> str:
     """The hash of a trace's contents, and of the recipe that it is like."""
-    return _hash([sha256(trace.path), trace.header.source.get("like_sha256")])
+    return digest([sha256(trace.path), trace.header.source.get("like_sha256")])
 
 
 def plan_key(of_trace: str, tokens: int, setting: Setting) -> str:
@@ -43,7 +43,7 @@ def plan_key(of_trace: str, tokens: int, setting: Setting) -> str:
     if setting.calibration is not None:
         contents["calibration"] = trace_hash(Trace.open(setting.calibration))
     options = setting.options | contents
-    return _hash([code_hash(), of_trace, tokens, policy.name, policy_hash(policy), policy.model_dump(), options])
+    return digest([code_hash(), of_trace, tokens, policy.name, policy_hash(policy), policy.model_dump(), options])
 
 
 def point_key(of_plan: str, device: Device, timing: str, clock: ClockOptions = NO_CLOCK) -> str:
@@ -53,7 +53,7 @@ def point_key(of_plan: str, device: Device, timing: str, clock: ClockOptions = N
         parts.append(clock.clock_options.model_dump())
         if clock.prefetch is not None:
             parts.append(_plugin_hash(clock.prefetch.by.load(), Prefetcher))
-    return _hash(parts)
+    return digest(parts)
 
 
 def policy_hash(policy: Policy) -> str:
@@ -65,7 +65,7 @@ def _plugin_hash(plugin: object, base: type, files: Sequence[Path] = ()) -> str:
     """The hash of a plugin's file, of those that it builds on or imports from its folder, and of others."""
     plugins = [cls for cls in type(plugin).__mro__ if issubclass(cls, base) and cls is not base]
     behind = [file for cls in plugins for file in sources(Path(inspect.getfile(cls)))]
-    return _hash([sha256(file) for file in (*behind, *files)])
+    return digest([sha256(file) for file in (*behind, *files)])
 
 
 @cache
@@ -74,9 +74,9 @@ def code_hash() -> str:
     package = Path(__file__).resolve().parent.parent
     packages = [path for path in package.iterdir() if path.is_dir() and path.name not in NO_FIGURES]
     modules = sorted(module for path in packages for module in path.rglob("*.py"))
-    return _hash([__version__, *(sha256(path) for path in modules)])
+    return digest([__version__, *(sha256(path) for path in modules)])
 
 
-def _hash(value: Any) -> str:
+def digest(value: Any) -> str:
     """Hexadecimal SHA-256 of a value that JSON can write."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()

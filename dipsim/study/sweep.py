@@ -6,7 +6,6 @@ on where it stopped.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -22,6 +21,7 @@ from dipsim.planning.planner import CpuPlanner, Planner
 from dipsim.results.provenance import write_experiment, write_origin
 from dipsim.results.quality import NOT_MEASURED
 from dipsim.study.experiment import Experiment
+from dipsim.study.keys import digest
 from dipsim.study.passes import RESULTS, Row, compute, split
 from dipsim.study.points import Point, points
 from dipsim.study.workers import cluster, in_processes
@@ -95,7 +95,7 @@ def _read(folder: Path, key: str) -> Row | None:
 
 def _checksum(key: str, row: Row) -> str:
     """What tells a point that is whole from one that is not."""
-    return hashlib.sha256(json.dumps([key, row], sort_keys=True).encode()).hexdigest()
+    return digest([key, row])
 
 
 def _line(point: Point, row: Row) -> dict[str, Any]:
