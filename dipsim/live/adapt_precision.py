@@ -6,19 +6,17 @@ arXiv 2106.09685). It cannot be merged into the codes: it stays in DRAM beside t
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from dipsim.basics.files import sha256
 from dipsim.basics.progress import Progress, silent
 from dipsim.live.adapt import Training, check_positive, distil, log_probabilities
-from dipsim.live.closed_loop import forward_at_levels, replaced
+from dipsim.live.closed_loop import base_levels, forward_at_levels, levels_worth, replaced
 from dipsim.live.codes import calibration_of, nested_weights
 from dipsim.live.leveled import Leveled
 from dipsim.live.models import LoadedModel
@@ -26,9 +24,7 @@ from dipsim.live.requests import setting_with_levels
 from dipsim.live.sensitivity import frozen
 from dipsim.live.swiglu import check_dense
 from dipsim.planning.builder import PlanBuilder
-from dipsim.planning.precision import Precision
 from dipsim.sparsity.calibrated import ADDED, Trained
-from dipsim.sparsity.levels import worth_levels
 from dipsim.sparsity.policy import Group
 from dipsim.study.experiment import Experiment
 
@@ -50,16 +46,21 @@ def adapt_precision(
     calibrated = calibration_of(loaded, setting.policy)
     nested = nested_weights(loaded, setting.policy)
     builder = PlanBuilder(loaded.shape, setting, ids.shape[1], (0,))
-    assert builder.precision is not None
+    precision = builder.precision
+    assert precision is not None
     generator = torch.Generator().manual_seed(how.seed)
     layers: list[dict[str, Leveled]] = []
     for matrices in nested:
         layers.append({name: _with_factors(weights, rank, generator) for name, weights in matrices.items()})
     factors = [part for matrices in layers for weights in matrices.values() for part in weights.added or ()]
+
+    def choose(layer: int, group: Group, scores: Tensor) -> Tensor:
+        return levels_worth(precision, group, layer, scores)
+
     forwards = [
         partial(
             forward_at_levels, mlp, layer=layer, policy=setting.policy, groups=builder.groups, weights=layers[layer],
-            base=_base(builder.precision, layer, ids.device), choose=_chooser(builder.precision, layer, ids.device),
+            base=base_levels(precision, layer, ids.device), choose=partial(choose, layer),
         )
         for layer, mlp in enumerate(loaded.mlps)
     ]  # fmt: skip
@@ -99,22 +100,3 @@ def _with_factors(weights: Leveled, rank: int, generator: torch.Generator) -> Le
     into = torch.randn(rank, inputs, generator=generator) / inputs**0.5
     out = torch.zeros(rows, rank)
     return Leveled(weights.each, (out.to(exact.device).requires_grad_(), into.to(exact.device).requires_grad_()))
-
-
-def _base(precision: Precision, layer: int, device: torch.device) -> dict[str, Tensor]:
-    """The levels [N] that every token has of each group."""
-    return {group.name: torch.from_numpy(precision.base[group.name, layer]).to(device) for group in precision.groups}
-
-
-def _chooser(precision: Precision, layer: int, device: torch.device) -> Callable[[Group, Tensor], Tensor]:
-    """What chooses levels [..., N] of a group from scores [..., N]."""
-    tables = {
-        group.name: [torch.from_numpy(table).to(device) for table in precision.tables(group, layer, np.float32)]
-        for group in precision.groups
-    }
-
-    def choose(group: Group, scores: Tensor) -> Tensor:
-        levels: Tensor = worth_levels(scores.detach().float(), *tables[group.name])
-        return levels
-
-    return choose

@@ -138,6 +138,18 @@ def forward_at_levels(
     return weights["down_proj"].by_column(acts.glu, of_down[0]) if of_down else mlp.project("down_proj", acts.glu)
 
 
+def base_levels(precision: Precision, layer: int, device: torch.device) -> dict[str, Tensor]:
+    """The levels [N] that every token has of each group."""
+    return {group.name: torch.from_numpy(precision.base[group.name, layer]).to(device) for group in precision.groups}
+
+
+def levels_worth(precision: Precision, group: Group, layer: int, scores: Tensor) -> Tensor:
+    """The levels [..., N] of a group that are worth reading for scores [..., N]."""
+    tables = precision.tables(group, layer, as_numpy(scores[:0]).dtype)
+    chosen: Tensor = worth_levels(scores.detach(), *(torch.from_numpy(table).to(scores.device) for table in tables))
+    return chosen
+
+
 def as_numpy(values: Tensor) -> Numbers:
     """An array that shares memory where it can. float64 stays, everything else becomes float32."""
     values = values.detach()
@@ -176,19 +188,16 @@ class SparseMlp:
 
     def _at_levels(self, x: Tensor, precision: Precision) -> Tensor:
         """The output for whole sequences [S, T, d], whose levels are entered into the plan at once."""
-        base = {
-            group.name: torch.from_numpy(precision.base[group.name, self.layer]).to(x.device) for group in self.groups
-        }
+        base = base_levels(precision, self.layer, x.device)
         return forward_at_levels(
             self.mlp, x, self.layer, self.policy, self.groups, self.weights, base, self._choose_levels
         )
 
     def _choose_levels(self, group: Group, values: Tensor) -> Tensor:
         """The levels [S, T, N] that tokens have of a group, from scores [S, T, N]."""
-        builder, mine, flat = self.builders[0], self._caches(group), values.flatten(0, 1)
+        builder, mine = self.builders[0], self._caches(group)
         assert builder.precision is not None
-        tables = builder.precision.tables(group, self.layer, as_numpy(flat[:0]).dtype)
-        requested = worth_levels(flat, *(torch.from_numpy(table).to(flat.device) for table in tables)).cpu().numpy()
+        requested = levels_worth(builder.precision, group, self.layer, values.flatten(0, 1)).cpu().numpy()
         if self.requests is not None:
             self.requests[group.name] = requested
         brought = builder.fetch_levels(mine, self.layer, requested)
