@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dipsim.basics.errors import InputError
+from dipsim.basics.progress import Progress
 from dipsim.cli.terminal import apply_settings, console, must_end, progress_bar, torch_needed
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dipsim.live.models import LoadedModel
 
 commands = typer.Typer()
 
@@ -139,13 +145,10 @@ def _record_requests(
         raise InputError(f"--tokens {tokens}: must be a multiple of the sequences' {length}; change one of them")
     chosen = Experiment.load(experiment)
     with torch_needed(), progress_bar() as progress:
-        from dipsim.live.models import load
         from dipsim.live.requests import record_requests
-        from dipsim.live.text import read_tokens
 
-        progress("loading the model", 0, 1)
-        loaded = load(model, dtype, device)
-        header = record_requests(loaded, read_tokens(loaded, text, tokens // length, length), text, chosen, out)
+        loaded, ids = _load(progress, model, dtype, device, text, tokens // length, length)
+        header = record_requests(loaded, ids, text, chosen, out)
     print(f"{out}: {tokens} tokens of {header.model.name}, requests of {header.source['policy']}")
 
 
@@ -214,13 +217,9 @@ def learn_sensitivity(
     """Learn how much a model's loss depends on each column, for the `worth` policy (extra `live`)."""
     must_end(out, ".safetensors", "the file")
     with torch_needed(), progress_bar() as progress:
-        from dipsim.live.models import load
         from dipsim.live.sensitivity import learn_sensitivity as learn
-        from dipsim.live.text import read_tokens
 
-        progress("loading the model", 0, 1)
-        loaded = load(model, "float32", device)
-        learn(loaded, read_tokens(loaded, text, sequences, length), out, progress)
+        learn(*_load(progress, model, "float32", device, text, sequences, length), out, progress)
     print(f"{out}: from {sequences} x {length} tokens")
 
 
@@ -239,12 +238,9 @@ def calibrate_precision(
     must_end(out, SUFFIX, "the file")
     with torch_needed(), progress_bar() as progress:
         from dipsim.live.calibrate_precision import calibrate_precision as calibrate
-        from dipsim.live.models import load
-        from dipsim.live.text import read_tokens
 
-        progress("loading the model", 0, 1)
-        loaded = load(model, "float32", device)
-        found = calibrate(loaded, read_tokens(loaded, text, sequences, length), text, out, progress)
+        loaded, ids = _load(progress, model, "float32", device, text, sequences, length)
+        found = calibrate(loaded, ids, text, out, progress)
     print(f"{out}: from {sequences} x {length} tokens, {out.stat().st_size / 1e6:.1f} MB;", end=" ")
     print(f"tables take {found.table_bytes / 1e3:.1f} kB of DRAM, and an error a byte for each level not resident")
 
@@ -298,13 +294,8 @@ def adapt(
         raise InputError(f"--out {out}: is a file; give a folder")
     with torch_needed(), progress_bar() as progress:
         from dipsim.live import adapt as live
-        from dipsim.live.models import load
-        from dipsim.live.text import read_tokens
 
-        progress("loading the model", 0, 1)
-        loaded = load(model, dtype, device)
-        ids = read_tokens(loaded, text, None, length)
-        progress("loading the model", 1, 1)
+        loaded, ids = _load(progress, model, dtype, device, text, None, length)
         adapted, losses = live.adapt(
             loaded, ids, loaded_policy, rank=rank, steps=steps, batch=batch, learning_rate=learning_rate,
             progress=progress,
@@ -335,14 +326,10 @@ def adapt_precision(
     with torch_needed(), progress_bar() as progress:
         from dipsim.live.adapt import Training
         from dipsim.live.adapt_precision import adapt_precision as train
-        from dipsim.live.models import load
-        from dipsim.live.text import read_tokens
 
         how = Training(steps, batch, learning_rate)
-        progress("loading the model", 0, 1)
-        loaded = load(model, "float32", device)
-        losses = train(loaded, read_tokens(loaded, text, None, length), text, wanted, out, rank=rank, how=how,
-                       progress=progress)  # fmt: skip
+        loaded, ids = _load(progress, model, "float32", device, text, None, length)
+        losses = train(loaded, ids, text, wanted, out, rank=rank, how=how, progress=progress)
     print(f"{out}: rank {rank}, {steps} steps; divergence {_divergence(losses)}")
 
 
@@ -350,3 +337,17 @@ def _divergence(losses: list[float]) -> str:
     """The first loss, and the mean of the last twentieth."""
     tail = losses[-max(1, len(losses) // 20) :]
     return f"{losses[0]:.3f} -> {sum(tail) / len(tail):.3f} nats"
+
+
+def _load(
+    progress: Progress, model: str, dtype: str, device: str, text: Path, sequences: int | None, length: int
+) -> tuple[LoadedModel, Tensor]:
+    """A model and the tokens of a text for it, [sequences, length]."""
+    from dipsim.live.models import load
+    from dipsim.live.text import read_tokens
+
+    progress("loading the model", 0, 1)
+    loaded = load(model, dtype, device)
+    ids = read_tokens(loaded, text, sequences, length)
+    progress("loading the model", 1, 1)
+    return loaded, ids
