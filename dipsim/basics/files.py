@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Hashable
 from contextlib import suppress
 from pathlib import Path
@@ -123,8 +124,8 @@ def write(path: Path, content: str | Callable[[Path], object]) -> None:
 def remove_temporary(folder: Path) -> None:
     """Remove the temporary files that processes which are no more left in a folder."""
     for file in folder.glob(".*-*-*"):
-        process = file.name.split("-")[-2]
-        if process.isdecimal() and _gone(int(process)):
+        named = re.fullmatch(r"\..*-(\d+)-[0-9a-f]{8}", file.stem)
+        if named and _gone(int(named[1])):
             file.unlink(missing_ok=True)
 
 

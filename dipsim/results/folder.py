@@ -15,7 +15,7 @@ from pydantic import AliasPath, BaseModel, Field, PositiveFloat, TypeAdapter, Va
 
 from dipsim.basics.errors import InputError
 from dipsim.basics.fields import complain
-from dipsim.basics.files import write
+from dipsim.basics.files import remove_temporary, write
 from dipsim.basics.units import show, significant
 from dipsim.results import perfetto
 from dipsim.results.quality import NOT_MEASURED
@@ -35,6 +35,7 @@ USES = {"policy": str, "layer": int, "expert": int, "tokens": int}
 
 def clear_results(out: Path) -> None:
     """Remove what an earlier run left in a folder, and this one may not replace: all but the tables."""
+    remove_temporary(out)
     drawn = [f"{name}.{kind}" for name in FIGURES for kind in ("png", "svg")]
     for name in ("summary.json", "timeline.json", "replay.csv", EXPERTS, *drawn):
         if (out / name).is_file():

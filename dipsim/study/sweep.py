@@ -51,7 +51,8 @@ def sweep(
     wanted = points(experiment, where)
     rows = {point.key: row for point in wanted if (row := _read(folder, point.key)) is not None}
     missing = [point for point in wanted if point.key not in rows]
-    remove_temporary(folder / "points")
+    for each in (folder, folder / "points"):
+        remove_temporary(each)
     if missing:
         _remove_table(folder)
     write_experiment(folder, experiment.resolved())

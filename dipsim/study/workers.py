@@ -75,7 +75,13 @@ def _side_by_side(
         initializer=_end_with,
         initargs=(os.getpid(),),
     )
-    yield from parallel(delayed(_count)(work, place, task, tally) for place, task in tasks)
+    # Ctrl-C reaches all processes of a terminal, and it is this one that answers
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        found = parallel(delayed(_count)(work, place, task, tally) for place, task in tasks)  # starts the others
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    yield from found
 
 
 @contextmanager
@@ -107,10 +113,7 @@ def _count(work: Worker[Task, Found], place: int, task: Task, tally: Path) -> tu
 
 
 def _end_with(parent: int) -> None:
-    """Make this process end soon after its parent, which may be killed and then cannot say so.
-
-    Ctrl-C reaches all processes of a terminal, and it is the parent that answers.
-    """
+    """Make this process end soon after its parent, which may be killed and then cannot say so; ignore Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch() -> None:

@@ -279,12 +279,14 @@ def test_no_folder_has_one_sweep_beside_the_table_of_another(files, tmp_path, mo
 
 def test_temporary_files_of_processes_that_are_gone_are_removed(tiny_trace, tmp_path):
     sweep(make(tiny_trace()), tmp_path)
-    gone, mine = (tmp_path / f"points/.abc-{process}-0a1b.json" for process in (2**22 + 17, os.getpid()))
-    for file in (gone, mine):
+    left = 2**22 + 17  # no process has such a number
+    gone = [tmp_path / f"points/.abc-{left}-0a1b2c3d.json", tmp_path / f".speed-{left}-0a1b2c3d.png"]
+    mine = [tmp_path / f"points/.abc-{os.getpid()}-0a1b2c3d.json", tmp_path / f".notes-{left}-2026.txt"]
+    for file in (*gone, *mine):
         file.write_text("{")
     sweep(make(tiny_trace()), tmp_path)
-    assert not gone.exists()
-    assert mine.exists()
+    assert not any(file.exists() for file in gone)
+    assert all(file.exists() for file in mine)
 
 
 @pytest.mark.parametrize("back", [False, True], ids=["changed", "and-back-later"])
