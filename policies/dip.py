@@ -8,6 +8,8 @@ from pydantic import StrictBool, model_validator
 
 from dipsim import Fraction, Group, ModelShape, Policy
 
+LARGEST = 700.0  # whose exponential is finite
+
 
 class Dip(Policy):
     """Reads `keep` of the MLP: p_in of the inputs of gate_proj and up_proj, p_glu of the neurons of down_proj.
@@ -23,7 +25,8 @@ class Dip(Policy):
         """The paper's split of `keep`, a straight line in logit space (docs/background.md, section 2)."""
         if self.keep == 1:
             return 1.0
-        return 1 / (1 + exp(-(0.9849930711 * log(self.keep / (1 - self.keep)) + 0.2997647759)))
+        logit = 0.9849930711 * log(self.keep / (1 - self.keep)) + 0.2997647759
+        return 1 / (1 + exp(min(-logit, LARGEST)))
 
     @property
     def p_glu(self) -> float:

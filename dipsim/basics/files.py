@@ -62,6 +62,11 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+_Loader.add_implicit_resolver(  # 1e-3 and 1.5e3 are numbers, as in YAML 1.2
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
 def read_text(path: Path) -> str:
     """Read a UTF-8 file. Raises InputError if there is none."""
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -113,7 +114,7 @@ def _describe_layout(name: str) -> tuple[str, ...]:
 
 @commands.command()
 def check(file: Annotated[Path, typer.Argument(help="Device, experiment, trace, policy or prefetcher file.")]) -> None:
-    """Check a file completely, without running anything with it."""
+    """Check a file completely. Nothing is simulated; but a policy or prefetcher is loaded, which runs its file."""
     from dipsim.basics.files import read_yaml
     from dipsim.sparsity.plugins import load_plugin
     from dipsim.sparsity.policy import Policy
@@ -140,6 +141,8 @@ def check(file: Annotated[Path, typer.Argument(help="Device, experiment, trace, 
         found = f"a {'policy' if isinstance(plugin, Policy) else 'prefetcher'}: {plugin.label}"
     elif "policies" in (data := read_yaml(file)) or "trace" in data:
         experiment = Experiment.load(file)
+        with named(file):
+            _announce(experiment.plugin_files().values())
         if experiment.sweep:
             found = f"a sweep of {len(points(experiment, file))} points"
         else:
@@ -153,6 +156,16 @@ def check(file: Annotated[Path, typer.Argument(help="Device, experiment, trace, 
     else:
         found = f"a device: {Device.load(file).name}"
     print(f"{file}: ok, {found}")
+
+
+def _announce(plugins: Iterable[Path]) -> None:
+    """Say which files are about to be loaded, but for those that are shipped."""
+    from dipsim.basics import assets
+
+    shipped = {assets.directory(kind).resolve() for kind in ("policies", "prefetchers")}
+    for file in plugins:
+        if file.resolve().parent not in shipped:
+            print(f"{file}: is loaded now, which runs it", flush=True)
 
 
 @commands.command()

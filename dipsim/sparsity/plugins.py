@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 from dipsim.basics import assets
-from dipsim.basics.errors import InputError
+from dipsim.basics.errors import InputError, quoted
 from dipsim.basics.fields import parse
 from dipsim.sparsity.policy import OWN, SHIPPED, Policy
 from dipsim.sparsity.prefetcher import Prefetcher
@@ -27,7 +27,7 @@ def load_policy(name_or_path: str | Path, /, **parameters: Any) -> Policy:
     and for parameters that the policy does not have or that are out of range.
     """
     cls = policy_class(name_or_path)
-    return parse(cls, parameters, f"policy {assets.policy_name(str(name_or_path))}")
+    return _made(cls, parameters, f"policy {assets.policy_name(str(name_or_path))}")
 
 
 def policy_class(name_or_path: str | Path) -> type[Policy]:
@@ -40,7 +40,7 @@ def load_prefetcher(name_or_path: str | Path, /, **parameters: Any) -> Prefetche
 
     Raises InputError as `load_policy`.
     """
-    return parse(prefetcher_class(name_or_path), parameters, f"prefetch: {assets.policy_name(str(name_or_path))}")
+    return _made(prefetcher_class(name_or_path), parameters, f"prefetch: {assets.policy_name(str(name_or_path))}")
 
 
 def prefetcher_class(name_or_path: str | Path) -> type[Prefetcher]:
@@ -51,7 +51,20 @@ def prefetcher_class(name_or_path: str | Path) -> type[Prefetcher]:
 def load_plugin(path: Path) -> Policy | Prefetcher:
     """Load whatever a user's file holds, without parameters. Raises InputError as `load_policy`."""
     found: type[Policy | Prefetcher] = _plugin_class("policies", path, Policy, Prefetcher)
-    return parse(found, {}, path)
+    return _made(found, {}, path)
+
+
+def _made(cls: type[Plugin], parameters: dict[str, Any], where: object) -> Plugin:
+    """A plugin with its parameters. Raises InputError for those it refuses, in whatever way."""
+    try:
+        return parse(cls, parameters, where)
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:
+        given = ", ".join(f"{name}={quoted(value)}" for name, value in parameters.items())
+        raise InputError(
+            f"{where}: cannot be made with {given or 'no parameters'} ({type(error).__name__}: {error})"
+        ) from error
 
 
 def _plugin_class(kind: str, name_or_path: str | Path, *bases: type[Plugin]) -> type[Plugin]:

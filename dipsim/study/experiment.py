@@ -219,11 +219,16 @@ class Experiment(Options):
         """All fields, as a file would say them."""
         return self.model_dump(mode="json")
 
-    def policy_files(self) -> dict[str, Path]:
-        """The file of each policy, by what provenance calls it."""
+    def plugin_files(self) -> dict[str, Path]:
+        """The file of each policy and of the prefetcher, by what provenance calls it. None of them is loaded."""
         files = {f"policy {choice.policy}": assets.find("policies", choice.policy) for choice in self.policies}
         if self.prefetch is not None:
             files[f"prefetcher {self.prefetch.by.policy}"] = assets.find("prefetchers", self.prefetch.by.policy)
+        return files
+
+    def policy_files(self) -> dict[str, Path]:
+        """The plugins' files and those that policies read, by what provenance calls them."""
+        files = self.plugin_files()
         read = [(choice.policy, file) for choice in self.policies for file in choice.load().files()]
         return files | {f"policy {name} {file.name}": file for name, file in read}
 

@@ -63,8 +63,17 @@ class Activations:
 
     @cached_property
     def glu(self) -> Any:
-        """The product gate * up, which down_proj multiplies (docs/background.md, section 1)."""
-        return read_only(self.gate * self.up_proj)
+        """The product gate * up, which down_proj multiplies (docs/background.md, section 1).
+
+        Raises InputError if it is more than a float holds.
+        """
+        try:
+            with np.errstate(over="raise"):
+                return read_only(self.gate * self.up_proj)
+        except FloatingPointError:
+            raise InputError(
+                f"layer {self.layer}: gate times up is more than {self.up_proj.dtype} holds; check what was recorded"
+            ) from None
 
 
 def read_only(values: Any) -> Any:

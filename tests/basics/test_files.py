@@ -39,6 +39,11 @@ def test_yaml_is_one_plain_mapping(tmp_path, text, complaint):
     assert "\n" not in str(error.value)
 
 
+def test_numbers_with_an_exponent_need_no_point(tmp_path):
+    (tmp_path / "a.yaml").write_text("a: 1e-3\nb: -2E+4\nc: 1.5e2\nd: 2e\ne: '3e1'\nf: e3\n")
+    assert read_yaml(tmp_path / "a.yaml") == {"a": 0.001, "b": -20000.0, "c": 150.0, "d": "2e", "e": "3e1", "f": "e3"}
+
+
 def test_yaml_of_many_levels_and_letters_is_read(tmp_path):
     path = tmp_path / "file.yaml"
     path.write_text("a: " + "[" * 28 + "1" + "]" * 28 + "\nb: " + "c" * 900_000)

@@ -116,6 +116,19 @@ def test_check_knows_a_prefetcher_from_a_policy(here, cli_run):
     assert cli_run("check", "mine.py")[2] == f"error: mine.py: {problem}\n"
 
 
+def test_check_names_what_it_is_about_to_run(here, cli_run):
+    """Loading a policy is running its file, also where it cannot be used."""
+    (here / "mine.py").write_text("print('running')\nfrom dipsim import Policy\nclass Mine(Policy): pass\n")
+    (here / "ahead.py").write_text("from dipsim import Prefetcher\nprint('ahead')\n1 / 0\n")
+    exp = (here / "exp.yaml").read_text().replace("- dip", "- mine.py\n- dip")
+    (here / "two.yaml").write_text(f"{exp}\nprefetch: {{by: ahead.py}}\n")
+    status, out, err = cli_run("check", "two.yaml")
+    assert status == 2
+    assert out.splitlines()[:2] == ["mine.py: is loaded now, which runs it", "ahead.py: is loaded now, which runs it"]
+    assert "running" in out.splitlines()[2:]
+    assert err.count("\n") == 1
+
+
 @pytest.mark.parametrize("command", ["run", "check"])
 def test_what_an_experiment_cannot_do_names_its_file_once(here, cli_run, command):
     experiment = yaml.safe_load((here / "exp.yaml").read_text())
@@ -226,6 +239,7 @@ BAD = [
     (["check", "belady.yaml"], "belady needs to know"),
     (["check", "long.yaml"], "tokens: 9999 asked for"),
     (["run", "exp.yaml", "--set", "dip.keep=2001-99-99"], "--set dip.keep=2001-99-99: is not plain YAML"),
+    (["run", "exp.yaml", "--set", "dip.keep=5e-324"], "policy dip: keep: 5e-324 would need p_glu"),
     (["run", "exp.yaml", "--trace", "x" * 300], "no such trace"),
     (["check", "nan.yaml"], "nan.yaml: flash.read_bandwidth"),
     (["check", "cut.safetensors"], "cut.safetensors: not a readable safetensors file"),

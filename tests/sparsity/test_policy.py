@@ -200,6 +200,16 @@ def test_a_plugin_cannot_keep_more_than_there_is(tmp_path, k):
         checked_groups(load_policy(path), SHAPE)
 
 
+def test_whatever_a_plugin_raises_about_its_parameters_is_one_line(tmp_path):
+    code = "from math import exp\nfrom dipsim import Policy\n\nclass Mine(Policy):\n    by: float = 2\n\n"
+    (tmp_path / "mine.py").write_text(f"{code}    def model_post_init(self, context): exp(self.by)\n")
+    load_policy(tmp_path / "mine.py", by=700)
+    with pytest.raises(
+        InputError, match=r"^policy mine: cannot be made with by=710 \(OverflowError: math range error\)$"
+    ):
+        load_policy(tmp_path / "mine.py", by=710)
+
+
 def test_a_plugin_may_build_on_a_shipped_policy(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text("from dipsim.policies.dip import Dip\nclass Mine(Dip):\n    extra: int = 3\n")

@@ -109,6 +109,13 @@ def test_int8_blocks_follow_their_own_scale():
     assert decode(*encode(np.zeros((1, 64), np.float32))).any() == 0
 
 
+def test_a_product_that_no_float_holds_is_one_line(tiny_trace):
+    acts = replace(tiny_trace().layer(1), gate_proj=np.full((2, 3), 1e20, np.float32))
+    np.testing.assert_array_equal(replace(acts, up_proj=np.full((2, 3), 2e10, np.float32)).glu, np.float32(2e30))
+    with pytest.raises(InputError, match=r"^layer 1: gate times up is more than float32 holds"):
+        _ = replace(acts, up_proj=np.full((2, 3), 2e20, np.float32)).glu
+
+
 def test_silu_and_glu():
     x = np.float32([-100, -1, 0, 1, 100])
     assert silu(x) == pytest.approx(x / (1 + np.exp(-x.astype(float))), abs=1e-6)
