@@ -50,9 +50,10 @@ def point_key(of_plan: str, device: Device, timing: str, clock: ClockOptions = N
     """The key of a point, from that of its plan, its device, its timing, and what depends on the clock."""
     parts = [of_plan, device.model_dump(exclude={"description", "evidence", "conditions", "sources"}), timing]
     if clock.on_clock:
-        parts.append(clock.clock_options.model_dump())
-        if clock.prefetch is not None:
-            parts.append(_plugin_hash(clock.prefetch.by.load(), Prefetcher))
+        options = clock.clock_options.model_dump()
+        if clock.prefetch is not None:  # by what its file holds, wherever it lies
+            options["prefetch"]["by"] = _plugin_hash(clock.prefetch.by.load(), Prefetcher), clock.prefetch.by.parameters
+        parts.append(options)
     return digest(parts)
 
 

@@ -22,7 +22,7 @@ from dipsim.results.result import FATES, Result
 from dipsim.sparsity.plugins import load_policy
 from dipsim.storage.learned import learned_file
 from dipsim.study.clock_options import ClockOptions
-from dipsim.study.keys import plan_key, trace_hash
+from dipsim.study.keys import plan_key, point_key, trace_hash
 from dipsim.study.points import Point
 from dipsim.timing.device import Device
 from dipsim.timing.recurrence import timeline
@@ -130,10 +130,13 @@ def _kept(trace_pass: TracePass, jobs: Sequence[Job]) -> KeptLayers | None:
 
 
 def _check_files(trace_pass: TracePass) -> None:
-    """Raise InputError if a trace, a policy or what they read is not what the plans' keys stand for."""
+    """Raise InputError if a trace, a plugin or what they read is not what the plans' and points' keys stand for."""
     of_trace = trace_hash(Trace.open(trace_pass.trace))
     for job in trace_pass.jobs:
-        if plan_key(of_trace, trace_pass.tokens, job.setting()) != job.key:
+        same = plan_key(of_trace, trace_pass.tokens, job.setting()) == job.key
+        for key, device, timing, clock in job.wanted:
+            same &= clock is None or point_key(job.key, device, timing, clock) == key
+        if not same:
             raise InputError(
                 f"{trace_pass.trace}, {job.policy} or a file that they read was changed during the sweep; start it "
                 "again, what is finished is kept"

@@ -11,6 +11,7 @@ from tiny_mixture import SHAPE
 
 from dipsim.basics.errors import InputError
 from dipsim.planning.planner import CpuPlanner
+from dipsim.study import passes
 from dipsim.study.clock_options import ClockOptions
 from dipsim.study.experiment import Experiment
 from dipsim.study.keys import point_key
@@ -179,6 +180,31 @@ def test_workers_find_the_same_and_a_users_prefetcher_is_found(make, tmp_path, m
     before = [point.key for point in points(chosen)]
     (tmp_path / "mine.py").write_text((tmp_path / "mine.py").read_text() + "\n")
     assert not set(before) & {point.key for point in points(chosen)}
+
+
+def test_a_prefetcher_that_changes_under_a_sweep_leaves_no_wrong_row(make, tmp_path, monkeypatch):
+    code = (
+        "from dipsim import Prefetcher\n\n\nclass Mine(Prefetcher):\n    first: int = 0\n\n"
+        "    def scores(self, known):\n        scores = 0.0 * known.uses\n        scores[self.first] = 1\n"
+        "        return scores\n"
+    )
+    file = tmp_path / "mine.py"
+    file.write_text(code)
+    chosen = make(prefetch={"by": str(file), "buffer": "400 B"}, sweep={"prefetch.lanes": [1, 2]})
+    simulate, ran = passes.run_on_clock, []
+
+    def changed(*rest, **options):
+        ran.append(1)
+        file.write_text(code if len(ran) < 2 else code.replace("= 1", "= -1"))
+        return simulate(*rest, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(passes, "run_on_clock", changed)
+        with pytest.raises(InputError, match="was changed during the sweep"):
+            sweep(chosen, tmp_path / "out")
+    assert len(list((tmp_path / "out/points").glob("*.json"))) == 1
+    file.write_text(code)
+    pd.testing.assert_frame_equal(sweep(chosen, tmp_path / "out"), sweep(chosen, tmp_path / "alone"))
 
 
 def test_only_a_cpu_plans_on_the_clock(make, tmp_path):
