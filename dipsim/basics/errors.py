@@ -12,6 +12,11 @@ def quoted(value: object) -> str:
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
 
 
+def is_plain(text: str) -> bool:
+    """Whether a text has no control characters but line breaks and tabs: it goes to terminals and into figures."""
+    return text.isprintable() or all(letter.isprintable() or letter in "\n\t" for letter in text)
+
+
 class InputError(ValueError):
     """The input cannot be used. The message is one line: where, what is wrong, and the fix."""
 

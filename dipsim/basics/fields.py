@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, NoReturn, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from dipsim.basics.errors import InputError, quoted
+from dipsim.basics.errors import InputError, is_plain, quoted
 
 Count = Annotated[int, Field(strict=True, gt=0, le=10**9)]
 Natural = Annotated[int, Field(strict=True, ge=0, le=10**9)]
@@ -25,6 +25,13 @@ class Strict(BaseModel):
     """Base of everything read from a file. Instances are immutable, and an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _plain(cls, value: Any) -> Any:
+        if isinstance(value, str) and not is_plain(value):
+            raise ValueError("has a control character; leave it out")
+        return value
 
 
 def parse(model: type[Model], data: Any, where: object) -> Model:

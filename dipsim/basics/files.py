@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from dipsim.basics.errors import InputError
+from dipsim.basics.errors import InputError, is_plain
 
 LARGEST_YAML = 1_000_000  # bytes
 DEEPEST_YAML = 30  # levels of lists and mappings
@@ -45,7 +45,7 @@ class _Loader(yaml.SafeLoader):
 
     def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
         value = super().construct_scalar(node)
-        if any(not letter.isprintable() and letter not in "\n\t" for letter in value):  # for terminals and figures
+        if not is_plain(value):
             raise yaml.constructor.ConstructorError(None, None, "has a control character", node.start_mark)
         return value
 

@@ -144,6 +144,7 @@ META = recorded.metadata(Header(model=SHAPE))
         ({}, {"version": "2"}, "version"),
         ({}, {"model": "{"}, "model: is not JSON"),
         ({}, {"model": json.dumps({"hidden_size": 16})}, "is required but missing"),
+        ({}, {"model": json.dumps(SHAPE.model_dump() | {"name": "a\x1b[2J"})}, r"model\.name: has a control character"),
         ({}, {"activation": "gelu"}, "activation"),
         ({}, {"sequence_starts": "[0, 12]"}, "sequence_starts"),
         ({}, {"sequence_starts": "[3]"}, "sequence_starts"),
