@@ -190,7 +190,7 @@ def kills_of_a_cluster(sweeps: Sweeps, many: int) -> None:
             sweeps.finish(folder)
 
 
-def disks_and_changes(sweeps: Sweeps) -> None:
+def disks_and_changes(sweeps: Sweeps, times: int = 4) -> None:
     """A disk that is full, one that cannot be written, files that change under a sweep, two sweeps in one folder."""
     for limit in (256, 900, 20_000):  # bytes of a file
 
@@ -202,14 +202,14 @@ def disks_and_changes(sweeps: Sweeps) -> None:
     (sweeps.root / "file").write_text("")
     sweeps.end(sweeps.start("file/below"), "read-only", (2,))
     trace, other = sweeps.root / "mine.safetensors", (sweeps.root / "other.safetensors").read_bytes()
-    for number in range(4):
+    for number in range(times):
         content, process = trace.read_bytes(), sweeps.start(f"changed-{number}")
         time.sleep(sweeps.random.uniform(1.0, 4.0))
         trace.write_bytes(other)
         sweeps.end(process, "changed", (0, 2))
         trace.write_bytes(content)
         sweeps.finish(f"changed-{number}")
-    for number in range(3):
+    for number in range(times):
         one, two = sweeps.start(f"two-{number}"), sweeps.start(f"two-{number}")
         sweeps.end(one, "two sweeps")
         sweeps.end(two, "two sweeps")

@@ -75,13 +75,22 @@ def _side_by_side(
         initializer=_end_with,
         initargs=(os.getpid(),),
     )
-    # Ctrl-C reaches all processes of a terminal, and it is this one that answers
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
+    with _deaf():
         found = parallel(delayed(_count)(work, place, task, tally) for place, task in tasks)  # starts the others
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     yield from found
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Ignore Ctrl-C, and let processes that are started now ignore it too: it reaches all those of a terminal."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

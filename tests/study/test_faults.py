@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import faults
 import numpy as np
 import pandas as pd
 import pytest
@@ -249,3 +250,13 @@ def test_ctrl_c_is_one_line_also_with_workers(tmp_path):
     assert process.returncode == 130
     assert [line for line in errors.splitlines() if "/" not in line] == ["error: interrupted"]
     assert printed == ""
+
+
+@pytest.mark.slow
+def test_whatever_is_killed_the_table_is_the_same(tmp_path):
+    """A short version of `make faults`."""
+    sweeps = faults.Sweeps(tmp_path, seed=3)
+    faults.kills_of_processes(sweeps, 4)
+    assert sweeps.failures == []
+    assert sum(sweeps.kills.values()) == 4
+    assert sweeps.tables >= 2
