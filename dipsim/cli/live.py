@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dipsim.basics.errors import InputError
+from dipsim.basics.errors import InputError, named
 from dipsim.basics.progress import Progress
 from dipsim.cli.terminal import apply_settings, console, must_end, progress_bar, torch_needed
 
@@ -148,7 +148,8 @@ def _record_requests(
         from dipsim.live.requests import record_requests
 
         loaded, ids = _load(progress, model, dtype, device, text, tokens // length, length)
-        header = record_requests(loaded, ids, text, chosen, out)
+        with named(experiment):
+            header = record_requests(loaded, ids, text, chosen, out)
     print(f"{out}: {tokens} tokens of {header.model.name}, requests of {header.source['policy']}")
 
 
@@ -188,7 +189,8 @@ def evaluate(
         ids = read_tokens(loaded, text, sequences, length)
         others = read_tokens(loaded, calibration, sequences, length) if calibration else None
         progress("loading the model", 1, 1)
-        found = live.evaluate(loaded, ids, chosen, others, progress)
+        with named(experiment):
+            found = live.evaluate(loaded, ids, chosen, others, progress)
     merged = adapter.resolve().name if adapter else ""
     rows = [live.row(result, length, text.name, loaded.shape.name, merged) for _, result in found]
     results = [result for _, result in found]
@@ -329,7 +331,8 @@ def adapt_precision(
 
         how = Training(steps, batch, learning_rate)
         loaded, ids = _load(progress, model, "float32", device, text, None, length)
-        losses = train(loaded, ids, text, wanted, out, rank=rank, how=how, progress=progress)
+        with named(experiment):
+            losses = train(loaded, ids, text, wanted, out, rank=rank, how=how, progress=progress)
     print(f"{out}: rank {rank}, {steps} steps; divergence {_divergence(losses)}")
 
 
