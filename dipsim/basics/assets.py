@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dipsim.basics.errors import InputError
+from dipsim.basics.files import check_regular
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 _SUFFIXES = {
@@ -57,6 +58,7 @@ def find(kind: str, name_or_path: str | Path) -> Path:
     if path.suffix in _SUFFIXES[kind] or len(path.parts) > 1:
         if path.is_dir():
             raise InputError(f"{text}: is a folder; give a file")
+        check_regular(path)
         if not path.is_file():
             raise InputError(f"{text}: no such file (looked in {Path.cwd()})")
         return path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections.abc import Callable, Hashable
 from contextlib import suppress
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import yaml
 
 from dipsim.basics.errors import InputError
+from dipsim.basics.limits import check_memory
 
 LARGEST_YAML = 1_000_000  # bytes
 DEEPEST_YAML = 30  # levels of lists and mappings
@@ -61,9 +63,21 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def read_text(path: Path) -> str:
-    """Read a UTF-8 file. Raises InputError if there is none."""
+def check_regular(path: Path, kind: str = "one") -> None:
+    """Raise InputError if a path is a folder, or a pipe or a device, which may never end. It may be missing."""
     try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):  # whoever opens it says what is wrong
+        return
+    if not stat.S_ISREG(mode):
+        raise InputError(f"{path}: is not a file; give {kind}")
+
+
+def read_text(path: Path) -> str:
+    """Read a UTF-8 file. Raises InputError if there is none, or it does not fit into memory."""
+    check_regular(path)
+    try:
+        check_memory(path.stat().st_size, str(path), "give a smaller file")
         return path.read_text(encoding="utf-8")
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
@@ -85,8 +99,7 @@ def parse_yaml(text: str, where: object) -> Any:
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read the mapping in a YAML file. Raises InputError for anything that is not one plain mapping."""
-    if path.exists() and not path.is_file():
-        raise InputError(f"{path}: is not a file; give a YAML file")
+    check_regular(path, "a YAML file")
     if path.exists() and path.stat().st_size > LARGEST_YAML:
         raise InputError(f"{path}: is larger than {LARGEST_YAML / 1e6:g} MB; no file of settings is, give another one")
     data = parse_yaml(read_text(path), path)

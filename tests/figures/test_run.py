@@ -162,11 +162,11 @@ def test_a_missing_table_says_what_to_run(tmp_path: Path, name: str) -> None:
         ("summary.json", json.dumps([run("dense", 3, None), run("dense", 3, None)]), "must stand there once"),
         ("summary.json", json.dumps([run("dense", 3, None), run("dip", 4, None)]), "in the same setting"),
         ("summary.json", json.dumps([run("dense", 3, float("nan"))]), "perplexity"),
-        ("tokens.csv", "", "No columns"),
+        ("tokens.csv", "", "has no rows"),
         ("layers.csv", "policy,layer\ndense,0\n", "hit_rate"),
         ("layers.csv", "policy,layer,hit_rate\ndense,0,much\n", "much"),
-        ("layers.csv", "policy,layer,hit_rate\ndense,0,inf\n", "a number is not finite"),
-        ("layers.csv", "policy,layer,hit_rate\ndip,0,0.5\n", "policies are not those of summary.json"),
+        ("layers.csv", "policy,layer,hit_rate\ndense,0,inf\n", "'inf' is not a number from 0 to 1"),
+        ("layers.csv", "policy,layer,hit_rate\ndip,0,0.5\n", "row 1: its policy is not in summary.json"),
     ],
 )
 def test_a_foreign_table_is_one_line_and_draws_nothing(tmp_path: Path, name: str, content: str, complaint: str) -> None:

@@ -75,7 +75,7 @@ def test_run_takes_it_from_the_table_beside_the_trace(tiny_trace):
     assert (dense.perplexity, dip.perplexity, dip.standard_error) == (None, 17.5, 0.1)
     assert json.loads(json.dumps(dip.summary()))["perplexity"] == 17.5
     trace.path.with_name("tiny.quality.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(InputError, match=r"tiny\.quality\.csv: is not a quality table"):
+    with pytest.raises(InputError, match=r"tiny\.quality\.csv: column policy: is missing"):
         run(chosen)
 
 

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dipsim.basics.errors import InputError
+from dipsim.workload.config import LAYERS
 from dipsim.workload.importers.batches import Batch, Cell, gather
-from dipsim.workload.importers.importer import LAYERS, Importer, Recording, real, whole, whole_lines_of
+from dipsim.workload.importers.importer import Importer, Recording, real, whole, whole_lines_of
 
 
 class Colibri(Importer):

@@ -16,7 +16,6 @@ from dipsim.workload.routing import NOT_ROUTED
 
 IMPORTERS: dict[str, type[Importer]] = {}  # by name
 LARGEST = 10**9  # of a number in a file
-LAYERS = 10**4  # no model has as many
 
 
 class Importer(ABC):

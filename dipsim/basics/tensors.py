@@ -1,0 +1,51 @@
+"""The tensors of a .safetensors file, all at once: for small files, such as those of what was learned of a model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel
+from safetensors import SafetensorError, safe_open
+
+from dipsim.basics.errors import InputError
+from dipsim.basics.fields import parse
+from dipsim.basics.files import check_regular
+
+Origin = TypeVar("Origin", bound=BaseModel)
+
+
+def read_tensors(path: Path, fix: str) -> tuple[dict[str, str], dict[str, NDArray[Any]]]:
+    """The metadata and the tensors of a file. Raises InputError, ending with `fix`, for any other file.
+
+    Numbers that are not finite are refused: nothing that was learned has any.
+    """
+    try:
+        check_regular(path)
+        with safe_open(path, framework="np") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no mapping
+            metadata = dict(file.metadata() or {})
+    except (SafetensorError, OSError, ValueError, TypeError, AttributeError) as error:  # the last three: of a dtype
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path}: not a readable safetensors file ({' '.join(str(error).split())}); {fix}") from None
+    for name, tensor in tensors.items():
+        if tensor.dtype.kind not in "biuf" or not np.isfinite(tensor).all():
+            raise InputError(f"{path}: {name}: holds NaN or infinite values, or no numbers; {fix}")
+    return metadata, tensors
+
+
+def read_learned(path: Path, kind: type[Origin], fix: str) -> tuple[Origin, dict[str, NDArray[Any]]]:
+    """Where a file comes from, which its metadata says under `origin`, and its tensors. Raises InputError as above."""
+    metadata, tensors = read_tensors(path, fix)
+    try:
+        found = json.loads(metadata.get("origin", "{}"))
+    except (ValueError, RecursionError):
+        raise InputError(f"{path}: origin: is not JSON; {fix}") from None
+    try:
+        return parse(kind, found, path), tensors
+    except InputError as error:
+        raise InputError(f"{error}; {fix}") from None
