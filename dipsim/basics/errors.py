@@ -12,6 +12,12 @@ def quoted(value: object) -> str:
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
 
 
+def one_line(text: object, most: int = 3 * LONGEST) -> str:
+    """What others say, such as a library's error, as one line of `most` letters at most."""
+    line = " ".join(str(text).split())
+    return line if len(line) <= most else f"{line[: most - 3]}..."
+
+
 class InputError(ValueError):
     """The input cannot be used. The message is one line: where, what is wrong, and the fix."""
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from dipsim.basics.errors import InputError
+from dipsim.basics.errors import InputError, one_line, quoted
 from dipsim.basics.limits import check_memory
 
 LARGEST_YAML = 1_000_000  # bytes
@@ -58,7 +58,7 @@ class _Loader(yaml.SafeLoader):
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, Hashable) and key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key!r}", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"duplicate key {quoted(key)}", key_node.start_mark)
             seen.add(key if isinstance(key, Hashable) else id(key))
         return super().construct_mapping(node, deep)
 
@@ -91,10 +91,10 @@ def parse_yaml(text: str, where: object) -> Any:
         return yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         line = f" (line {error.problem_mark.line + 1})" if error.problem_mark else ""
-        raise InputError(f"{where}: is not plain YAML: {error.problem}{line}") from None
+        raise InputError(f"{where}: is not plain YAML: {one_line(error.problem)}{line}") from None
     except (yaml.YAMLError, RecursionError, ValueError, LookupError, TypeError, AttributeError) as error:
         # PyYAML's constructors raise all of these, for a date like 2001-99-99 or `!!int abc`
-        raise InputError(f"{where}: is not plain YAML: {' '.join(str(error).split())}") from None
+        raise InputError(f"{where}: is not plain YAML: {one_line(error)}") from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -6,22 +6,22 @@ import json
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel
 from safetensors import SafetensorError, safe_open
 
-from dipsim.basics.errors import InputError
+from dipsim.basics.errors import InputError, one_line
 from dipsim.basics.fields import parse
 from dipsim.basics.files import check_regular
 
+LARGEST = 1e15  # of a number: two of them can be multiplied in float32
 Origin = TypeVar("Origin", bound=BaseModel)
 
 
 def read_tensors(path: Path, fix: str) -> tuple[dict[str, str], dict[str, NDArray[Any]]]:
     """The metadata and the tensors of a file. Raises InputError, ending with `fix`, for any other file.
 
-    Numbers that are not finite are refused: nothing that was learned has any.
+    Numbers that are not finite, or absurdly large, are refused: nothing that was learned has any.
     """
     try:
         check_regular(path)
@@ -31,10 +31,12 @@ def read_tensors(path: Path, fix: str) -> tuple[dict[str, str], dict[str, NDArra
     except (SafetensorError, OSError, ValueError, TypeError, AttributeError) as error:  # the last three: of a dtype
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{path}: not a readable safetensors file ({' '.join(str(error).split())}); {fix}") from None
+        raise InputError(f"{path}: not a readable safetensors file ({one_line(error)}); {fix}") from None
     for name, tensor in tensors.items():
-        if tensor.dtype.kind not in "biuf" or not np.isfinite(tensor).all():
-            raise InputError(f"{path}: {name}: holds NaN or infinite values, or no numbers; {fix}")
+        if (
+            tensor.dtype.kind not in "biuf" or not ((tensor >= -LARGEST) & (tensor <= LARGEST)).all()
+        ):  # so written for NaN
+            raise InputError(f"{path}: {name}: holds NaN, or numbers that are not within {LARGEST:g} of 0; {fix}")
     return metadata, tensors
 
 
