@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import re
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,8 @@ from typing import Any
 from dipsim.basics.errors import InputError
 from dipsim.basics.files import parse_yaml
 from dipsim.basics.progress import Progress
+
+PERIOD_S = 10.0  # between lines about progress
 
 
 def must_end(out: Path, suffix: str, what: str) -> None:
@@ -60,14 +64,20 @@ def console() -> Any:
 
 @contextlib.contextmanager
 def progress_bar() -> Iterator[Progress]:
-    """A progress bar on stderr that vanishes at the end; yields the function that moves it."""
+    """A progress bar on stderr that vanishes at the end; yields the function that moves it.
+
+    Where stderr is no terminal, a line says from time to time how far it is.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
     console = Console(stderr=True)
-    with Bar(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal) as bar:
+    if not console.is_terminal:
+        yield _lines()
+        return
+    with Bar(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
         tasks: dict[str, Any] = {}
 
         def show(what: str, done: int, total: int) -> None:
@@ -76,3 +86,18 @@ def progress_bar() -> Iterator[Progress]:
             bar.update(tasks[what], completed=done)
 
         yield show
+
+
+def _lines() -> Progress:
+    """A function that writes a line about all that goes on, if the last one was written long enough ago."""
+    parts: dict[str, str] = {}
+    written = time.monotonic()
+
+    def show(what: str, done: int, total: int) -> None:
+        nonlocal written
+        parts[what] = f"{what} {done}/{total}"
+        if time.monotonic() - written >= PERIOD_S:
+            written = time.monotonic()
+            print("; ".join(parts.values()), file=sys.stderr, flush=True)
+
+    return show

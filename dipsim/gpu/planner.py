@@ -66,8 +66,8 @@ class GpuPlanner:
         with NumpyPromotion():
             return all(try_policy(policy, group, acts, self.device) is not None for group in groups)
 
-    def fill(self, trace: Trace, builders: Sequence[PlanBuilder], layers: int, progress: Progress) -> None:
-        """Enter what the masks of the first `layers` layers read; what the GPU cannot plan is left to the CPU.
+    def fill(self, trace: Trace, builders: Sequence[PlanBuilder], layers: range, progress: Progress) -> None:
+        """Enter what the masks of adjacent layers read; what the GPU cannot plan is left to the CPU.
 
         Raises InputError if a policy fails.
         """
@@ -101,19 +101,19 @@ class GpuPlanner:
         return {key: tried for key, tried in found.items() if tried is not None}
 
     def _fill(
-        self, reading: Iterator[Activations], members: list[Member], layers: int, together: int, progress: Progress
+        self, reading: Iterator[Activations], members: list[Member], layers: range, together: int, progress: Progress
     ) -> None:
         members.sort(key=lambda m: (m.kind, m.caches.key[1], id(m.caches.key[0]), m.caches.group.name))
         with ThreadPoolExecutor(1) as recorder:  # records what one batch counted while the next one runs
             recorded = []
-            for begin in range(0, layers, together):
-                here = range(begin, min(begin + together, layers))
+            for begin in range(layers.start, layers.stop, together):
+                here = range(begin, min(begin + together, layers.stop))
                 scores = _all_scores(members, islice(reading, len(here)), len(here), self.device)
                 for _, same in groupby(members, lambda member: member.kind):
                     recorded.append(recorder.submit(_record, here, Batch(list(same), scores).run()))
                 del scores  # before the next are made
                 for layer in here:
-                    progress(self.task, layer + 1, layers)
+                    progress(self.task, layer + 1, layers.stop)
             for future in recorded:
                 future.result()
 
@@ -140,7 +140,7 @@ def _record(layers: range, counted: Sequence[tuple[Member, Counted]]) -> None:
         builder.record(caches, layers, Counts(wanted, found, reads, read_bytes, held.max(axis=0)))
 
 
-def _read_ahead(trace: Trace, tokens: int, layers: int, wanted: Sequence[str]) -> Iterator[Activations]:
+def _read_ahead(trace: Trace, tokens: int, layers: range, wanted: Sequence[str]) -> Iterator[Activations]:
     """The layers one by one, while threads read the next ones and make what is `wanted` of them."""
 
     def read(index: int) -> Activations:
@@ -151,11 +151,10 @@ def _read_ahead(trace: Trace, tokens: int, layers: int, wanted: Sequence[str]) -
 
     threads = min(AHEAD, len(os.sched_getaffinity(0)))
     with ThreadPoolExecutor(threads) as pool:
-        waiting = deque(pool.submit(read, index) for index in range(min(threads, layers)))
-        for index in range(threads, threads + layers):
+        waiting = deque(pool.submit(read, index) for index in layers[:threads])
+        for place in range(threads, threads + len(layers)):
             acts = waiting.popleft().result()
-            if index < layers:
-                waiting.append(pool.submit(read, index))
+            waiting.extend(pool.submit(read, index) for index in layers[place : place + 1])
             yield acts
 
 

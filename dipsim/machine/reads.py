@@ -57,7 +57,7 @@ def reads_of(trace: Trace, setting: Setting, tokens: int, shown: int, page: int,
         masked[position], end = _spans(fetch, counted[-shown:], end)
 
     builder.watch = watch
-    CpuPlanner().fill(trace, [builder], trace.shape.num_hidden_layers, progress)
+    CpuPlanner().fill(trace, [builder], range(trace.shape.num_hidden_layers), progress)
     plan = builder.finish()
     steps: list[list[Batch]] = []  # what each of the tokens reads there
     for position in range(len(plan.layer)):

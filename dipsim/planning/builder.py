@@ -180,6 +180,11 @@ class PlanBuilder:
         """The plan's arrays by name, still writable."""
         return self._arrays
 
+    def layer(self, index: int) -> dict[str, NDArray[Any]]:
+        """What the plan's arrays have of one layer, by name, still writable."""
+        here = slice(index * len(self._steps), (index + 1) * len(self._steps))
+        return {name: array[here] if array.ndim == 1 else array[:, here] for name, array in self._arrays.items()}
+
     def place(
         self,
         layer: int,

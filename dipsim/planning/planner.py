@@ -14,6 +14,7 @@ from dipsim.basics.progress import Progress, silent
 from dipsim.planning.builder import PlanBuilder
 from dipsim.planning.experts import ExpertPlans
 from dipsim.planning.fetch_plan import FetchPlan, Setting
+from dipsim.planning.kept import KeptLayers
 from dipsim.planning.masks import LayerScores
 from dipsim.planning.placer import Placer
 from dipsim.workload.trace import Trace
@@ -29,8 +30,8 @@ class Planner(Protocol):
     def able(self, trace: Trace, setting: Setting, tokens: int) -> bool:
         """Whether this planner makes the plan of a setting itself."""
 
-    def fill(self, trace: Trace, builders: Sequence[PlanBuilder], layers: int, progress: Progress) -> None:
-        """Enter what the masks of the first `layers` layers read into builders of one trace and as many tokens."""
+    def fill(self, trace: Trace, builders: Sequence[PlanBuilder], layers: range, progress: Progress) -> None:
+        """Enter what the masks of adjacent layers read into builders of one trace and as many tokens."""
 
 
 def plan(
@@ -41,11 +42,12 @@ def plan(
     layers: int | None = None,
     progress: Progress = silent,
     planner: Planner | None = None,
+    kept: KeptLayers | None = None,
 ) -> list[FetchPlan]:
     """Plan every setting over the first `tokens` tokens and `layers` layers, by default all.
 
-    The CPU plans unless another `planner` is given. Raises InputError if a setting does not fit the trace, its policy
-    or its DRAM.
+    The CPU plans unless another `planner` is given. It goes on after the layers that are `kept`. Raises InputError if a
+    setting does not fit the trace, its policy or its DRAM.
     """
     tokens = trace.tokens if tokens is None else tokens
     if not 0 < tokens <= trace.tokens:
@@ -54,7 +56,14 @@ def plan(
     builders = [PlanBuilder(trace.shape, setting, tokens, starts, trace.prompts) for setting in settings]
     if builders:
         layers = trace.shape.num_hidden_layers if layers is None else layers
-        (planner or CpuPlanner()).fill(trace, builders, layers, progress)
+        begin = 0 if kept is None else kept.restore(builders, layers)
+
+        def done(what: str, layer: int, of: int) -> None:
+            if kept is not None:
+                kept.keep(builders, layer)
+            progress(what, layer, of)
+
+        (planner or CpuPlanner()).fill(trace, builders, range(begin, layers), done)
     return [builder.finish() for builder in builders]
 
 
@@ -69,10 +78,10 @@ class CpuPlanner:
         """True: the CPU plans everything."""
         return True
 
-    def fill(self, trace: Trace, builders: Sequence[PlanBuilder], layers: int, progress: Progress) -> None:
-        """Enter what the masks of the first `layers` layers read. Raises InputError if a policy or a layout fails."""
+    def fill(self, trace: Trace, builders: Sequence[PlanBuilder], layers: range, progress: Progress) -> None:
+        """Enter what the masks of adjacent layers read. Raises InputError if a policy or a layout fails."""
         placer, experts = Placer(builders, trace.shape, trace), ExpertPlans(builders)
-        for index in [index for index in trace.layers if index < layers]:
+        for index in [index for index in trace.layers if index in layers]:
             layer = LayerScores(trace.layer(index, builders[0].tokens))
             if experts.mine:
                 experts.collect(layer)
@@ -81,6 +90,6 @@ class CpuPlanner:
                 for builder in builders:
                     for caches in builder.caches:
                         layer.record(builder, caches, index)
-            progress(self.task, index + 1, layers)
+            progress(self.task, index + 1, layers.stop)
         if layers:
             experts.fill()

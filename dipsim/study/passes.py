@@ -16,6 +16,7 @@ from dipsim.basics import assets
 from dipsim.basics.errors import InputError
 from dipsim.clock.live_steps import run_on_clock
 from dipsim.planning.fetch_plan import Setting
+from dipsim.planning.kept import KeptLayers
 from dipsim.planning.planner import CpuPlanner, Planner, plan
 from dipsim.results.result import FATES, Result
 from dipsim.sparsity.plugins import load_policy
@@ -69,7 +70,8 @@ class Job:
 class TracePass:
     """Jobs that share one pass over `layers` layers of a trace; 0 if no policy looks at activations.
 
-    `cost` grows with the time that the pass takes.
+    `cost` grows with the time that the pass takes. `kept` is a folder for layers that are planned, None if they are not
+    kept.
     """
 
     trace: str
@@ -78,10 +80,11 @@ class TracePass:
     jobs: tuple[Job, ...]
     cost: float
     planner: Planner
+    kept: Path | None
 
 
 def compute(trace_pass: TracePass, tick: Callable[[int], object] = lambda _: None) -> dict[str, Row]:
-    """The rows of a pass's points by key. `tick(plans)` is called after each layer.
+    """The rows of a pass's points by key. `tick(plans)` is called for each layer.
 
     Raises InputError if a file behind them is not, before or after, what their keys stand for.
     """
@@ -89,13 +92,21 @@ def compute(trace_pass: TracePass, tick: Callable[[int], object] = lambda _: Non
     trace, steps = Trace.open(trace_pass.trace), trace_pass.layers
     rows: dict[str, Row] = {}
     together = [job for job in trace_pass.jobs if not job.on_clock]
+    told = 0
+
+    def done(_what: str, layer: int, _of: int) -> None:
+        nonlocal told
+        tick(len(together) * (layer - told))
+        told = layer
+
     plans = plan(
         trace,
         [job.setting() for job in together],
         trace_pass.tokens,
         layers=trace_pass.layers,
-        progress=lambda _what, _done, _total: tick(len(together)),
+        progress=done,
         planner=trace_pass.planner,
+        kept=_kept(trace_pass, together),
     )
     for job, fetch_plan in zip(together, plans, strict=True):
         for key, device, timing, _ in job.wanted:
@@ -109,6 +120,13 @@ def compute(trace_pass: TracePass, tick: Callable[[int], object] = lambda _: Non
                 tick(steps)
     _check_files(trace_pass)
     return rows
+
+
+def _kept(trace_pass: TracePass, jobs: Sequence[Job]) -> KeptLayers | None:
+    """The layers planned in an earlier attempt, of plans that do not depend on the clock."""
+    if trace_pass.kept is None:
+        return None
+    return KeptLayers([trace_pass.kept / job.key for job in jobs], lambda: _check_files(trace_pass))
 
 
 def _check_files(trace_pass: TracePass) -> None:
@@ -131,12 +149,14 @@ def _row(result: Result) -> Row:
     return {name: nested.get(name, summary.get(name)) for name in RESULTS}
 
 
-def split(wanted: Sequence[Point], workers: int, planner: Planner | None = None) -> list[TracePass]:
-    """Passes over traces, the trivial ones first, then the longest first.
+def split(
+    wanted: Sequence[Point], workers: int, planner: Planner | None = None, kept: Path | None = None
+) -> list[TracePass]:
+    """Passes over traces, the trivial ones first, then the longest first. Layers are kept in the folder `kept`, if any.
 
     There is one pass for each trace and policy, or for all policies of a trace where the planner takes them together.
     There are more only to keep all workers busy, or to hold no more plans at a time than the planner wants: each pass
-    reads or draws the trace again.
+    reads or draws the trace again. A plan that depends on the clock is a pass of its own.
     """
     planner = planner or CpuPlanner()
     by_plan: dict[str, list[Point]] = {}
@@ -146,18 +166,19 @@ def split(wanted: Sequence[Point], workers: int, planner: Planner | None = None)
     for same in by_plan.values():
         columns, planned = same[0].columns, same[0].planned
         apart = planned.layers if planner.all_together else columns["policy"]
-        shared.setdefault((columns["trace"], str(columns["tokens"]), str(apart)), []).append(same)
+        alone = same[0].key if same[0].on_clock else ""
+        shared.setdefault((columns["trace"], str(columns["tokens"]), str(apart), alone), []).append(same)
     share = math.ceil(len(by_plan) / workers)
     passes = []
     for plans in shared.values():
         held = sum(same[0].planned.bytes for same in plans)
         pieces = max(math.ceil(held / planner.max_plan_bytes), math.ceil(len(plans) / share))
         size = math.ceil(len(plans) / (pieces if plans[0][0].planned.layers else 1))
-        passes += [_pass(plans[begin : begin + size], planner) for begin in range(0, len(plans), size)]
+        passes += [_pass(plans[begin : begin + size], planner, kept) for begin in range(0, len(plans), size)]
     return sorted(passes, key=lambda each: (each.layers > 0, -each.cost))
 
 
-def _pass(plans: Sequence[Sequence[Point]], planner: Planner) -> TracePass:
+def _pass(plans: Sequence[Sequence[Point]], planner: Planner, kept: Path | None) -> TracePass:
     """One pass that makes these plans, each given by the points that are wanted from it."""
     first = plans[0][0]
     tokens, layers = first.columns["tokens"], first.planned.layers
@@ -170,6 +191,7 @@ def _pass(plans: Sequence[Sequence[Point]], planner: Planner) -> TracePass:
         jobs=tuple(_job(same) for same in plans),
         cost=tokens * layers * aware * len(plans),
         planner=planner,
+        kept=None if planner.all_together else kept,  # such a planner enters layers later than it says
     )
 
 

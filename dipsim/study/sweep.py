@@ -1,7 +1,8 @@
 """Computes the points of a sweep in parallel. What is finished survives whatever comes after.
 
-A finished point is a file `points/KEY.json` in the sweep's folder, whole or not there. So a sweep that was killed goes
-on where it stopped.
+A finished point is a file `points/KEY.json` in the sweep's folder, whole or not there. Of plans that take long, the
+layers so far are kept in `points/layers/PLAN/` until the points are finished. So a sweep that was killed goes on where
+it stopped.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 import pandas as pd
@@ -26,6 +28,8 @@ from dipsim.study.passes import RESULTS, Row, compute, split
 from dipsim.study.points import Point, points
 from dipsim.study.workers import cluster, in_processes
 from dipsim.workload.trace import Trace
+
+LAYERS = "points/layers"  # a folder for each plan of points that are not finished
 
 
 def sweep(
@@ -51,12 +55,17 @@ def sweep(
     if missing:
         _remove_table(folder)
     write_experiment(folder, experiment.resolved())
-    progress("points", len(rows), len(wanted))
-    for found in _compute(missing, workers, dask, planners, progress) if missing else ():
+    what = f"points, {len(rows)} of them from before" if rows else "points"
+    progress(what, len(rows), len(wanted))
+    plans = {point.key: point.planned.key for point in missing}
+    for found in _compute(missing, workers, dask, planners, progress, folder) if missing else ():
         for key, row in found.items():
             write(_path(folder, key), json.dumps(row | {"checksum": _checksum(key, row)}, indent=2) + "\n")
+        for plan in {plans[key] for key in found}:
+            rmtree(folder / LAYERS / plan, ignore_errors=True)
         rows |= found
-        progress("points", len(rows), len(wanted))
+        progress(what, len(rows), len(wanted))
+    rmtree(folder / LAYERS, ignore_errors=True)
     table = pd.DataFrame([_line(point, rows[point.key]) for point in wanted])
     write(folder / "sweep.csv", table.to_csv(index=False))
     write_origin(folder, experiment.resolved(), _files(wanted))
@@ -106,16 +115,21 @@ def _line(point: Point, row: Row) -> dict[str, Any]:
 
 
 def _compute(
-    missing: Sequence[Point], workers: int, dask: str | None, planners: Sequence[Planner], progress: Progress
+    missing: Sequence[Point],
+    workers: int,
+    dask: str | None,
+    planners: Sequence[Planner],
+    progress: Progress,
+    folder: Path,
 ) -> Iterator[dict[str, Row]]:
     """The rows of all points, a pass at a time, as they are finished."""
     if dask is not None:
-        with cluster(dask) as (threads, run):
+        with cluster(dask, progress) as (threads, run):
             yield from run(compute, split(missing, threads))
         return
     for planner, mine in _divide(missing, planners):
         processes = 1 if planner.all_together else workers
-        passes = split(mine, processes, planner)
+        passes = split(mine, processes, planner, folder.resolve() / LAYERS)
         total = sum(each.layers * len(each.jobs) for each in passes)
         report = partial(_report, progress, planner.task, total)
         yield from in_processes(compute, passes, processes, report)

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
 from dipsim.basics.errors import InputError
+from dipsim.basics.progress import Progress, silent
 
 Task = TypeVar("Task")
 Found = TypeVar("Found")
 Tick = Callable[[int], object]  # told how many steps were done
 Worker = Callable[[Task, Tick], Found]
 PERIOD_S = 0.5  # between looks at the other processes
+WAIT_S = 60  # for a worker of a cluster
+ATTEMPTS = 2  # at a task whose process is killed
 
 
 def in_processes(
@@ -26,7 +31,8 @@ def in_processes(
 ) -> Iterator[Found]:
     """What `work(task, tick)` finds, task by task as they finish. `progress(steps done)` sums up all ticks.
 
-    With one worker or task, all happens in this process. Other processes end with this one, however it ends.
+    With one worker or task, all happens in this process. Other processes end with this one, however it ends. If one of
+    them is killed, what is not finished is tried once more. Raises InputError if that happens again.
     """
     if workers == 1 or len(tasks) < 2:
         done = 0
@@ -39,18 +45,37 @@ def in_processes(
         for task in tasks:
             yield work(task, tick)
         return
+    left = dict(enumerate(tasks))
+    with _tally(progress) as tally:
+        for _ in range(ATTEMPTS):
+            try:
+                for place, found in _side_by_side(work, list(left.items()), workers, tally):
+                    del left[place]
+                    yield found
+            except BrokenProcessPool:  # also what joblib makes of a process that was killed
+                continue
+            return
+    raise InputError(
+        f"--workers {workers}: a worker was killed twice, perhaps for want of memory; what is finished is kept, start "
+        "again with fewer workers"
+    )
+
+
+def _side_by_side(
+    work: Worker[Task, Found], tasks: Sequence[tuple[int, Task]], workers: int, tally: Path
+) -> Iterator[tuple[int, Found]]:
     from joblib import Parallel, delayed
 
-    with _tally(progress) as tally:
-        parallel = Parallel(
-            n_jobs=min(workers, len(tasks)),
-            backend="loky",
-            return_as="generator_unordered",
-            max_nbytes=None,
-            initializer=_end_with,
-            initargs=(os.getpid(),),
-        )
-        yield from parallel(delayed(_count)(work, task, tally) for task in tasks)
+    parallel = Parallel(
+        n_jobs=min(workers, len(tasks)),
+        backend="loky",
+        return_as="generator_unordered",
+        max_nbytes=None,
+        batch_size=1,  # what is finished is told at once
+        initializer=_end_with,
+        initargs=(os.getpid(),),
+    )
+    yield from parallel(delayed(_count)(work, place, task, tally) for place, task in tasks)
 
 
 @contextmanager
@@ -73,16 +98,20 @@ def _tally(progress: Callable[[int], object]) -> Iterator[Path]:
             watcher.join()
 
 
-def _count(work: Worker[Task, Found], task: Task, tally: Path) -> Found:
+def _count(work: Worker[Task, Found], place: int, task: Task, tally: Path) -> tuple[int, Found]:
     def tick(count: int) -> None:
         with tally.open("ab") as file:
             file.write(b"." * count)
 
-    return work(task, tick)
+    return place, work(task, tick)
 
 
 def _end_with(parent: int) -> None:
-    """Make this process end soon after its parent, which may be killed and then cannot say so."""
+    """Make this process end soon after its parent, which may be killed and then cannot say so.
+
+    Ctrl-C reaches all processes of a terminal, and it is the parent that answers.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -93,23 +122,53 @@ def _end_with(parent: int) -> None:
 
 
 @contextmanager
-def cluster(address: str) -> Iterator[tuple[int, Callable[[Callable[[Task], Found], Sequence[Task]], Iterator[Found]]]]:
+def cluster(
+    address: str, progress: Progress = silent
+) -> Iterator[tuple[int, Callable[[Callable[[Task], Found], Sequence[Task]], Iterator[Found]]]]:
     """The threads of the Dask cluster at an address, and a function that runs `work(task)` on it for many tasks.
 
-    Raises InputError if there is no Dask here or no scheduler there.
+    Raises InputError if there is no Dask here or no scheduler there, or if for a minute the cluster has no workers.
     """
     try:
-        from distributed import Client, as_completed
+        from distributed import CancelledError, Client, wait
+        from distributed.comm.core import CommClosedError
+        from distributed.scheduler import KilledWorker
     except ModuleNotFoundError as error:
         raise InputError(f"{error.name} is not installed; run `pip install 'dipsim[dask]'`") from None
+    for name in ("distributed", "distributed.client"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # what goes wrong is told below
     try:
         client = Client(address, timeout="10s")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, RuntimeError, ImportError) as error:
         raise InputError(f"--dask {address}: no scheduler answers ({' '.join(str(error).split())})") from None
 
+    def await_workers() -> int:
+        """The threads of all workers, once there are some."""
+        for waited in range(WAIT_S):
+            if threads := sum(client.nthreads().values()):
+                return int(threads)
+            progress(f"waiting for a worker of {address} (s)", waited, WAIT_S)
+            time.sleep(1)
+        raise InputError(
+            f"--dask {address}: has no workers, and none came in {WAIT_S} s; start one with `dask worker {address}`"
+        )
+
     def run(work: Callable[[Task], Found], tasks: Sequence[Task]) -> Iterator[Found]:
-        for future in as_completed(client.map(work, tasks, pure=False)):
-            yield future.result()
+        pending = set(client.map(work, tasks, pure=False))
+        while pending:
+            try:
+                done, pending = wait(pending, timeout=WAIT_S, return_when="FIRST_COMPLETED")
+            except TimeoutError:
+                await_workers()
+                continue
+            for future in done:
+                yield future.result()
 
     with client:
-        yield max(1, sum(client.nthreads().values())), run
+        try:
+            yield await_workers(), run
+        except (CommClosedError, CancelledError, KilledWorker) as error:
+            raise InputError(
+                f"--dask {address}: the cluster was lost ({type(error).__name__}); what is finished is kept, start the "
+                "sweep again"
+            ) from None

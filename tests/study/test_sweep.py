@@ -103,8 +103,8 @@ def start(path, out, workers=2, **options):
 
 def finish(process):
     _, errors = process.communicate(timeout=60)
-    assert errors == ""
-    assert process.returncode == 0
+    assert process.returncode == 0, errors
+    assert "Traceback" not in errors
 
 
 def test_grid_is_every_combination_in_order(tiny_trace):
