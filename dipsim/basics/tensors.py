@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel
 from safetensors import SafetensorError, safe_open
@@ -33,9 +34,8 @@ def read_tensors(path: Path, fix: str) -> tuple[dict[str, str], dict[str, NDArra
             raise
         raise InputError(f"{path}: not a readable safetensors file ({one_line(error)}); {fix}") from None
     for name, tensor in tensors.items():
-        if (
-            tensor.dtype.kind not in "biuf" or not ((tensor >= -LARGEST) & (tensor <= LARGEST)).all()
-        ):  # so written for NaN
+        numbers = tensor.dtype.kind in "biuf"
+        if not numbers or not (np.abs(tensor.astype(np.float64)) <= LARGEST).all():  # so written for NaN
             raise InputError(f"{path}: {name}: holds NaN, or numbers that are not within {LARGEST:g} of 0; {fix}")
     return metadata, tensors
 

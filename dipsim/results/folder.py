@@ -198,11 +198,11 @@ def _check_rows(path: Path, table: pd.DataFrame, runs: list[Run]) -> None:
     refuse_rows(
         path, table[name] != place, f"its {name} does not follow the one before; a row is missing or there twice"
     )
+    rows = table["policy"].value_counts()
     for run in runs:
-        rows = int((table["policy"] == run.policy).sum())
-        whole = run.tokens if name == "token" else len(table) / len(runs)
-        if rows != whole and run.on_clock is None:  # drafts make several tokens a row
-            raise InputError(f"{path}: has {rows} of {whole:g} rows of {quoted(run.policy)}")
+        have, whole = rows[run.policy], run.tokens if name == "token" else rows[policies[0]]
+        if have != whole and run.on_clock is None:  # drafts make several tokens a row
+            raise InputError(f"{path}: has {have} of {whole} rows of {quoted(run.policy)}")
 
 
 def _waited(name: str) -> Column | None:
