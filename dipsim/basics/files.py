@@ -17,6 +17,7 @@ from dipsim.basics.limits import check_memory
 
 LARGEST_YAML = 1_000_000  # bytes
 DEEPEST_YAML = 30  # levels of lists and mappings
+LARGEST_NUMBER = 10**100  # of a whole one: what has thousands of digits cannot even be written out
 MOST_NODES = 100_000  # values, lists and mappings
 
 
@@ -61,6 +62,27 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(None, None, f"duplicate key {quoted(key)}", key_node.start_mark)
             seen.add(key if isinstance(key, Hashable) else id(key))
         return super().construct_mapping(node, deep)
+
+
+def _whole_number(loader: _Loader, node: yaml.ScalarNode) -> int:
+    number = int(loader.construct_yaml_int(node))
+    if abs(number) > LARGEST_NUMBER:
+        raise yaml.constructor.ConstructorError(None, None, "has a number of too many digits", node.start_mark)
+    return number
+
+
+def _text(loader: _Loader, node: yaml.ScalarNode) -> str:
+    return str(loader.construct_scalar(node))
+
+
+def _not_plain(_loader: _Loader, node: yaml.Node) -> None:
+    raise yaml.constructor.ConstructorError(None, None, f"has a {node.tag.rpartition(':')[2]}", node.start_mark)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _whole_number)
+_Loader.add_constructor("tag:yaml.org,2002:timestamp", _text)  # a date is a text, as in JSON
+for _kind in ("binary", "set", "omap", "pairs"):  # which JSON does not have
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _not_plain)
 
 
 def check_regular(path: Path, kind: str = "one") -> None:

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from dipsim.basics.errors import InputError, one_line
 from dipsim.basics.fields import parse
 from dipsim.basics.files import check_regular
+from dipsim.basics.limits import check_memory
 
 LARGEST = 1e15  # of a number: two of them can be multiplied in float32
 Origin = TypeVar("Origin", bound=BaseModel)
@@ -26,6 +27,7 @@ def read_tensors(path: Path, fix: str) -> tuple[dict[str, str], dict[str, NDArra
     """
     try:
         check_regular(path)
+        check_memory(path.stat().st_size, str(path), fix)
         with safe_open(path, framework="np") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no mapping
             metadata = dict(file.metadata() or {})

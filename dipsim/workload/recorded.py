@@ -68,6 +68,7 @@ class RecordedTrace(Trace, suffix=".safetensors"):
         Activations are float32. Raises InputError if there is no such layer or a value is impossible.
         """
         self._check_layer(index)
+        self._check_memory(self.tokens if tokens is None else min(tokens, self.tokens))
         tensors: dict[str, Any] = {}
         with safe_open(self.path, framework="np") as file:
             if self.shape.mixture is not None:

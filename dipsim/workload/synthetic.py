@@ -13,7 +13,6 @@ from dipsim.basics import assets
 from dipsim.basics.arrays import Float32s, Floats
 from dipsim.basics.errors import InputError
 from dipsim.basics.files import sha256
-from dipsim.basics.limits import check_memory
 from dipsim.workload.recipe import Depth, Recipe, Router, Signal
 from dipsim.workload.routing import Routing
 from dipsim.workload.routing_synthetic import router_at, sample_logits, sample_noise
@@ -54,8 +53,7 @@ class SyntheticTrace(Trace, suffix=".yaml"):
         """
         self._check_layer(index)
         count = self.tokens if tokens is None else min(tokens, self.tokens)
-        what = f"{self.path}: {count} tokens of a layer"
-        check_memory(self.shape.layer_memory(count), what, "ask for fewer, or of a smaller model")
+        self._check_memory(count)
         depth = self.layers.index(index) / max(1, len(self.layers) - 1)
         seeds = np.random.SeedSequence(self.recipe.seed, spawn_key=(index,))
         if self.shape.mixture is not None:

@@ -30,7 +30,7 @@ def main() -> None:
     chosen = asked.parse_args()
     with tempfile.TemporaryDirectory() as base:
         failed = 0
-        for reader in readers(Path(base)):
+        for reader in sorted(readers(Path(base)), key=lambda reader: reader.costly):
             if chosen.reader is None or reader.name in chosen.reader:
                 failed += _fuzz(reader, chosen, Path(base))
     sys.exit(1 if failed else 0)

@@ -15,7 +15,15 @@ HUGE = 10**400
 DEEP: Any = []
 for _ in range(60):
     DEEP = [DEEP]
+ONLY_YAML = {
+    "HEXADECIMAL": "0x" + "f" * 9000,
+    "DATE": "2001-01-01",
+    "BINARY": "!!binary aGk=",
+    "SET": "!!set {a, b}",
+    "KEYS": "{? [1, 2] : 3, ? {a: b} : 4}",
+}
 NASTY: list[Any] = [
+    *ONLY_YAML,
     *(None, True, False, -1, 0, 1, 2, 3, 0.5, -0.0, 1e-300, 1e300, 1e999, -1e999, math.nan, 10**6, 10**9, 2**31),
     *(2**63, 2**64 - 1, HUGE, -HUGE, "", " ", "x" * 5000, "\x00", "\x1b[31m", "\u2028", "é", "0", "-1", "1e400"),
     *("1e999 GB", "-1 GB", "0 B", "nan GB", "1 B", "3 s", "{mlp_fraction: 0.5}", "/", ".", "/dev/zero", "a/" * 3000),
@@ -109,8 +117,11 @@ def _places(tree: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def yaml_bytes(tree: Any) -> bytes:
-    """A tree as YAML."""
-    return yaml.dump(tree, Dumper=yaml.CSafeDumper, sort_keys=False, allow_unicode=True, width=10_000).encode()
+    """A tree as YAML, with values that no tree has in place of some texts."""
+    written = yaml.dump(tree, Dumper=yaml.CSafeDumper, sort_keys=False, allow_unicode=True, width=10_000)
+    for text, value in ONLY_YAML.items():
+        written = written.replace(text, value)
+    return written.encode()
 
 
 def json_bytes(tree: Any) -> bytes:

@@ -378,6 +378,7 @@ def _read_experiment(path: Path) -> None:
 def _read_trace(tokens: int | None) -> Callable[[Path], object]:
     def read(path: Path) -> None:
         trace = Trace.open(path)
+        json.dumps(trace.header.source)  # as the provenance of a run does
         for layer in trace.layers if tokens is None else trace.layers[:1]:
             trace.layer(layer, tokens)
 

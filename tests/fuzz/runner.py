@@ -17,13 +17,13 @@ from fuzz.readers import Reader
 
 from dipsim.basics.errors import InputError
 
-SECONDS = 10  # an input
+SECONDS, COSTLY_SECONDS = 10, 60  # an input
 MEMORY = 2 * 10**9  # bytes above what the process has at the start
 LONGEST = 2000  # letters of a message
 
 
 class TooLong(BaseException):
-    """An input took longer than SECONDS."""
+    """An input took longer than it may."""
 
 
 def made(reader: Reader, seed: int) -> bytes:
@@ -36,7 +36,8 @@ def outcome(reader: Reader, data: bytes, folder: Path) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / reader.file
     path.write_bytes(data)
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    seconds = COSTLY_SECONDS if reader.costly else SECONDS
+    signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         reader.read(path)
         return "accepted"
@@ -46,7 +47,7 @@ def outcome(reader: Reader, data: bytes, folder: Path) -> str:
             return f"message of {len(message)} letters, {message.count(chr(10)) + 1} lines: {message[:200]!r}"
         return "refused"
     except TooLong:
-        return f"takes longer than {SECONDS} s"
+        return f"takes longer than {seconds} s"
     except Exception as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
         ours = [frame for frame in traceback.extract_tb(error.__traceback__) if "/dipsim/" in frame.filename]
