@@ -63,11 +63,12 @@ def _ring(*_: Any) -> None:
 
 
 @contextmanager
-def limited() -> Iterator[None]:
-    """Within, an input that takes too long or too much fails. Warnings of numbers are failures too."""
+def limited(memory: int | None = MEMORY) -> Iterator[None]:
+    """Within, an input that takes too long or too much memory fails. Warnings of numbers are failures too."""
     before, limits = signal.signal(signal.SIGALRM, _ring), resource.getrlimit(resource.RLIMIT_AS)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
-    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY, limits[1]))
+    if memory is not None:
+        resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + memory, limits[1]))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
