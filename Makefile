@@ -3,13 +3,16 @@ PYTHON ?= python3
 PY := .venv/bin/python
 SOURCES := dipsim policies tests benchmarks docs
 
-.PHONY: run test check cover faults docs model clean
+.PHONY: run test fuzz faults mutants check cover docs model clean
 
 run: .venv/core
 	$(PY) -m dipsim run
 
 test: .venv/dev
 	$(PY) -m pytest -n 2 --dist loadgroup
+
+fuzz: .venv/dev
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(PY) -m fuzz
 
 check: .venv/dev
 	$(PY) -m ruff check $(SOURCES)

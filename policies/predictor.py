@@ -9,25 +9,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
 from dipsim import Fraction, Group, InputError, ModelShape, Policy
+from dipsim.basics.tensors import read_tensors
 from dipsim.workload.shape import MATRICES
+
+AGAIN = "make one with `python -m dipsim train-predictor`"
 
 
 def _networks(path: str) -> dict[str, Any]:
     try:
         return _read(path, Path(path).stat().st_mtime_ns)
-    except (OSError, SafetensorError) as error:
-        raise InputError(
-            f"{path}: not a predictor ({error}); make one with `python -m dipsim train-predictor`"
-        ) from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); {AGAIN}") from None
 
 
 @lru_cache(maxsize=4)
 def _read(path: str, _changed: int) -> dict[str, Any]:
-    return load_file(path)
+    return read_tensors(Path(path), AGAIN)[1]
 
 
 class Predictor(Policy):

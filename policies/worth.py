@@ -11,23 +11,17 @@ from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
 from dipsim import Group, InputError, ModelShape, Policy
 from dipsim.basics import assets
+from dipsim.basics.tensors import read_tensors
 
 MB = 1e6
 
 
 @lru_cache(maxsize=4)
 def _read(path: Path, _changed: int) -> dict[str, Any]:
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise InputError(
-            f"{path}: not a readable file of sensitivities ({error}); make one with `dipsim learn-sensitivity`"
-        ) from None
+    return read_tensors(path, "make a file of sensitivities with `dipsim learn-sensitivity`")[1]
 
 
 class Worth(Policy):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dipsim.basics.errors import InputError
+from dipsim.basics.errors import InputError, one_line
+from dipsim.basics.files import check_regular
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 _SUFFIXES = {
@@ -55,16 +56,24 @@ def find(kind: str, name_or_path: str | Path) -> Path:
     """
     text, path = str(name_or_path), Path(name_or_path)
     if path.suffix in _SUFFIXES[kind] or len(path.parts) > 1:
+        try:
+            path.stat()
+        except (OSError, ValueError) as error:
+            why = (
+                "no such file" if isinstance(error, FileNotFoundError) else one_line(getattr(error, "strerror", error))
+            )
+            raise InputError(f"{one_line(text)}: {why} (looked in {Path.cwd()})") from None
         if path.is_dir():
             raise InputError(f"{text}: is a folder; give a file")
-        if not path.is_file():
-            raise InputError(f"{text}: no such file (looked in {Path.cwd()})")
+        check_regular(path)
         return path
     for file in _files(kind):
         if text in (file.stem, _name(kind, file)):
             return file
     singular = {"policies": "policy", "sensitivities": "sensitivity"}.get(kind, kind.rstrip("s"))
-    raise InputError(f"{text or '(empty)'}: no such {singular}; shipped: {', '.join(names(kind))}; or give a path")
+    raise InputError(
+        f"{one_line(text) or '(empty)'}: no such {singular}; shipped: {', '.join(names(kind))}; or give a path"
+    )
 
 
 def policy_name(name_or_path: str) -> str:

@@ -17,6 +17,12 @@ def is_plain(text: str) -> bool:
     return text.isprintable() or all(letter.isprintable() or letter in "\n\t" for letter in text)
 
 
+def one_line(text: object, most: int = 3 * LONGEST) -> str:
+    """What others say, such as a library's error, as one line of `most` letters at most."""
+    line = " ".join(str(text).split())
+    return line if len(line) <= most else f"{line[: most - 3]}..."
+
+
 class InputError(ValueError):
     """The input cannot be used. The message is one line: where, what is wrong, and the fix."""
 

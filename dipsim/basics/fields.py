@@ -6,7 +6,7 @@ from typing import Annotated, Any, NoReturn, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from dipsim.basics.errors import InputError, is_plain, quoted
+from dipsim.basics.errors import InputError, is_plain, one_line, quoted
 
 Count = Annotated[int, Field(strict=True, gt=0, le=10**9)]
 Natural = Annotated[int, Field(strict=True, ge=0, le=10**9)]
@@ -46,8 +46,8 @@ def complain(error: ValidationError, where: object) -> NoReturn:
     """Raise one InputError for pydantic's report: the first complaint, and how many more there are."""
     details = error.errors(include_url=False)
     first = details[0]
-    field = ".".join(str(part) for part in first["loc"])
-    message = _PLAINER.get(first["type"], first["msg"].removeprefix("Value error, "))
+    field = one_line(".".join(str(part) for part in first["loc"]))
+    message = one_line(_PLAINER.get(first["type"], first["msg"].removeprefix("Value error, ")))
     if "input" in first and isinstance(first["input"], (str, int, float)) and first["type"] != "value_error":
         message += f" (got {quoted(first['input'])})"
     more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import stat
 from collections.abc import Callable, Hashable
 from contextlib import suppress
 from pathlib import Path
@@ -12,10 +13,12 @@ from typing import Any
 
 import yaml
 
-from dipsim.basics.errors import InputError, is_plain
+from dipsim.basics.errors import InputError, is_plain, one_line, quoted
+from dipsim.basics.limits import check_memory
 
 LARGEST_YAML = 1_000_000  # bytes
 DEEPEST_YAML = 30  # levels of lists and mappings
+LARGEST_NUMBER = 10**100  # of a whole one: what has thousands of digits cannot even be written out
 MOST_NODES = 100_000  # values, lists and mappings
 
 
@@ -57,7 +60,7 @@ class _Loader(yaml.SafeLoader):
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, Hashable) and key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key!r}", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"duplicate key {quoted(key)}", key_node.start_mark)
             seen.add(key if isinstance(key, Hashable) else id(key))
         return super().construct_mapping(node, deep)
 
@@ -67,9 +70,42 @@ _Loader.add_implicit_resolver(  # 1e-3 and 1.5e3 are numbers, as in YAML 1.2
 )
 
 
-def read_text(path: Path) -> str:
-    """Read a UTF-8 file. Raises InputError if there is none."""
+def _whole_number(loader: _Loader, node: yaml.ScalarNode) -> int:
+    number = int(loader.construct_yaml_int(node))
+    if abs(number) > LARGEST_NUMBER:
+        raise yaml.constructor.ConstructorError(None, None, "has a number of too many digits", node.start_mark)
+    return number
+
+
+def _text(loader: _Loader, node: yaml.ScalarNode) -> str:
+    return str(loader.construct_scalar(node))
+
+
+def _not_plain(_loader: _Loader, node: yaml.Node) -> None:
+    raise yaml.constructor.ConstructorError(None, None, f"has a {node.tag.rpartition(':')[2]}", node.start_mark)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _whole_number)
+_Loader.add_constructor("tag:yaml.org,2002:timestamp", _text)  # a date is a text, as in JSON
+for _kind in ("binary", "set", "omap", "pairs"):  # which JSON does not have
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _not_plain)
+
+
+def check_regular(path: Path, kind: str = "one") -> None:
+    """Raise InputError if a path is a folder, or a pipe or a device, which may never end. It may be missing."""
     try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):  # whoever opens it says what is wrong
+        return
+    if not stat.S_ISREG(mode):
+        raise InputError(f"{path}: is not a file; give {kind}")
+
+
+def read_text(path: Path) -> str:
+    """Read a UTF-8 file. Raises InputError if there is none, or it does not fit into memory."""
+    check_regular(path)
+    try:
+        check_memory(path.stat().st_size, str(path), "give a smaller file")
         return path.read_text(encoding="utf-8")
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
@@ -83,16 +119,15 @@ def parse_yaml(text: str, where: object) -> Any:
         return yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         line = f" (line {error.problem_mark.line + 1})" if error.problem_mark else ""
-        raise InputError(f"{where}: is not plain YAML: {error.problem}{line}") from None
+        raise InputError(f"{where}: is not plain YAML: {one_line(error.problem)}{line}") from None
     except (yaml.YAMLError, RecursionError, ValueError, LookupError, TypeError, AttributeError) as error:
         # PyYAML's constructors raise all of these, for a date like 2001-99-99 or `!!int abc`
-        raise InputError(f"{where}: is not plain YAML: {' '.join(str(error).split())}") from None
+        raise InputError(f"{where}: is not plain YAML: {one_line(error)}") from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read the mapping in a YAML file. Raises InputError for anything that is not one plain mapping."""
-    if path.exists() and not path.is_file():
-        raise InputError(f"{path}: is not a file; give a YAML file")
+    check_regular(path, "a YAML file")
     if path.exists() and path.stat().st_size > LARGEST_YAML:
         raise InputError(f"{path}: is larger than {LARGEST_YAML / 1e6:g} MB; no file of settings is, give another one")
     data = parse_yaml(read_text(path), path)

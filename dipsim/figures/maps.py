@@ -57,7 +57,7 @@ def draw_maps(rows: pd.DataFrame, value: str, title: str) -> Figure:
 
 def _isolines(axes: Axes, cells: Floats) -> None:
     levels = LEVELS[(np.nanmin(cells) < LEVELS) & (np.nanmax(cells) > LEVELS)]
-    if not levels.size:
+    if not levels.size or min(cells.shape) < 2:
         return
     lines = axes.contour(np.log(cells), levels=np.log(levels), colors="white", linewidths=1.4, linestyles="solid")
     lines.set_path_effects([withStroke(linewidth=2.6, foreground="black")])
@@ -85,12 +85,11 @@ def draw_winner(rows: pd.DataFrame) -> Figure:
     """The fastest policy at every point of the map, and by how much it leads the next."""
     policies = list(dict.fromkeys(rows["policy"]))
     prices = [price(rows[rows["policy"] == policy]) for policy in policies]
-    speeds = np.stack(
-        [rows[rows["policy"] == p].pivot_table(index=DRAM, columns=FLASH, values="tokens_per_s") for p in policies]
-    )
     cells = rows.pivot_table(index=DRAM, columns=FLASH, values="tokens_per_s")
-    order = np.sort(np.nan_to_num(speeds), axis=0)
-    first, lead = np.nanargmax(speeds, axis=0), order[-1] / np.where(order[-2] > 0, order[-2], np.nan) - 1
+    each = (rows[rows["policy"] == p].pivot_table(index=DRAM, columns=FLASH, values="tokens_per_s") for p in policies)
+    speeds = np.nan_to_num(np.stack([speed.reindex_like(cells) for speed in each]))  # not every policy is everywhere
+    order = np.sort(speeds, axis=0)
+    first, lead = speeds.argmax(axis=0), order[-1] / np.where(order[-2] > 0, order[-2], np.nan) - 1
     shades = colormaps["viridis"](np.linspace(0.95, 0.1, len(policies)))
     wide = max(0.75 * len(cells.columns) + 4.5, 7)
     figure = blank_figure(

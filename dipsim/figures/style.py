@@ -28,6 +28,7 @@ STYLE: dict[str, Any] = {
 METADATA: dict[str, Any] = {"png": {"Software": None}, "svg": {"Date": None}}
 LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue
 LETTER = 0.073  # inches, of the setting
+MOST_PIXELS = 60_000  # of a side: a PNG cannot have more than 65,535
 HEADER = 0.65  # inches above the panels, for title and setting
 
 
@@ -44,6 +45,7 @@ def blank_figure(title: str, setting: str, width: float, height: float) -> Figur
 
 def save_figure(figure: Figure, path: Path) -> list[Path]:
     """Write a figure as PNG and SVG; return the paths."""
+    figure.set_dpi(min(figure.dpi, MOST_PIXELS / max(figure.get_size_inches())))
     figure.draw_without_rendering()  # lay it out once for all formats
     figure.set_layout_engine("none")
     paths = [path.with_suffix(f".{kind}") for kind in METADATA]

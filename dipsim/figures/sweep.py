@@ -36,11 +36,10 @@ def draw_sweep(folder: Path) -> list[Path]:
             suffix = f"_{_slug(str(case))}" if len(cases) > 1 else ""
             if varies(rows[DRAM]) and varies(rows[FLASH]):
                 figures[f"speed{suffix}"] = draw_maps(rows, "tokens_per_s", "Speed (tokens/s)")
-                if rows["speedup"].notna().any():
-                    pruned = rows[rows["policy"] != "dense"]
-                    figures[f"speedup{suffix}"] = draw_maps(
-                        pruned, "speedup", "Speed-up over dense, same DRAM and Flash"
-                    )
+                pruned = rows[(rows["policy"] != "dense") & rows["speedup"].notna()]
+                if len(pruned):
+                    title = "Speed-up over dense, same DRAM and Flash"
+                    figures[f"speedup{suffix}"] = draw_maps(pruned, "speedup", title)
                 if varies(rows["policy"]):
                     figures[f"winner{suffix}"] = draw_winner(rows)
         if varies(table[DRAM]):

@@ -6,6 +6,7 @@ A *case* is all that a grid has besides DRAM size, Flash speed and policy: trace
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,32 @@ import pandas as pd
 
 from dipsim.basics.errors import InputError
 from dipsim.basics.units import significant
+from dipsim.results.csv_table import (
+    AMOUNT,
+    ANYTHING,
+    LARGEST,
+    POSITIVE,
+    SHARE,
+    SMALLEST,
+    TEXT,
+    Column,
+    read_table,
+    refuse_rows,
+)
 from dipsim.results.quality import NOT_MEASURED
 
 SETTINGS = ("layout", "start", "eviction", "scope", "timing", "prompt")
-TEXTS = ("trace", "model", "device", *SETTINGS, "read_through", "stream_static", "policy", "perplexity", "key")
-NUMBERS = ("dram_bytes", "mlp_fraction_in_dram", "flash_bandwidth_bytes_per_s", "tokens", "tokens_per_s", "hit_rate",
-           "flash_utilisation")  # fmt: skip
 CLIFF = "cliff_dram_bytes"  # below it a cache does not hold the experts of one token; empty without experts
+COLUMNS: dict[str, Column] = {
+    **dict.fromkeys(
+        ("trace", "model", "device", *SETTINGS, "read_through", "stream_static", "policy", "perplexity", "key"), TEXT
+    ),
+    **dict.fromkeys(("dram_bytes", "flash_bandwidth_bytes_per_s", "tokens", "tokens_per_s"), POSITIVE),
+    **dict.fromkeys(("mlp_fraction_in_dram", "hit_rate"), SHARE),
+    "flash_utilisation": AMOUNT,
+    "scope": Column(default="layer"),
+    CLIFF: Column(float, 0, default=np.nan, empty=np.nan),
+}
 DRAM, FLASH = "dram_bytes", "flash_bandwidth_bytes_per_s"
 ON_AXES = ("flash.read_bandwidth", "cache.size")  # what is swept and drawn along an axis
 AXES = {DRAM: "DRAM (GB)", FLASH: "Flash read bandwidth (GB/s)"}
@@ -40,22 +60,15 @@ def read_sweep(path: Path) -> pd.DataFrame:
 
     Raises InputError if it is missing or not a sweep's.
     """
-    again = f"run `python -m dipsim sweep --out {path.parent}` again"
-    types: dict[str, Any] = {**dict.fromkeys(TEXTS, str), **dict.fromkeys(NUMBERS, float), CLIFF: str}
     try:
-        table = pd.read_csv(
-            path, dtype=types, usecols=lambda name: name in types or is_swept(name), keep_default_na=False
-        )
-        table["perplexity"].where(table["perplexity"] != NOT_MEASURED, "nan").astype(float)
-        table["stream_static"] = table["stream_static"].map(STREAMED)
-        table["read_through"] = table["read_through"].map(THROUGH)
-        table["scope"] = table.get("scope", "layer")
-        table[CLIFF] = pd.to_numeric(table[CLIFF]) if CLIFF in table else np.nan
-        good = not table.empty and np.isfinite(table[list(NUMBERS)]).all(axis=None)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{path}: {' '.join(str(error).split())}; {again}") from None
-    if not good or (table["tokens_per_s"] <= 0).any():
-        raise InputError(f"{path}: is empty, or a number in it is not; {again}")
+        table = read_table(path, COLUMNS, lambda name: ANYTHING if is_swept(name) else None)
+        refuse_rows(path, table["key"].duplicated(), "is there twice")
+        refuse_rows(path, [not _is_price(text) for text in table["perplexity"]], "its perplexity is none")
+        for name, texts in (("stream_static", STREAMED), ("read_through", THROUGH)):
+            table[name] = table[name].map(texts)
+            refuse_rows(path, table[name].isna(), f"its {name} is neither True nor False")
+    except InputError as error:
+        raise InputError(f"{error}; run `python -m dipsim sweep --out {path.parent}` again") from None
     hardware = [name for name in table.columns if is_swept(name) and name not in ON_AXES]
     said = table.assign(tokens=table["tokens"].map("{:,.0f} tokens".format))
     for name in (*hardware, *SETTINGS):
@@ -71,8 +84,16 @@ def read_sweep(path: Path) -> pd.DataFrame:
     table["other"] = join_columns(said, [name for name in varying if name != "trace"])
     point = pd.MultiIndex.from_frame(table[["case", DRAM, FLASH]])
     dense = table["tokens_per_s"].set_axis(point)[(table["policy"] == "dense").to_numpy()]
+    dense = dense[~dense.index.duplicated(keep=False)]  # two dense points that figures cannot tell apart are no measure
     table["speedup"] = table["tokens_per_s"] / dense.reindex(point).to_numpy()
     return table
+
+
+def _is_price(text: str) -> bool:
+    """Whether this is a perplexity, or says that there is none."""
+    with suppress(ValueError):
+        return text == NOT_MEASURED or SMALLEST <= float(text) <= LARGEST
+    return False
 
 
 def join_columns(table: pd.DataFrame, names: Sequence[str]) -> pd.Series[str]:

@@ -129,7 +129,7 @@ def _merged(model: Any, adapter: Path) -> Any:
                 if (found := len(file.keys())) != wanted:
                     raise ValueError(f"{found} matrices for {wanted}")
             return adapted.merge_and_unload()
-    except (RuntimeError, ValueError, KeyError, OSError, SafetensorError) as error:
+    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError, OSError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:160]
         raise InputError(
             f"{adapter}: is not an adapter of this model ({reason}); give one that was trained on it"

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from dipsim.basics.arrays import Floats, Ints, Mask, Numbers
 from dipsim.basics.errors import InputError
+from dipsim.basics.limits import check_memory
 from dipsim.memory.budget import Budget, allocate, column_bytes
 from dipsim.memory.cache import ColumnCache, lowest
 from dipsim.memory.eviction import eviction_rule
@@ -40,6 +41,7 @@ from dipsim.storage.worth import worth_reading
 from dipsim.workload.shape import ModelShape
 from dipsim.workload.trace import sequences
 
+LESS = "ask for fewer tokens, or a smaller model"
 LEAST_BYTES = 1e-6  # what is less comes from rounding
 PREDICTOR_BITS = 16  # per weight that a policy brings along
 ScoresKey = tuple[type[Policy], str, Group]  # equal where scores and rankings are
@@ -106,6 +108,7 @@ class PlanBuilder:
         self.shape, self.setting, self.tokens, self.sequence_starts = shape, setting, tokens, starts
         self.prompts = [(begin, min(end, tokens)) for begin, end in prompts if begin < tokens]
         self.groups = checked_groups(policy, shape)
+        check_memory(_least_memory(shape, self.groups, tokens), f"{tokens} tokens of {shape.name or 'the model'}", LESS)
         self.layout = load_layout(setting.layout)
         self.rule = rule = eviction_rule(setting.eviction)
         self.sees_memory = sees_memory(policy, self.groups)
@@ -401,6 +404,12 @@ class PlanBuilder:
 
 def _unwatched(_caches: LayerCaches, _layer: int, _fetch: Fetch) -> None:
     """Nobody looks."""
+
+
+def _least_memory(shape: ModelShape, groups: Sequence[Group], tokens: int) -> float:
+    """Bytes that planning takes at least: six numbers a token and step, and a layer's activations for masks."""
+    plan = 6 * 8.0 * tokens * (len(groups) + 1) * shape.num_hidden_layers
+    return plan + (shape.layer_memory(tokens) if groups else 0.0)
 
 
 def _empty_arrays(

@@ -7,30 +7,43 @@ import textwrap
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
-import numpy as np
 import pandas as pd
-from pydantic import AliasPath, BaseModel, Field, PositiveFloat, TypeAdapter, ValidationError
+from pydantic import AfterValidator, AliasPath, BaseModel, Field, TypeAdapter, ValidationError
 
-from dipsim.basics.errors import InputError
+from dipsim.basics.errors import InputError, quoted
 from dipsim.basics.fields import complain
-from dipsim.basics.files import remove_temporary, write
+from dipsim.basics.files import read_text, remove_temporary, write
 from dipsim.basics.units import show, significant
 from dipsim.results import perfetto
+from dipsim.results.csv_table import (
+    AMOUNT,
+    LARGEST,
+    LONGEST,
+    NATURAL,
+    REAL,
+    SHARE,
+    SMALLEST,
+    TEXT,
+    Column,
+    read_table,
+    refuse_rows,
+)
 from dipsim.results.quality import NOT_MEASURED
 from dipsim.results.result import Result, shown_token
 from dipsim.timing.timeline import BREAKDOWN
 
 FIGURES = ("latency", "policies", "hit_rate_by_layer", "token_gantt", "experts_by_layer")
 EXPERTS = "experts.csv"  # in the folder of a model that has experts
-TABLES: dict[str, dict[str, Any]] = {  # the columns that are read back
-    "tokens.csv": {"policy": str, "token": int, "latency_s": float} | {f"{part}_s": float for part in BREAKDOWN},
-    "layers.csv": {"policy": str, "layer": int, "hit_rate": float},
-    "spans.csv": dict.fromkeys(("policy", "resource", "kind", "step"), str)
-    | {"token": int, "layer": int, "start_s": float, "end_s": float},
+TABLES: dict[str, dict[str, Column]] = {  # the columns that are read back
+    "tokens.csv": {"policy": TEXT, "token": NATURAL, "latency_s": AMOUNT} | {f"{part}_s": AMOUNT for part in BREAKDOWN},
+    "layers.csv": {"policy": TEXT, "layer": NATURAL, "hit_rate": SHARE},
+    "spans.csv": {"policy": TEXT, "resource": TEXT, "kind": Column(default="demand"), "step": TEXT}  # as of version 0.1
+    | {"token": NATURAL, "layer": NATURAL, "start_s": REAL, "end_s": REAL},
+    EXPERTS: {"policy": TEXT, "layer": NATURAL, "expert": NATURAL, "tokens": NATURAL},
 }
-USES = {"policy": str, "layer": int, "expert": int, "tokens": int}
+COUNTED = {"tokens.csv": "token", "layers.csv": "layer", EXPERTS: "expert"}  # what counts from 0 within a policy
 
 
 def clear_results(out: Path) -> None:
@@ -65,27 +78,39 @@ def write_summary(results: Sequence[Result], out: Path) -> None:
     write(out / "summary.json", json.dumps([result.summary() for result in results], indent=2) + "\n")
 
 
+def _shown(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("has letters that cannot be shown")
+    return text
+
+
+Text = Annotated[str, Field(max_length=LONGEST), AfterValidator(_shown)]
+Amount = Annotated[float, Field(ge=0, le=LARGEST)]
+Positive = Annotated[float, Field(ge=SMALLEST, le=LARGEST)]
+Share = Annotated[float, Field(ge=0, le=SHARE.most)]
+
+
 class Run(BaseModel, frozen=True, allow_inf_nan=False):
     """What figures show of one run in `summary.json`."""
 
-    policy: str
-    device: str
-    start: str = "cold"  # as in folders of version 0.1
-    layout: str = "columns"
-    eviction: str
-    timing: str
-    dram_bytes: float
-    tokens: int
-    scope: str | None = None  # of a cache of experts
-    on_clock: str | None = None
-    working_set_bytes: float | None = None
-    tokens_per_s: PositiveFloat
-    mean_latency_s: float = Field(validation_alias=AliasPath("latency_s", "mean"))
-    flash_s: float | None = Field(None, validation_alias=AliasPath("busy_s", "flash"))
-    hit_rate: float
-    mlp_fraction_read: float
-    energy_j_per_token: float | None = None
-    perplexity: PositiveFloat | None = None
+    policy: Text
+    device: Text
+    start: Text = "cold"  # as in folders of version 0.1
+    layout: Text = "columns"
+    eviction: Text
+    timing: Text
+    dram_bytes: Amount
+    tokens: Annotated[int, Field(gt=0, le=10**9)]
+    scope: Text | None = None  # of a cache of experts
+    on_clock: Text | None = None
+    working_set_bytes: Amount | None = None
+    tokens_per_s: Positive
+    mean_latency_s: Amount = Field(validation_alias=AliasPath("latency_s", "mean"))
+    flash_s: Amount | None = Field(None, validation_alias=AliasPath("busy_s", "flash"))
+    hit_rate: Share
+    mlp_fraction_read: Amount
+    energy_j_per_token: Amount | None = None
+    perplexity: Positive | None = None
 
     @property
     def label(self) -> str:
@@ -122,7 +147,7 @@ def read_tables(folder: Path) -> tuple[list[Run], list[pd.DataFrame]]:
     Raises InputError if they are missing or not those of one run.
     """
     runs = read_runs(folder)
-    return runs, [_table(folder, name, runs) for name in TABLES]
+    return runs, [_table(folder, name, runs) for name in TABLES if name != EXPERTS]
 
 
 def read_experts(folder: Path, runs: list[Run]) -> pd.DataFrame | None:
@@ -133,10 +158,10 @@ def read_experts(folder: Path, runs: list[Run]) -> pd.DataFrame | None:
 def read_runs(folder: Path) -> list[Run]:
     """Read the runs of an output folder. Raises InputError if its summary is missing or not that of one run."""
     path = folder / "summary.json"
-    try:
-        runs = _RUNS.validate_json(path.read_bytes())
-    except OSError:
+    if not path.exists():
         _refuse(folder, path.name)
+    try:
+        runs = _RUNS.validate_json(read_text(path))
     except ValidationError as error:
         complain(error, path)
     if len({run.policy for run in runs}) < len(runs) or len({run.setting for run in runs}) > 1:
@@ -145,29 +170,51 @@ def read_runs(folder: Path) -> list[Run]:
 
 
 def _table(folder: Path, name: str, runs: list[Run]) -> pd.DataFrame:
-    columns = USES if name == EXPERTS else TABLES[name]
-    try:
-        table = pd.read_csv(folder / name, usecols=partial(_wanted, columns), dtype=columns, keep_default_na=False)
-        if "kind" in columns and "kind" not in table:  # as in folders of version 0.1
-            table["kind"] = "demand"
-        if missing := set(columns) - set(table):
-            raise ValueError(f"{min(missing)}: the column is missing")
-    except OSError:
+    path = folder / name
+    if not path.exists():
         _refuse(folder, name)
-    except ValueError as error:
-        _refuse(folder, name, " ".join(str(error).split()))
-    if not np.isfinite(table.select_dtypes("number")).all(axis=None):
-        _refuse(folder, name, "a number is not finite")
-    if set(table["policy"]) != {run.policy for run in runs}:
-        _refuse(folder, name, "its policies are not those of summary.json")
+    try:
+        table = read_table(path, TABLES[name], _waited if name == "tokens.csv" else lambda _: None)
+        _check_rows(path, table, runs)
+    except InputError as error:
+        raise InputError(f"{error}; {_again(folder)} again") from None
     return table
 
 
-def _wanted(columns: dict[str, Any], name: str) -> bool:
-    """Whether a column is read: one of those, its stream, or what a token waited for of a further resource."""
-    return name in columns or ("latency_s" in columns and (name.endswith("_s") or name == "stream"))
+def _check_rows(path: Path, table: pd.DataFrame, runs: list[Run]) -> None:
+    """Raise InputError unless these are the rows of these runs: each once, and none left out."""
+    policies = [run.policy for run in runs]
+    refuse_rows(path, ~table["policy"].isin(policies), "its policy is not in summary.json")
+    if missing := set(policies) - set(table["policy"]):
+        raise InputError(f"{path}: has no rows of {quoted(min(missing))}, which is in summary.json")
+    if path.name == "spans.csv":
+        refuse_rows(path, table["token"] != table["token"].iloc[0], "is of another token than the first")
+        refuse_rows(path, table["end_s"] < table["start_s"], "ends before it starts")
+        return
+    name = COUNTED[path.name]
+    place = table.groupby("policy").cumcount()  # of a row among those of its policy
+    if path.name == EXPERTS:
+        refuse_rows(path, table.duplicated(["policy", "layer", "expert"]), "is there twice")
+        place %= table["expert"].max() + 1  # layers may be left out, experts of a layer not
+    refuse_rows(
+        path, table[name] != place, f"its {name} does not follow the one before; a row is missing or there twice"
+    )
+    rows = table["policy"].value_counts()
+    for run in runs:
+        have, whole = rows[run.policy], run.tokens if name == "token" else rows[policies[0]]
+        if have != whole and run.on_clock is None:  # drafts make several tokens a row
+            raise InputError(f"{path}: has {have} of {whole} rows of {quoted(run.policy)}")
+
+
+def _waited(name: str) -> Column | None:
+    """What is read of `tokens.csv` besides: a stream, and what a token waited for of a further resource."""
+    return AMOUNT if name.endswith("_s") else NATURAL if name == "stream" else None
+
+
+def _again(folder: Path) -> str:
+    return f"run `python -m dipsim run --out {folder}`"
 
 
 def _refuse(folder: Path, name: str, problem: str = "") -> NoReturn:
     what, again = (f"{folder / name}: {problem}", "again") if problem else (f"{folder}: no {name}", "first")
-    raise InputError(f"{what}; run `python -m dipsim run --out {folder}` {again}") from None
+    raise InputError(f"{what}; {_again(folder)} {again}") from None

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import NoReturn
 
 import pandas as pd
 
 from dipsim.basics import assets
-from dipsim.basics.errors import InputError
+from dipsim.basics.errors import InputError, quoted
 from dipsim.basics.files import sha256, write
 from dipsim.planning.fetch_plan import FetchPlan, Setting
+from dipsim.results.csv_table import AMOUNT, COUNT, POSITIVE, REAL, SHARE, TEXT, Column, read_table, refuse_rows
 from dipsim.sparsity.selection import sees_memory
 from dipsim.storage.layouts import load_layout
 from dipsim.storage.learned import learned_file
@@ -53,6 +56,16 @@ class Measured:
     model: str
     adapter: str = ""
     memory: str = ""
+
+
+_COLUMNS = {  # of those that are no text
+    **dict.fromkeys(("tokens", "length"), COUNT),
+    **dict.fromkeys(("perplexity", "tokens_per_s"), POSITIVE),
+    "hit_rate": SHARE,
+    "mlp_fraction": REAL,
+    **dict.fromkeys(("mlp_fraction_read", "standard_error"), AMOUNT),
+    **dict.fromkeys(("adapter", "memory"), Column(default="")),
+}
 
 
 def parameters(setting: Setting) -> str:
@@ -111,18 +124,25 @@ def read_quality(trace: Trace) -> list[Measured]:
     if trace.header.source.get("synthetic"):
         return []
     path = trace.path.with_name(f"{trace.path.stem}.quality.csv")
-    if not path.is_file():
+    if not path.exists():
         return []
     try:
-        kinds = {field.name: {"float": float, "int": int}.get(str(field.type), str) for field in fields(Measured)}
-        table = pd.read_csv(path, keep_default_na=False, dtype=kinds)
-        rows = [Measured(**dict(zip(table.columns, row, strict=True))) for row in table.itertuples(index=False)]
-        if not all(isinstance(json.loads(row.parameters), dict) for row in rows):
-            raise ValueError("parameters are not a mapping")
-        return rows
-    except (ValueError, TypeError):
-        names = ", ".join(field.name for field in fields(Measured))
-        raise InputError(f"{path}: is not a quality table; its columns must be {names}") from None
+        table = read_table(path, {field.name: _COLUMNS.get(field.name, TEXT) for field in fields(Measured)}, _foreign)
+        refuse_rows(path, [not _is_mapping(text) for text in table["parameters"]], "its parameters are no JSON object")
+    except InputError as error:
+        raise InputError(f"{error}; make the table again with `python -m dipsim evaluate`") from None
+    columns = [table[field.name] for field in fields(Measured)]
+    return [Measured(*row) for row in zip(*columns, strict=True)]
+
+
+def _foreign(name: str) -> NoReturn:
+    raise InputError(f"{quoted(name)} is no column of a quality table; remove it")
+
+
+def _is_mapping(text: str) -> bool:
+    with suppress(ValueError, RecursionError):
+        return isinstance(json.loads(text), dict)
+    return False
 
 
 def lookup(rows: Iterable[Measured], plan: FetchPlan) -> tuple[float, float] | tuple[None, None]:

@@ -12,7 +12,6 @@ product is added to the matrix at all levels. All others are float32 but for the
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -21,13 +20,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from dipsim.basics.arrays import Float32s
 from dipsim.basics.errors import InputError
-from dipsim.basics.fields import Count, Strict, parse
+from dipsim.basics.fields import Count, Strict
 from dipsim.basics.files import write
+from dipsim.basics.tensors import read_learned
 from dipsim.sparsity.levels import Level, Levels, Units
 from dipsim.workload.shape import ModelShape
 
@@ -152,13 +151,4 @@ def weights_of_tokens(x: Any, weights: Any) -> Any:
 
 @lru_cache(maxsize=4)
 def _read(path: Path, _changed: int) -> Calibrated:
-    try:
-        with safe_open(path, framework="np") as file:
-            found = json.loads((file.metadata() or {}).get("origin", "{}"))
-        tensors = load_file(path)
-    except (SafetensorError, ValueError) as error:
-        raise InputError(f"{path}: not a readable calibration of precision ({error}); {AGAIN}") from None
-    try:
-        return Calibrated(path, parse(Origin, found, path), tensors)
-    except InputError as error:
-        raise InputError(f"{error}; {AGAIN}") from None
+    return Calibrated(path, *read_learned(path, Origin, AGAIN))

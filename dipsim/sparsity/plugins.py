@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 from dipsim.basics import assets
-from dipsim.basics.errors import InputError, quoted
+from dipsim.basics.errors import InputError, one_line, quoted
 from dipsim.basics.fields import parse
 from dipsim.sparsity.policy import OWN, SHIPPED, Policy
 from dipsim.sparsity.prefetcher import Prefetcher
@@ -92,7 +92,7 @@ def _import(kind: str, path: Path) -> ModuleType:
         return _run(path)
     except (Exception, SystemExit) as error:
         line = f" (line {error.lineno})" if isinstance(error, SyntaxError) else ""
-        text = " ".join(str(error).split())
+        text = one_line(error)
         raise InputError(f"{path}: cannot be imported: {type(error).__name__}: {text}{line}") from error
 
 

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from dipsim.basics.arrays import Ints, Mask
-from dipsim.basics.errors import InputError
+from dipsim.basics.errors import InputError, one_line
 from dipsim.basics.fields import Strict
 from dipsim.sparsity.policy import Group
 
@@ -83,7 +83,7 @@ def guesses(prefetcher: Prefetcher, known: Known, most: int) -> Ints:
     except InputError:
         raise
     except (Exception, SystemExit) as error:
-        text = " ".join(str(error).split())
+        text = one_line(error)
         raise InputError(f"{_where(prefetcher)} failed: {type(error).__name__}: {text}") from error
     if values is None:
         return np.zeros(0, dtype=np.int64)

@@ -13,7 +13,7 @@ from typing import TypeVar
 import numpy as np
 
 from dipsim.basics.arrays import Mask, Numbers
-from dipsim.basics.errors import InputError
+from dipsim.basics.errors import InputError, one_line
 from dipsim.sparsity.levels import Units
 from dipsim.sparsity.policy import Group, Policy
 from dipsim.sparsity.ranking import score_threshold, top_k
@@ -35,7 +35,7 @@ def guarded(policy: Policy, method: str, call: Callable[[], Found]) -> Found:
     except (Exception, SystemExit) as error:
         if type(error).__name__ == "OutOfMemoryError":  # torch's, of a GPU
             raise
-        text = " ".join(str(error).split())
+        text = one_line(error)
         raise InputError(f"policy {policy.label}: {method} failed: {type(error).__name__}: {text}") from error
 
 

@@ -6,20 +6,19 @@ layout learned them, for which model, and from which tokens.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from dipsim.basics import assets
 from dipsim.basics.arrays import Ints
 from dipsim.basics.errors import InputError
-from dipsim.basics.fields import Count, Natural, Strict, parse
+from dipsim.basics.fields import Count, Natural, Strict
 from dipsim.basics.files import write
+from dipsim.basics.tensors import read_learned
 from dipsim.storage.flash import Flash
 from dipsim.storage.layout import Layout
 from dipsim.storage.placement import Placement, Site
@@ -61,13 +60,7 @@ class Learned(Layout, listed=False):
             raise InputError(
                 f"layout: there is no file {path}; give the path of one, or make it with `dipsim learn-layout`"
             )
-        try:
-            with safe_open(path, framework="np") as file:
-                found = json.loads((file.metadata() or {}).get("origin", "{}"))
-                orders = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError, ValueError) as error:
-            raise InputError(f"{path}: not a readable layout ({error}); learn it again") from None
-        origin = parse(Origin, found, path)
+        origin, orders = read_learned(path, Origin, "learn the layout again")
         for name, order in orders.items():
             if order.ndim != 1 or order.dtype.kind not in "iu" or (np.sort(order) != np.arange(len(order))).any():
                 raise InputError(f"{path}: {name}: is not a permutation of its columns; learn the layout again")

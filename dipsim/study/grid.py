@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from copy import deepcopy
 from itertools import product
 from typing import Any
@@ -9,11 +10,13 @@ from typing import Any
 from dipsim.basics.assets import same_policy
 from dipsim.basics.errors import InputError
 from dipsim.basics.fields import parse
+from dipsim.basics.limits import check_memory
 from dipsim.study.experiment import Experiment, policy_entries, set_parameter
 
 HARDWARE = ("flash", "dram", "compute", "energy")  # a device's parts, with which its fields begin
 FIXED = ("sweep", "policies", "hardware")  # fields that cannot be swept as a whole
 CLOCK = ("streams", "turns", "contention")  # options on the clock that have none
+POINT_BYTES = 5000  # that a point takes at least, before anything is planned
 NESTED = ("cache", "prefetch", "speculate")  # options that have fields of their own
 
 
@@ -25,6 +28,8 @@ def grid(experiment: Experiment, where: object = "sweep") -> list[Experiment]:
     values that its field does not take.
     """
     base = experiment.resolved() | {"sweep": {}}
+    count = math.prod(map(len, experiment.sweep.values())) * len(experiment.policies)
+    check_memory(POINT_BYTES * count, f"{where}: sweep: {count:,} points", "list fewer values")
     cells = []
     for values in product(*experiment.sweep.values()):
         data = base

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from dipsim.basics.assets import same_policy
-from dipsim.basics.errors import InputError
+from dipsim.basics.errors import LONGEST, InputError, one_line
 from dipsim.clock.cycles import check_clock
 from dipsim.planning.fetch_plan import FetchPlan, Setting
 from dipsim.planning.planner import plan
@@ -104,7 +104,7 @@ def points(experiment: Experiment, where: object = "sweep") -> list[Point]:
                 point = _point(cell, choice, device, trace.trace, plans[key], named)
                 found.setdefault(point.key, point)
         except InputError as error:
-            values = ", ".join(f"{name}: {value}" for name, value in named.items())
+            values = ", ".join(f"{name}: {one_line(value, LONGEST)}" for name, value in named.items())
             raise InputError(f"{where}: point ({values}): {error}") from None
     return list(found.values())
 

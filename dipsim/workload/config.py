@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dipsim.basics.errors import InputError
+from dipsim.basics.errors import InputError, quoted
 from dipsim.basics.files import read_text
 
 SIZES = (
@@ -25,6 +25,8 @@ SIZES = (
 )
 ACTIVATIONS = (None, "silu", "swish", "swiglu")
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")  # one size under the names of all families
+LARGEST = 10**9  # of a size
+LAYERS = 10**4  # no model has as many
 PER_TOKEN = ("num_experts_per_tok", "experts_per_token", "top_k_experts")
 
 
@@ -65,14 +67,14 @@ def _check_dense(config: dict[str, Any], where: object) -> None:
         several = isinstance(value, list) or (isinstance(value, int) and value > 1)
         if "expert" in key and several:
             raise InputError(
-                f"{where}: model_type {config.get('model_type')!r}: its mixture of experts ({key} {value}) is not "
-                f"supported; supported: {', '.join(MIXTURES)}"
+                f"{where}: model_type {quoted(config.get('model_type'))}: its mixture of experts ({key} "
+                f"{quoted(value)}) is not supported; supported: {', '.join(MIXTURES)}"
             )
     for key in ("hidden_activation", "hidden_act"):
         if config.get(key) not in ACTIVATIONS:
             raise InputError(
-                f"{where}: {key}: {config[key]!r} is not supported in a dense model, whose activations are needed; "
-                "use a model with silu"
+                f"{where}: {key}: {quoted(config[key])} is not supported in a dense model, whose activations are "
+                "needed; use a model with silu"
             )
 
 
@@ -89,8 +91,9 @@ class _Sizes:
             value = self.config.get(key)
             if value is None:
                 continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-                raise InputError(f"{self.where}: {key}: must be a whole number of 0 or more (got {value!r})")
+            most = LAYERS if key == "num_hidden_layers" else LARGEST
+            if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
+                raise InputError(f"{self.where}: {key}: must be a whole number from 0 to {most} (got {quoted(value)})")
             return value
         if default is None:
             raise InputError(f"{self.where}: {' or '.join(keys)}: is required but missing")
@@ -100,7 +103,7 @@ class _Sizes:
         """The list under a key; an empty one if there is none."""
         value = self.config.get(key) or []
         if not isinstance(value, list):
-            raise InputError(f"{self.where}: {key}: must be a list (got {value!r})")
+            raise InputError(f"{self.where}: {key}: must be a list (got {quoted(value)})")
         return value
 
     def mixture(self, size: str = "moe_intermediate_size", **more: Any) -> dict[str, Any]:

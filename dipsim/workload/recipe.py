@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 import yaml
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, model_validator
 
-from dipsim.basics.fields import Strict, parse
+from dipsim.basics.fields import Count, Natural, Strict, parse
 from dipsim.basics.files import read_yaml, write
 from dipsim.workload.shape import ModelShape
 
@@ -77,8 +77,8 @@ class Recipe(Strict):
 
     description: str = ""
     model: ModelShape
-    tokens: PositiveInt = 1000
-    prompt: NonNegativeInt = 0
+    tokens: Count = 1000
+    prompt: Natural = 0
     seed: NonNegativeInt = 0
     like: str | None = None
     source: dict[str, Any] = Field(default_factory=dict)

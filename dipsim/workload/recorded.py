@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from dipsim.basics.arrays import Float32s
-from dipsim.basics.errors import InputError
+from dipsim.basics.errors import InputError, one_line
 from dipsim.basics.fields import parse
 from dipsim.basics.files import write
 from dipsim.workload.level_requests import LevelRequests, check_requests, read_requests, request_tensors
@@ -55,7 +55,7 @@ class RecordedTrace(Trace, suffix=".safetensors"):
                 check = check_requests if header.holds == "requests" else check
                 tokens = check(file, header.model, path)
         except (SafetensorError, OSError) as error:
-            raise InputError(f"{path}: not a readable safetensors file ({error}); record it again") from None
+            raise InputError(f"{path}: not a readable safetensors file ({one_line(error)}); record it again") from None
         starts = header.sequence_starts
         if not starts or starts[0] != 0 or any(b <= a for a, b in zip(starts, (*starts[1:], tokens), strict=True)):
             raise InputError(f"{path}: sequence_starts: must rise from 0 and stay below the {tokens} tokens recorded")
@@ -68,6 +68,7 @@ class RecordedTrace(Trace, suffix=".safetensors"):
         Activations are float32. Raises InputError if there is no such layer or a value is impossible.
         """
         self._check_layer(index)
+        self._check_memory(self.tokens if tokens is None else min(tokens, self.tokens))
         tensors: dict[str, Any] = {}
         with safe_open(self.path, framework="np") as file:
             if self.shape.mixture is not None:
@@ -180,8 +181,9 @@ def encode(values: Float32s, block: int = BLOCK) -> tuple[NDArray[np.int8], NDAr
 
 
 def decode(values: NDArray[np.int8], scale: NDArray[Any]) -> Float32s:
-    """The float32 values [T, size] of int8 [T, size] with scales [T, blocks]."""
-    blocks = values.reshape(*scale.shape, -1).astype(np.float32) * scale.astype(np.float32)[..., None]
+    """The float32 values [T, size] of int8 [T, size] with scales [T, blocks]; not finite where a scale is not."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        blocks = values.reshape(*scale.shape, -1).astype(np.float32) * scale.astype(np.float32)[..., None]
     return np.asarray(blocks.reshape(values.shape))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from dipsim.basics.arrays import Floats, Mask
 from dipsim.basics.errors import InputError
 from dipsim.basics.fields import Count, Strict, parse
-from dipsim.workload.config import sizes
+from dipsim.workload.config import LAYERS, sizes
 from dipsim.workload.mixture import Mixture
 
 MATRICES = ("gate_proj", "up_proj", "down_proj")
@@ -38,7 +38,7 @@ class ModelShape(Strict):
     name: str = ""
     hidden_size: Count
     intermediate_size: Count
-    num_hidden_layers: Count
+    num_hidden_layers: Annotated[Count, Field(le=LAYERS)]
     num_attention_heads: Count
     num_key_value_heads: Count
     head_dim: Count | None = None
@@ -169,6 +169,14 @@ class ModelShape(Strict):
         The embedding is left out, because a token reads one row of it.
         """
         return self.lm_head_bytes + self.attention_bytes + streams * self.kv_cache_bytes(length)
+
+    def layer_memory(self, tokens: int) -> float:
+        """What a layer's activations or router logits of so many tokens take in this process, in bytes: float32, and
+        what is drawn of each neuron.
+        """
+        if self.mixture is not None:
+            return 4.0 * tokens * self.mixture.num_experts
+        return 4.0 * tokens * (self.hidden_size + 2 * self.intermediate_size) + 32.0 * self.intermediate_size
 
     def unit_length(self, matrix: str, axis: str) -> int:
         """Values in the piece of `matrix` that one kept column along `axis` ("input" or "neuron") needs.

@@ -53,6 +53,7 @@ class SyntheticTrace(Trace, suffix=".yaml"):
         """
         self._check_layer(index)
         count = self.tokens if tokens is None else min(tokens, self.tokens)
+        self._check_memory(count)
         depth = self.layers.index(index) / max(1, len(self.layers) - 1)
         seeds = np.random.SeedSequence(self.recipe.seed, spawn_key=(index,))
         if self.shape.mixture is not None:

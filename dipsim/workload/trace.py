@@ -20,6 +20,7 @@ from dipsim.basics import assets
 from dipsim.basics.arrays import Float32s
 from dipsim.basics.errors import InputError
 from dipsim.basics.fields import Strict
+from dipsim.basics.limits import check_memory
 from dipsim.workload.shape import ModelShape
 
 TENSORS = ("mlp_input", "gate_proj", "up_proj")
@@ -165,6 +166,11 @@ class Trace(ABC):
         count = min(tokens or self.tokens, self.tokens)
         starts = [start for start in self.sequence_starts if start < count]
         return max(end - begin for begin, end in sequences(starts, count))
+
+    def _check_memory(self, tokens: int) -> None:
+        """Raise InputError if one layer of so many tokens does not fit into memory."""
+        needed, what = self.shape.layer_memory(tokens), f"{self.path}: {tokens} tokens of a layer"
+        check_memory(needed, what, "ask for fewer, or of a smaller model")
 
     def _check_layer(self, index: int) -> None:
         if not 0 <= index < self.shape.num_hidden_layers:

@@ -28,6 +28,10 @@ BOMB = "a0: &a0 [1]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 20)}
         ("a: " + "b" * 1_000_000, "is larger than 1 MB"),
         ('a: 1\nname: "x\\e[31m"', r"not plain YAML: has a control character \(line 2\)"),
         ('"\\x07": 1', "not plain YAML: has a control character"),
+        ("a: 1\nb: 0x" + "f" * 9000, r"not plain YAML: has a number of too many digits \(line 2\)"),
+        ("a: " + "9" * 5000, "not plain YAML: Exceeds the limit"),
+        ("a: !!binary aGk=", r"not plain YAML: has a binary \(line 1\)"),
+        ("a: !!set {b}", "not plain YAML: has a set"),
     ],
 )
 def test_yaml_is_one_plain_mapping(tmp_path, text, complaint):
@@ -42,6 +46,12 @@ def test_yaml_is_one_plain_mapping(tmp_path, text, complaint):
 def test_numbers_with_an_exponent_need_no_point(tmp_path):
     (tmp_path / "a.yaml").write_text("a: 1e-3\nb: -2E+4\nc: 1.5e2\nd: 2e\ne: '3e1'\nf: e3\n")
     assert read_yaml(tmp_path / "a.yaml") == {"a": 0.001, "b": -20000.0, "c": 150.0, "d": "2e", "e": "3e1", "f": "e3"}
+
+
+def test_a_date_is_a_text_and_a_large_number_a_number(tmp_path):
+    path = tmp_path / "file.yaml"
+    path.write_text(f"a: 2026-11-26\nb: 2026-11-26 10:00:00\nc: {10**90}\nd: 0x10\n")
+    assert read_yaml(path) == {"a": "2026-11-26", "b": "2026-11-26 10:00:00", "c": 10**90, "d": 16}
 
 
 def test_yaml_of_many_levels_and_letters_is_read(tmp_path):

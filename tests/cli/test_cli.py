@@ -238,7 +238,7 @@ BAD = [
     (["check", "date.yaml"], "date.yaml: is not plain YAML"),
     (["check", "belady.yaml"], "belady needs to know"),
     (["check", "long.yaml"], "tokens: 9999 asked for"),
-    (["run", "exp.yaml", "--set", "dip.keep=2001-99-99"], "--set dip.keep=2001-99-99: is not plain YAML"),
+    (["run", "exp.yaml", "--set", "dip.keep=!!int abc"], "--set dip.keep=!!int abc: is not plain YAML"),
     (["run", "exp.yaml", "--set", "dip.keep=5e-324"], "policy dip: keep: 5e-324 would need p_glu"),
     (["run", "exp.yaml", "--trace", "x" * 300], "no such trace"),
     (["check", "nan.yaml"], "nan.yaml: flash.read_bandwidth"),
@@ -256,7 +256,7 @@ def test_bad_input_is_one_line(here, cli_run, arguments, complaint):
     (here / "empty.yaml").write_text("")
     (here / "list.yaml").write_text("- a")
     (here / "tag.yaml").write_text("a: !!python/name:os.system")
-    (here / "date.yaml").write_text("a: 2001-99-99")
+    (here / "date.yaml").write_text("a: !!int abc")
     exp = (here / "exp.yaml").read_text()
     (here / "belady.yaml").write_text(exp.replace("- dip", "- dip-ca") + "eviction: belady")
     (here / "long.yaml").write_text(exp + "tokens: 9999")

@@ -1,7 +1,9 @@
 """The figures, from tables written by hand: complete, honest about the perplexity, the same bytes each time."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import matplotlib
@@ -9,6 +11,7 @@ import pytest
 
 from dipsim.basics.errors import InputError
 from dipsim.figures.run import draw_run
+from dipsim.results.folder import read_experts, read_tables
 
 NAMES = ("latency", "policies", "hit_rate_by_layer", "token_gantt")
 LONG = "dip-ca(keep=0.75, gamma=0.5, fixed_top_n=16)"
@@ -162,11 +165,11 @@ def test_a_missing_table_says_what_to_run(tmp_path: Path, name: str) -> None:
         ("summary.json", json.dumps([run("dense", 3, None), run("dense", 3, None)]), "must stand there once"),
         ("summary.json", json.dumps([run("dense", 3, None), run("dip", 4, None)]), "in the same setting"),
         ("summary.json", json.dumps([run("dense", 3, float("nan"))]), "perplexity"),
-        ("tokens.csv", "", "No columns"),
+        ("tokens.csv", "", "has no rows"),
         ("layers.csv", "policy,layer\ndense,0\n", "hit_rate"),
         ("layers.csv", "policy,layer,hit_rate\ndense,0,much\n", "much"),
-        ("layers.csv", "policy,layer,hit_rate\ndense,0,inf\n", "a number is not finite"),
-        ("layers.csv", "policy,layer,hit_rate\ndip,0,0.5\n", "policies are not those of summary.json"),
+        ("layers.csv", "policy,layer,hit_rate\ndense,0,inf\n", "'inf' is not a number from 0 to 1"),
+        ("layers.csv", "policy,layer,hit_rate\ndip,0,0.5\n", "row 1: its policy is not in summary.json"),
     ],
 )
 def test_a_foreign_table_is_one_line_and_draws_nothing(tmp_path: Path, name: str, content: str, complaint: str) -> None:
@@ -185,3 +188,44 @@ def test_a_missing_folder_is_not_made(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no summary\.json"):
         draw_run(tmp_path / "nowhere")
     assert not (tmp_path / "nowhere").exists()
+
+
+def changed(folder: Path, name: str, change: Callable[[list[str]], list[str]]) -> None:
+    lines = (folder / name).read_text().splitlines()
+    (folder / name).write_text("\n".join(change(lines)) + "\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "complaint"),
+    [
+        ("tokens.csv", lambda rows: rows[:2] + rows[3:], "row 2: its token does not follow the one before"),
+        ("tokens.csv", lambda rows: rows[:3] + rows[2:], "row 3: its token does not follow the one before"),
+        ("tokens.csv", lambda rows: rows[:-1], "has 2 of 3 rows of 'dip'"),
+        ("tokens.csv", lambda rows: [row.replace("latency_s", "late") for row in rows], "latency_s: is missing"),
+        (
+            "tokens.csv",
+            lambda rows: [*rows[:-1], rows[-1].replace("0.015", "-1")],
+            "row 6: '-1' is not a number from 0",
+        ),
+        ("layers.csv", lambda rows: rows[:1] + rows[2:], "row 1: its layer does not follow the one before"),
+        ("layers.csv", lambda rows: rows[:5], "has no rows of 'dip', which is in summary.json"),
+        ("layers.csv", lambda rows: rows[:-1], "has 3 of 4 rows of 'dip'"),
+        ("spans.csv", lambda rows: [*rows[:-1], rows[-1].replace("0,compute", "1,compute")], "is of another token"),
+        ("spans.csv", lambda rows: [*rows, '"dip",0,flash,0,whole,2,2,1,1e6'], "ends before it starts"),
+        ("experts.csv", lambda rows: rows[:2] + rows[3:], "row 2: its expert does not follow the one before"),
+        ("experts.csv", lambda rows: rows + rows[-2:], "row 9: is there twice"),
+        ("experts.csv", lambda rows: rows[:-2], "has 2 of 4 rows of 'dip'"),
+    ],
+)
+def test_rows_that_are_missing_or_too_many(tmp_path: Path, name: str, change: Any, complaint: str) -> None:
+    folder = write_tables(tmp_path / "out", {"dense": None, "dip": None})
+    uses = [f"{policy},{layer},{expert},1" for policy in ("dense", "dip") for layer in (1, 3) for expert in (0, 1)]
+    (folder / "experts.csv").write_text("\n".join(["policy,layer,expert,tokens", *uses]) + "\n")
+    read_experts(folder, read_tables(folder)[0])
+    changed(folder, name, change)
+    with pytest.raises(InputError) as error:
+        draw_run(folder)
+    assert str(error.value).startswith(f"{folder / name}: ")
+    assert complaint in str(error.value)
+    assert str(error.value).endswith(f"; run `python -m dipsim run --out {folder}` again")
+    assert not list(folder.glob("*.png"))

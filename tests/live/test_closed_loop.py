@@ -191,7 +191,7 @@ def test_a_layout_of_a_live_model_is_learned_from_a_trace(tmp_path):
 def test_worth_needs_the_sensitivities_of_this_model(tmp_path):
     tiny, path = loaded(), tmp_path / "s.safetensors"
     path.write_bytes(b"nothing")
-    for name, complaint in ((str(path), "not a readable file of sensitivities"), ("nope", "no such sensitivity"),
+    for name, complaint in ((str(path), "not a readable safetensors file"), ("nope", "no such sensitivity"),
                             ("smollm2-135m", "is of a model of other sizes")):  # fmt: skip
         with pytest.raises(InputError, match=complaint):
             PlanBuilder(tiny.shape, setting("worth", tiny.shape, eviction="pinned", sensitivity=name), 1, (0,))
@@ -385,7 +385,7 @@ def test_predictor_is_trained_counted_and_used(tmp_path):
     with pytest.raises(InputError, match="was trained on another model"):
         policy.static_bytes(tiny.shape.model_copy(update={"hidden_size": 64}))
     (tmp_path / "bad.safetensors").write_bytes(b"nothing")
-    with pytest.raises(InputError, match="not a predictor"):
+    with pytest.raises(InputError, match=r"not a readable safetensors file .*; make one with .* train-predictor"):
         load_policy("predictor", weights=str(tmp_path / "bad.safetensors")).static_bytes(tiny.shape)
 
 

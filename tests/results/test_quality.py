@@ -75,7 +75,7 @@ def test_run_takes_it_from_the_table_beside_the_trace(tiny_trace):
     assert (dense.perplexity, dip.perplexity, dip.standard_error) == (None, 17.5, 0.1)
     assert json.loads(json.dumps(dip.summary()))["perplexity"] == 17.5
     trace.path.with_name("tiny.quality.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(InputError, match=r"tiny\.quality\.csv: is not a quality table"):
+    with pytest.raises(InputError, match=r"tiny\.quality\.csv: column policy: is missing"):
         run(chosen)
 
 
@@ -124,3 +124,47 @@ def test_the_figure_is_drawn_the_same_twice(tiny_trace, tmp_path):
         assert [path.name for path in paths] == ["pareto.png", "pareto.svg"]
     assert images[0] == images[1]
     assert b"DRAM for 70% of the MLP" in images[0][1]
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "complaint"),
+    [
+        *(("perplexity", value, "is not a number from 1e-30") for value in ("0", "-1", "nan", "inf", "", "1e300")),
+        ("standard_error", "-0.1", "is not a number from 0"),
+        ("hit_rate", "2", "is not a number from 0 to 1"),
+        ("tokens", "1.5", "is not a whole number from 1"),
+        ("tokens_per_s", "0", "is not a number from 1e-30"),
+        ("parameters", "[]", "its parameters are no JSON object"),
+        ("parameters", "[" * 900, "its parameters are no JSON object"),
+    ],
+)
+def test_a_table_of_impossible_values_is_refused(tiny_trace, column, value, complaint):
+    trace = tiny_trace()
+    row, _ = measured(trace, "dip", keep=0.75)
+    path = trace.path.with_name("tiny.quality.csv")
+    quality.write_quality([row, row], path)
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    table.loc[1, column] = value
+    table.to_csv(path, index=False)
+    with pytest.raises(InputError) as error:
+        quality.read_quality(trace)
+    message = str(error.value)
+    assert message.startswith(f"{path}: ")
+    assert "row 2: " in message
+    assert complaint in message
+    assert message.endswith("; make the table again with `python -m dipsim evaluate`")
+
+
+def test_a_column_that_a_quality_table_does_not_have(tiny_trace):
+    trace = tiny_trace()
+    row, _ = measured(trace, "dip", keep=0.75)
+    path = trace.path.with_name("tiny.quality.csv")
+    quality.write_quality([row], path)
+    path.write_text(path.read_text().replace("eviction", "evict"))
+    with pytest.raises(InputError, match="column eviction: is missing"):
+        quality.read_quality(trace)
+    quality.write_quality([row], path)
+    first, *rest = path.read_text().splitlines()
+    path.write_text("\n".join([f"{first},more", *(f"{line},1" for line in rest)]))
+    with pytest.raises(InputError, match="'more' is no column of a quality table"):
+        quality.read_quality(trace)

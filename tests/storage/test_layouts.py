@@ -189,7 +189,7 @@ def test_a_calibration_trace_of_another_model_is_refused(tiny_trace):
         ({"layers.0.input": np.array([0, 1, 1])}, None, r"layers\.0\.input: is not a permutation"),
         ({"layers.0.input": np.array([0.0, 1.0])}, None, r"layers\.0\.input: is not a permutation"),
         ({"layers.0.input": np.array([0, 1])}, {}, "format|is required"),
-        ({"layers.0.input": np.array([0, 1])}, {"origin": "{"}, "not a readable layout"),
+        ({"layers.0.input": np.array([0, 1])}, {"origin": "{"}, "origin: is not JSON"),
     ],
 )
 def test_a_file_that_is_no_layout_is_refused(tiny_trace, tmp_path, tensors, metadata, complaint):

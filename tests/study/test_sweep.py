@@ -472,3 +472,11 @@ def test_a_cluster_finds_the_same(files, tmp_path):
     with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
         sweep(Experiment.load(path), tmp_path / "there", dask=cluster.scheduler_address)
     assert (tmp_path / "there/sweep.csv").read_bytes() == (tmp_path / "here/sweep.csv").read_bytes()
+
+
+def test_a_point_that_cannot_run_is_told_in_a_short_line(tiny_trace):
+    for value in ("x" * 5000, "1 GB/s\n1 GB/s"):
+        with pytest.raises(InputError, match=r"^sweep: point \(flash\.read_bandwidth: ") as error:
+            points(make(tiny_trace(), sweep={"flash.read_bandwidth": [value]}))
+        assert "\n" not in str(error.value)
+        assert len(str(error.value)) < 500

@@ -268,3 +268,22 @@ def test_files_that_are_no_config(tmp_path, text, message):
         read_config(path)
     path.write_text(json.dumps(DENSE))
     assert read_config(path) == DENSE
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers: must be a whole number from 0 to 10000 (got 1000000000)"),
+        ({"hidden_size": 10**400}, "hidden_size: "),
+        ({"num_experts": 10**10}, "num_experts: must be a whole number from 0 to 1000000000 (got 10000000000)"),
+        ({"mlp_only_layers": "x" * 5000}, "mlp_only_layers: must be a list (got 'xxx"),
+    ],
+)
+def test_absurd_sizes_are_refused_before_anything_is_made_of_them(tmp_path, changes, complaint):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(QWEN3_MOE | changes))
+    with pytest.raises(InputError) as error:
+        ModelShape.from_config(read_config(path), path)
+    assert str(error.value).startswith(f"{path}: ")
+    assert complaint in str(error.value)
+    assert len(str(error.value)) < 600

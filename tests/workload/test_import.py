@@ -473,3 +473,23 @@ def test_shipped_mixtures_are_listed(cli_run):
     assert "48, 2048, 128 x 768" in rows["qwen3-30b-a3b"]
     assert "30, 2816, 128 x 704" in rows["gemma-4-26b-a4b"]
     assert "16, 2048, 64 x 1024" in rows["olmoe-1b-7b"]
+
+
+def test_a_header_that_numpy_cannot_parse_is_one_line(tmp_path):
+    """numpy reads it as Python, and raises what that raises."""
+    path = tmp_path / "r.npy"
+    np.save(path, np.zeros((1, 2, 2), np.int16))
+    path.write_bytes(path.read_bytes().replace(b"'descr': '<i2'", b"'descr': ('<i2'"))
+    with pytest.raises(InputError, match=r"r\.npy: cannot be read \(.*\); an array of integers"):
+        import_trace("vllm", path, shape=SHAPE)
+
+
+@pytest.mark.parametrize(
+    ("format", "content"),
+    [("colibri", COLIBRI.replace("0.7500", "7" * 5000 + "x")), ("bigmoeonedge", ROUTE.replace("0.75", "x" * 5000))],
+)
+def test_a_long_field_is_not_told_whole(bring, format, content):  # noqa: A002
+    with pytest.raises(InputError) as error:
+        bring(format, content)
+    assert "line " in str(error.value)
+    assert len(str(error.value)) < 500

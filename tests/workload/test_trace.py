@@ -4,7 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from safetensors import safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 from tiny import SHAPE, activations
 
 from dipsim.basics.errors import InputError
@@ -204,3 +204,13 @@ def test_a_format_is_a_subclass_that_names_its_suffix(tmp_path, monkeypatch):
     assert (type(opened), opened.name, opened.longest_sequence(), opened.longest_sequence(1)) == (Silent, "mine", 3, 1)
     with pytest.raises(InputError, match="layer 2: the trace has 2"):
         opened.layer(2)
+
+
+def test_a_scale_that_is_infinite_is_one_line(tiny_trace):
+    path = tiny_trace(dtype="int8").path
+    tensors = load_file(path)
+    tensors["layers.1.up_proj.scale"][0, 0] = np.inf
+    with safe_open(path, framework="np") as file:
+        save_file(tensors, path, file.metadata())
+    with pytest.raises(InputError, match=r"layers\.1\.up_proj: holds NaN or infinite values"):
+        Trace.open(path).layer(1)

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from dipsim.basics.errors import InputError
+from dipsim.basics.errors import InputError, quoted
+from dipsim.workload.config import LAYERS
 from dipsim.workload.importers.batches import Batch, Cell, gather
-from dipsim.workload.importers.importer import LAYERS, Importer, Recording, real, whole, whole_lines_of
+from dipsim.workload.importers.importer import Importer, Recording, real, whole, whole_lines_of
 
 
 class Colibri(Importer):
@@ -58,7 +59,7 @@ def _cell(line: str, number: int, where: str) -> tuple[int, Cell]:
     layer = whole(fields[2], "layer", where, LAYERS)
     pairs = [field.partition(":") for field in fields[3:]]
     if wrong := [field for field, pair in zip(fields[3:], pairs, strict=True) if not pair[1]]:
-        raise InputError(f"{where}: {wrong[0]!r}: id:gate is expected; record it again")
+        raise InputError(f"{where}: {quoted(wrong[0])}: id:gate is expected; record it again")
     ids = [whole(pair[0], "expert", where) for pair in pairs]
     weights = [real(pair[2], "gate", where) for pair in pairs]
     return call, Cell([number] * len(ids), layer, row, ids, weights)

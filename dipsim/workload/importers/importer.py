@@ -10,13 +10,12 @@ from typing import ClassVar
 import numpy as np
 
 from dipsim.basics.arrays import Float32s, Ints, Mask
-from dipsim.basics.errors import InputError
+from dipsim.basics.errors import InputError, quoted
 from dipsim.basics.files import read_text
 from dipsim.workload.routing import NOT_ROUTED
 
 IMPORTERS: dict[str, type[Importer]] = {}  # by name
 LARGEST = 10**9  # of a number in a file
-LAYERS = 10**4  # no model has as many
 
 
 class Importer(ABC):
@@ -126,7 +125,9 @@ def whole_lines_of(file: Path) -> list[str]:
 def whole(text: str, what: str, where: str, largest: int = LARGEST) -> int:
     """The whole number that a field holds. Raises InputError naming `where` and the field if it holds none."""
     if not (text.isascii() and text.isdigit() and len(text) <= 10 and int(text) <= largest):
-        raise InputError(f"{where}: {what} {text!r}: must be a whole number from 0 to {largest:,}; record it again")
+        raise InputError(
+            f"{where}: {what} {quoted(text)}: must be a whole number from 0 to {largest:,}; record it again"
+        )
     return int(text)
 
 
@@ -137,5 +138,5 @@ def real(text: str, what: str, where: str) -> float:
     except ValueError:
         value = np.inf
     if abs(value) > LARGEST:
-        raise InputError(f"{where}: {what} {text!r}: must be a number up to {LARGEST:,}; record it again")
+        raise InputError(f"{where}: {what} {quoted(text)}: must be a number up to {LARGEST:,}; record it again")
     return value

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dipsim.basics.errors import InputError
+from dipsim.basics.errors import InputError, one_line
 from dipsim.workload.importers.importer import Importer, Recording
 
 EXPECTED = "an array of integers [tokens, layers, k] is expected, as numpy.save writes it"
@@ -27,8 +27,8 @@ class Vllm(Importer):
             raise InputError(f"{file}: is empty; {EXPECTED}")
         try:
             array = np.load(file, mmap_mode="r", allow_pickle=False)  # mapped, so that a truncated file is seen at once
-        except (OSError, ValueError, EOFError) as error:
-            raise InputError(f"{file}: cannot be read ({' '.join(str(error).split())}); {EXPECTED}") from None
+        except Exception as error:  # numpy reads the header as Python, so with whatever errors that has
+            raise InputError(f"{file}: cannot be read ({one_line(error)}); {EXPECTED}") from None
         if not isinstance(array, np.ndarray):
             array.close()
             raise InputError(f"{file}: holds several arrays; {EXPECTED}")

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from dipsim.basics.errors import InputError
+from dipsim.basics.errors import InputError, quoted
 from dipsim.workload.importers.importer import LARGEST, Importer, Recording, lines_of
 
 
@@ -51,7 +51,9 @@ def _token(line: str, where: str) -> tuple[int, list[list[int]]]:
         raise InputError(f'{where}: {{"tok": number, "layers": [[expert, ...], ...]}} is expected; record it again')
     for layer, ids in enumerate(layers):
         if wrong := [expert for expert in ids if not _number(expert)]:
-            raise InputError(f"{where}: layer {layer}: expert {wrong[0]!r}: must be a whole number; record it again")
+            raise InputError(
+                f"{where}: layer {layer}: expert {quoted(wrong[0])}: must be a whole number; record it again"
+            )
     assert isinstance(token, int)
     return token, layers
 

@@ -1,0 +1,73 @@
+"""Sound inputs are accepted, and a hundred damaged ones of each reader are accepted or refused in one line."""
+
+import os
+import re
+import subprocess
+import sys
+from itertools import count, islice
+
+import pytest
+from fuzz.__main__ import COSTLY
+from fuzz.readers import readers
+from fuzz.runner import limited, made, outcome
+
+COMMANDS = {  # that read a file, before its path
+    **dict.fromkeys(("device", "recipe", "trace of activations", "trace of routing", "layout"), ("check",)),
+    "experiment": ("run",),
+    "config": ("recipe", "--out", "made.yaml", "--shape"),
+    **{f"import of {name}": ("import", name, "--out", "made.safetensors") for name in ("colibri", "warp", "vllm")},
+}
+INPUTS = 100  # of each reader; `make fuzz` has two hundred times as many
+
+
+@pytest.fixture(scope="module")
+def each(tmp_path_factory):
+    return readers(tmp_path_factory.mktemp("sound"))
+
+
+@pytest.mark.xdist_group("fuzz")
+def test_sound_inputs_are_accepted(each, tmp_path):
+    with limited(memory=None):
+        found = {
+            (reader.name, index): outcome(reader, data, tmp_path / reader.name)
+            for reader in each
+            if not reader.costly  # `plot` has tests of its own
+            for index, data in enumerate(reader.damaged.sound)
+        }
+    assert {where: what for where, what in found.items() if what != "accepted"} == {}
+
+
+@pytest.mark.xdist_group("fuzz")
+def test_damaged_inputs_are_accepted_or_refused_in_one_line(each, checkout, tmp_path):
+    """By the command of `make fuzz`, whose processes have limits of memory that this one must not have."""
+    command = [sys.executable, "-m", "fuzz", "--inputs", str(INPUTS), "--keep", str(tmp_path), "--jobs", "2"]
+    paths = {"PYTHONPATH": str(checkout / "tests"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=checkout, env=os.environ | paths, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    found = {
+        line[0]: (int(line[1]), int(line[2]))
+        for line in re.findall(r"^(.+?) +(\d+) inputs, .* (\d+) refused, +0 failed", done.stdout, re.M)
+    }
+    assert {name: inputs for name, (inputs, _) in found.items()} == {
+        reader.name: INPUTS // COSTLY if reader.costly else INPUTS for reader in each
+    }
+    assert all(found[reader.name][1] for reader in each if not reader.costly)
+
+
+@pytest.mark.xdist_group("fuzz")
+def test_the_command_line_ends_with_2_and_one_line(each, cli_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for reader in each:
+        if (command := COMMANDS.get(reader.name)) is None:
+            continue
+        folder = tmp_path / reader.name
+        inputs = (made(reader, seed) for seed in count())
+        with limited(memory=None):
+            refused = list(islice((data for data in inputs if outcome(reader, data, folder) == "refused"), 2))
+        for data in refused:
+            (folder / reader.file).write_bytes(data)
+            status, _, complaint = cli_run(*command, folder / reader.file)
+            assert status == 2, reader.name
+            assert complaint.startswith("error: "), complaint
+            assert complaint.count("\n") == 1, complaint
+            assert len(complaint) <= 2020, complaint
