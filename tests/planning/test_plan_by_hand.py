@@ -38,7 +38,13 @@ def test_bytes_of_each_step(tmp_path):
     for position in (2, 5):
         assert found.dram_hits[:, position].tolist() == hits.tolist()
         assert found.flash_misses[:, position].tolist() == misses.tolist()
-        assert found.reads[:, position].tolist() == [[0, 1, 0, 0], [1, 0, 0, 0], [2, 0, 0, 0], [0, 1, 0, 0], [2, 0, 0, 0]]
+        assert found.reads[:, position].tolist() == [
+            [0, 1, 0, 0],
+            [1, 0, 0, 0],
+            [2, 0, 0, 0],
+            [0, 1, 0, 0],
+            [2, 0, 0, 0],
+        ]
     assert found.dram_hits.sum() == 2 * hits.sum()
     assert found.read_bytes.sum(axis=2)[:, 2].tolist() == misses.tolist()
     assert found.flash_gaps.any() == found.flash_static.any() == found.static_reads.any() == False  # noqa: E712
