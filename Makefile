@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 SOURCES := dipsim policies tests benchmarks docs
 
-.PHONY: run test check cover docs model clean
+.PHONY: run test check cover mutants docs model clean
 
 run: .venv/core
 	$(PY) -m dipsim run
@@ -18,6 +18,9 @@ check: .venv/dev
 
 cover: .venv/dev
 	$(PY) -m pytest -n 2 --dist loadgroup --cov=dipsim --cov=policies --cov-report=term-missing:skip-covered
+
+mutants: .venv/dev
+	$(PY) tests/mutants.py
 
 docs: .venv/docs
 	$(PY) -m mkdocs build --strict
