@@ -86,4 +86,6 @@ def test_experts_have_all_of_it_in_bytes():
     most = allocate(MIXTURE, groups, static + whole + (every + 1) * one, 5)
     assert (most.cache_bytes, most.capacities, most.unused_bytes) == (every * one, (every,), one)
     assert largest_unit(MIXTURE, groups[0]) == MIXTURE.expert_bytes.max()
-    assert allocate(MIXTURE, (), static + whole + one, 5).capacities == ()
+    matrices = 9 * MIXTURE.mlp_matrix_bytes  # which nothing prunes, in three layers
+    none = allocate(MIXTURE, (), static + whole + matrices + (every + 1) * one, 5)
+    assert (none.capacities, none.cache_bytes) == ((), every * one)

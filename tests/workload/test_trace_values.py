@@ -125,6 +125,30 @@ def test_where_sequences_may_start(tmp_path, starts, good):
             Trace.open(path)
 
 
+@pytest.mark.parametrize(
+    ("prompts", "bad"),
+    [
+        ([(0, 2), (5, 9)], None),
+        ([(0, 5), (5, 12)], None),
+        ([(1, 2), (2, 5)], None),
+        ([(0, 6)], (0, 6)),
+        ([(5, 13)], (5, 13)),
+        ([(3, 3)], (3, 3)),
+        ([(-1, 2)], (-1, 2)),
+        ([(1, 3), (2, 4)], (2, 4)),
+        ([(6, 8), (0, 2)], (0, 2)),
+    ],
+)
+def test_prompts_follow_each_other_within_sequences(tmp_path, prompts, bad):
+    """The sequences are [0, 5) and [5, 12)."""
+    header = Header(model=SHAPE, sequence_starts=(0, 5), prompts=prompts)
+    if bad is None:
+        recorded._check_prompts(header, 12, tmp_path)
+    else:
+        with pytest.raises(InputError, match=rf"prompts: \[{bad[0]}, {bad[1]}\] must begin after the one before"):
+            recorded._check_prompts(header, 12, tmp_path)
+
+
 def test_sequences_and_the_longest_of_them(tiny_trace):
     trace = tiny_trace(starts=(0, 2, 9))
     assert sequences((0, 2, 9), 12) == [(0, 2), (2, 9), (9, 12)]
