@@ -35,7 +35,8 @@ TESTS = {  # the module's tests, those that fail first in front
     "dipsim/planning/planner.py": "planning/test_plan_by_hand.py planning/test_plan.py",
     "dipsim/planning/builder.py": "planning/test_plan_by_hand.py planning/test_plan.py planning/test_builder.py "
     "planning/test_start.py timing/test_by_hand.py planning/test_experts.py planning/test_precision.py",
-    "dipsim/timing/engine.py": "timing/test_by_hand.py timing/test_engine.py timing/test_server.py",
+    "dipsim/timing/engine.py": "timing/test_engine_by_hand.py timing/test_by_hand.py timing/test_engine.py "
+    "timing/test_server.py",
     "dipsim/timing/recurrence.py": "timing/test_by_hand.py timing/test_engine.py",
     "dipsim/timing/service.py": "timing/test_by_hand.py timing/test_costs.py timing/test_engine.py "
     "timing/test_experts_time.py",
@@ -258,6 +259,19 @@ EQUIVALENT = {  # drawn mutants that change nothing that can be seen: file, line
         "dipsim/workload/trace.py",
         "starts = [start for start in self.sequence_starts if start >>><=<<< count]",
     ): "a sequence of no tokens is never the longest",
+    (
+        "dipsim/timing/engine.py",
+        "interrupted = Request((0.0, >>>1.0<<<, demand.after), self.nothing.bytes)",
+    ): "only compute is asked",
+    ("dipsim/memory/cache.py", "self.found = >>>1<<< # hits of the last token"): "there was no last token yet",
+    (
+        "dipsim/study/points.py",
+        "for choice, setting in zip(cell.policies, settings, strict=>>>False<<<):",
+    ): "there is a setting for each policy",
+    (
+        "dipsim/memory/eviction/rule.py",
+        "near = value <= np.partition(value, enough >>>+<<< 1)[enough - 1]",
+    ): "the element enough - 1 of a partition at a later place may only be larger, and more are then put in order",
 }
 
 

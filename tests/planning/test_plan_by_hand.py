@@ -184,3 +184,24 @@ def test_dip_reads_inputs_in_two_matrices_and_its_neurons_in_one(tmp_path):
     assert (found.unit_bytes[inputs], found.piece_bytes[inputs], found.ranked[inputs]) == (8, 4, 4)
     neurons = found.step.index("neuron")
     assert found.flash_misses[:, neurons].tolist() == [4, 0, 2, 4, 4]  # of {0,1} {0,1} {1,3}, then {5,6} {0,2}
+
+
+@pytest.mark.parametrize(("eviction", "good"), [("none", True), ("pinned", True), ("lru", False), ("lfu", False)])
+def test_a_price_needs_a_fixed_set_in_dram(tmp_path, eviction, good):
+    trace, policy = hand_trace(tmp_path), load_policy("worth", price=1.0)
+    if good:
+        assert make(trace, policy=policy, eviction=eviction).rows == 5
+    else:
+        with pytest.raises(InputError, match="chooses by what reading costs, which needs a fixed set"):
+            make(trace, policy=policy, eviction=eviction)
+
+
+def test_options_that_do_not_fit(tmp_path):
+    trace = hand_trace(tmp_path)
+    with pytest.raises(InputError, match="start: filled: the eviction pinned has its own columns"):
+        make(trace, eviction="pinned", start="filled")
+    with pytest.raises(InputError, match="scope: model is one cache of experts"):
+        make(trace, scope="model")
+    with pytest.raises(InputError, match="eviction: belady needs to know all masks beforehand"):
+        make(trace, eviction="belady", policy=load_policy("dip-ca", keep=0.5))
+    assert make(trace, eviction="belady").dram_hits.sum() >= make(trace).dram_hits.sum()

@@ -209,3 +209,30 @@ def test_rows_on_the_clock_are_those_of_the_closed_form(make, tmp_path):
     ticks = []
     assert len(compute(found[0], ticks.append)) == 1
     assert ticks == [2]
+
+
+def test_a_measured_perplexity_stands_in_its_row(make, tmp_path):
+    """For the setting that was measured, of this model; others are not measured."""
+    measured = {"policy": "magnitude", "parameters": '{"fraction": 0.375}', "mlp_fraction": 0.5, "eviction": "lru",
+                "tokens": 5, "length": 5, "perplexity": 12.5, "standard_error": 0.25, "hit_rate": 0.5,
+                "mlp_fraction_read": 0.5, "device": "hand", "timing": "serial", "tokens_per_s": 1.0, "text": "t",
+                "model": "hand", "adapter": "", "memory": ""}  # fmt: skip
+    pd.DataFrame([measured]).to_csv(tmp_path / "hand.quality.csv", index=False)
+    table = sweep(make(), tmp_path / "out").set_index("policy")
+    assert table.loc["magnitude(fraction=0.375)", "perplexity"].tolist() == [12.5, 12.5]
+    assert table.loc["magnitude(fraction=0.375)", "perplexity_standard_error"].tolist() == [0.25, 0.25]
+    assert table.loc["dense", "perplexity"].tolist() == ["not measured"] * 2
+
+
+def test_only_options_and_hardware_have_columns_of_their_own(make):
+    (first, *_) = points(make(sweep={"dram": ["352 B"], "eviction": ["lru"], "magnitude.fraction": [0.5]}))
+    assert {"dram", "magnitude.fraction"} & set(first.columns) == set()
+    guess = {"by": {"oracle": {"recall": 0.5}}, "units": 1}
+    swept = {"cache.size": ["80 B", "90 B"], "streams": [1, 2], "prefetch.when": ["never", "idle"],
+             "oracle.recall": [0.25]}  # fmt: skip
+    found = points(make(sweep=swept, prefetch=guess, policies=[MAGNITUDE]))
+    assert [point.columns["cache.size"] for point in found] == ["80 B"] * 4 + ["90 B"] * 4
+    assert [point.columns["streams"] for point in found[:4]] == [1, 1, 2, 2]
+    assert [point.columns["prefetch.when"] for point in found[:2]] == ["never", "idle"]
+    assert {point.columns["oracle.recall"] for point in found} == {0.25}
+    assert [point.on_clock for point in found[:4]] == [False, True, True, True]

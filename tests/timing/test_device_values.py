@@ -40,7 +40,11 @@ def test_defaults_cost_nothing():
     assert (plain.dram.flash_copies, plain.dram.row, plain.dram.fill) == (0, 1.0, None)
     assert (plain.compute.layer, plain.compute.interrupt, plain.compute.selection) == (0, 0, None)
     assert not plain.on_clock
-    assert device().replace(**{"sustained.flash": 0.5}).hot().dram.bandwidth == device().dram.bandwidth
+    for part in ("flash", "dram", "compute"):
+        hot = plain.replace(**{f"sustained.{part}": 0.5}).hot()
+        rates = {"flash": hot.flash.read_bandwidth / 1e9, "dram": hot.dram.bandwidth / 60e9}
+        rates["compute"] = hot.compute.throughput / 1e9
+        assert rates == {"flash": 1, "dram": 1, "compute": 1} | {part: 0.5}
 
 
 SRAM = {"name": "sram", "bandwidth": "100 GB/s", "capacity": "8 MB", "command_time": "1 us"}
