@@ -23,13 +23,15 @@ ROOT = Path(__file__).resolve().parent.parent
 COPIED = ("pyproject.toml", "README.md", "dipsim", "policies", "tests", "traces", "devices", "examples", "benchmarks")
 PATIENCE = 120  # seconds, after which tests that hang count as failed
 
+EVICTION = "memory/test_eviction.py memory/test_unit_cache.py memory/test_eviction_by_hand.py"
 TESTS = {  # the module's tests, those that fail first in front
     "dipsim/memory/cache.py": "memory/test_cache.py memory/test_against_slow.py",
-    "dipsim/memory/eviction/rule.py": "memory/test_eviction.py memory/test_cache.py memory/test_unit_cache.py",
-    "dipsim/memory/eviction/lru.py": "memory/test_eviction.py memory/test_unit_cache.py",
-    "dipsim/memory/eviction/lfru.py": "memory/test_eviction.py memory/test_unit_cache.py",
-    "dipsim/memory/eviction/slru.py": "memory/test_eviction.py memory/test_unit_cache.py",
-    "dipsim/memory/eviction/s3_fifo.py": "memory/test_eviction.py memory/test_unit_cache.py",
+    "dipsim/memory/eviction/rule.py": "memory/test_eviction_by_hand.py memory/test_eviction.py "
+    "memory/test_cache.py memory/test_unit_cache.py",
+    "dipsim/memory/eviction/lru.py": EVICTION,
+    "dipsim/memory/eviction/lfru.py": EVICTION,
+    "dipsim/memory/eviction/slru.py": EVICTION,
+    "dipsim/memory/eviction/s3_fifo.py": EVICTION,
     "dipsim/memory/stack_distance.py": "memory/test_cache.py memory/test_against_slow.py",
     "dipsim/memory/budget.py": "memory/test_budget.py planning/test_plan.py",
     "dipsim/planning/planner.py": "planning/test_plan_by_hand.py planning/test_plan.py",
@@ -268,10 +270,6 @@ EQUIVALENT = {  # drawn mutants that change nothing that can be seen: file, line
         "dipsim/study/points.py",
         "for choice, setting in zip(cell.policies, settings, strict=>>>False<<<):",
     ): "there is a setting for each policy",
-    (
-        "dipsim/memory/eviction/rule.py",
-        "near = value <= np.partition(value, enough >>>+<<< 1)[enough - 1]",
-    ): "the element enough - 1 of a partition at a later place may only be larger, and more are then put in order",
 }
 
 
