@@ -41,7 +41,7 @@ TESTS = {  # the module's tests, those that fail first in front
     "timing/test_server.py",
     "dipsim/timing/recurrence.py": "timing/test_by_hand.py timing/test_engine.py",
     "dipsim/timing/service.py": "timing/test_by_hand.py timing/test_costs.py timing/test_engine.py "
-    "timing/test_experts_time.py",
+    "timing/test_experts_time.py timing/test_prompts_of_experts.py",
     "dipsim/timing/device.py": "timing/test_device.py timing/test_device_values.py timing/test_costs.py",
     "dipsim/workload/trace.py": "workload/test_trace.py workload/test_trace_values.py",
     "dipsim/workload/recorded.py": "workload/test_trace.py workload/test_trace_values.py",
@@ -265,6 +265,11 @@ EQUIVALENT = {  # drawn mutants that change nothing that can be seen: file, line
         "dipsim/timing/engine.py",
         "interrupted = Request((0.0, >>>1.0<<<, demand.after), self.nothing.bytes)",
     ): "only compute is asked",
+    (
+        "dipsim/timing/recurrence.py",
+        "over = np.>>>minimum<<<(early[0] - done, 0), np.maximum(early[1] - done, 0) "
+        "# what ended before begins with the token",
+    ): "it is served from when a step that has ended had its turn, so never after the token begins",
     ("dipsim/memory/cache.py", "self.found = >>>1<<< # hits of the last token"): "there was no last token yet",
     (
         "dipsim/study/points.py",
