@@ -270,6 +270,11 @@ EQUIVALENT = {  # drawn mutants that change nothing that can be seen: file, line
         "over = np.>>>minimum<<<(early[0] - done, 0), np.maximum(early[1] - done, 0) "
         "# what ended before begins with the token",
     ): "it is served from when a step that has ended had its turn, so never after the token begins",
+    ("dipsim/timing/recurrence.py", "seconds = parts.sum(axis=>>><<<1)"): "the second axis is the last",
+    (
+        "dipsim/timing/engine.py",
+        "self.start, self.latency, self.ttft = [0] * tokens, [>>>1<<<] * tokens, 0",
+    ): "every token writes its own",
     ("dipsim/memory/cache.py", "self.found = >>>1<<< # hits of the last token"): "there was no last token yet",
     (
         "dipsim/study/points.py",
