@@ -25,7 +25,7 @@ PATIENCE = 120  # seconds, after which tests that hang count as failed
 
 EVICTION = "memory/test_eviction.py memory/test_unit_cache.py memory/test_eviction_by_hand.py"
 TESTS = {  # the module's tests, those that fail first in front
-    "dipsim/memory/cache.py": "memory/test_cache.py memory/test_against_slow.py",
+    "dipsim/memory/cache.py": "memory/test_cache_by_hand.py memory/test_cache.py memory/test_against_slow.py",
     "dipsim/memory/eviction/rule.py": "memory/test_eviction_by_hand.py memory/test_eviction.py "
     "memory/test_cache.py memory/test_unit_cache.py",
     "dipsim/memory/eviction/lru.py": EVICTION,
@@ -275,6 +275,7 @@ EQUIVALENT = {  # drawn mutants that change nothing that can be seen: file, line
         "dipsim/timing/engine.py",
         "self.start, self.latency, self.ttft = [0] * tokens, [>>>1<<<] * tokens, 0",
     ): "every token writes its own",
+    ("dipsim/memory/stack_distance.py", "if one_pass >>>or<<< together:"): "of no capacities there are no hits",
     ("dipsim/memory/cache.py", "self.found = >>>1<<< # hits of the last token"): "there was no last token yet",
     (
         "dipsim/study/points.py",
