@@ -29,6 +29,6 @@ def test_what_tokens_find(starts, begin, expected):
 
 def test_what_is_pinned_stays():
     assert columns(find_residents(MASKS, 2, "pinned", begin_with=lowest(4, 2))) == [[0, 1]] * 4
-    assert columns(find_residents(MASKS, 2, "pinned")) == [[]] * 4
+    assert find_residents(MASKS, 2, "pinned").tolist() == [[False] * 4] * 4
     assert replay(MASKS, 2, "pinned").tolist() == [2, 1, 0, 1]
     assert columns(find_residents(MASKS, 2, "none")) == [[]] * 4
