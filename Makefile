@@ -25,6 +25,9 @@ cover: .venv/dev
 faults: .venv/dev
 	$(PY) tests/faults.py
 
+mutants: .venv/dev
+	$(PY) tests/mutants.py
+
 docs: .venv/docs
 	$(PY) -m mkdocs build --strict
 

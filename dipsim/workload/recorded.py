@@ -176,7 +176,8 @@ def encode(values: Float32s, block: int = BLOCK) -> tuple[NDArray[np.int8], NDAr
     blocks = values.reshape(tokens, -1, block if size % block == 0 else size)
     wanted = np.maximum(np.abs(blocks).max(axis=-1) / 127, np.finfo(np.float16).smallest_subnormal)
     scale = wanted.astype(np.float16)
-    scale = np.where(scale < wanted, np.nextafter(scale, np.float16(np.inf)), scale)
+    with np.errstate(over="ignore"):  # what follows the largest scale is not used
+        scale = np.where(scale < wanted, np.nextafter(scale, np.float16(np.inf)), scale)
     return np.rint(blocks / scale[..., None]).astype(np.int8).reshape(tokens, size), scale
 
 
