@@ -1,7 +1,7 @@
 """Changes the code in many small ways, one at a time, and says which changes the fast tests do not notice.
 
 `make mutants` runs it. A mutant that survives stands for a figure that could be wrong unseen. The listed ones once
-survived (issue 16); all of them must be killed. The drawn ones are a seeded sample of what can go wrong in the modules
+survived; all of them must be killed. The drawn ones are a seeded sample of what can go wrong in the modules
 that compute: comparisons, operators, constants, conditions, what is returned. Their share that is killed is the score.
 Each mutant is made in a copy of the checkout. The module's own tests run there, of them the fast ones.
 """

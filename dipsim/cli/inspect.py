@@ -115,7 +115,7 @@ def _describe_layout(name: str) -> tuple[str, ...]:
 @commands.command()
 def check(file: Annotated[Path, typer.Argument(help="Device, experiment, trace, policy or prefetcher file.")]) -> None:
     """Check a file completely. Nothing is simulated; but a policy or prefetcher is loaded, which runs its file."""
-    from dipsim.basics.files import read_yaml
+    from dipsim.basics.files import check_regular, read_yaml
     from dipsim.sparsity.plugins import load_plugin
     from dipsim.sparsity.policy import Policy
     from dipsim.storage.layouts import load_layout
@@ -126,6 +126,7 @@ def check(file: Annotated[Path, typer.Argument(help="Device, experiment, trace, 
     from dipsim.timing.device import Device
     from dipsim.workload import Trace
 
+    check_regular(file, "a file that dipsim reads")
     if not file.is_file():
         raise InputError(f"{file}: no such file")
     if file.name.endswith(SUFFIX):

@@ -44,6 +44,8 @@ def main() -> NoReturn:
         _fail(f"{message}; see `python -m dipsim --help`")
     except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted", INTERRUPTED)
+    except MemoryError:
+        _fail("out of memory; ask for fewer tokens, points or policies")
     except BrokenPipeError:  # the reader of our output has seen enough
         _discard(sys.stdout)
         sys.exit(0)

@@ -93,8 +93,11 @@ def _path(folder: Path, key: str) -> Path:
 
 def _read(folder: Path, key: str) -> Row | None:
     """A finished point; None where there is none, or not as it was written."""
+    path = _path(folder, key)
+    if not path.is_file():  # a pipe would never end
+        return None
     try:
-        kept = json.loads(_path(folder, key).read_bytes())
+        kept = json.loads(path.read_bytes())
         row: Row = {name: kept[name] for name in RESULTS}
         if kept["checksum"] != _checksum(key, row):
             return None

@@ -67,7 +67,7 @@ def _side_by_side(
     from joblib import Parallel, delayed
 
     parallel = Parallel(
-        n_jobs=min(workers, len(tasks)),
+        n_jobs=min(workers, max(2, len(tasks))),  # with one, joblib works in this process, which must not be killed
         backend="loky",
         return_as="generator_unordered",
         max_nbytes=None,

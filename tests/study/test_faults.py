@@ -144,6 +144,7 @@ def die_at_three(task, tick):
     """Work whose process is killed at task 3 unless a file says that it was."""
     number, mark = task
     if number == 3 and not (mark and Path(mark).exists()):
+        time.sleep(0.5)  # all others are finished
         if mark:
             Path(mark).touch()
         os.kill(os.getpid(), signal.SIGKILL)
@@ -157,8 +158,13 @@ def test_the_tasks_of_a_killed_worker_are_tried_once_more(tmp_path):
     assert (tmp_path / "killed").exists()
 
 
+def test_the_last_task_is_tried_again_in_another_process(tmp_path):
+    tasks = [(3, str(tmp_path / "killed")), (0, "")]
+    assert sorted(in_processes(die_at_three, tasks, 2, lambda _: None)) == [0, 3]
+
+
 def test_a_worker_that_is_killed_twice_is_one_line():
-    tasks = [(number, "") for number in range(6)]
+    tasks = [(3, ""), (0, "")]
     with pytest.raises(InputError, match=r"--workers 2: a worker was killed twice, .* fewer workers"):
         list(in_processes(die_at_three, tasks, 2, lambda _: None))
 
