@@ -66,6 +66,7 @@ def test_a_damaged_table_is_one_line(written, change, complaint):
     assert not list(path.parent.glob("*.png"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("left", [[1], [0, 1], range(1, 12, 2), range(1, 10)], ids=["one", "cell", "dense", "most"])
 def test_rows_that_are_not_there_are_not_drawn(written, left):
     path = written(sound().drop(index=list(left)))

@@ -501,6 +501,7 @@ def test_recorded_requests_replay_what_the_model_asked_for(tiny, calibrated, tmp
             record_requests(tiny, ids, text, parse(Experiment, fields | changes, "test"), out)
 
 
+@pytest.mark.slow
 def test_what_is_added_to_nested_weights_is_trained_under_the_policy(tiny, calibrated, tmp_path):
     """The divergence falls; factors lie in the new file, are charged, and are added whatever the levels."""
     out = tmp_path / "trained.precision.safetensors"
@@ -675,6 +676,7 @@ def test_calibrations_are_made_and_trained_from_the_command_line(cli_run, tiny, 
     assert error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_runs_and_sweeps_take_a_trace_of_requests(cli_run, tiny, calibrated, tmp_path):
     """Without the model: two sizes of DRAM on two devices; the engine and the table agree."""
     text, out = tmp_path / "text.txt", tmp_path / "requests.safetensors"

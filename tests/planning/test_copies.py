@@ -146,6 +146,7 @@ def test_the_cache_has_room_for_all_copies(tmp_path):
     assert made.budget.cache_bytes == 1.5 * 24 * EXPERT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["qwen3-30b-a3b", "gemma-4-26b-a4b"])
 def test_recorded_routing_reads_less_the_more_experts_may_be_low(name):
     """And never more than the router's own choice: of the whole recording, as single tokens may read more."""

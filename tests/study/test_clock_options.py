@@ -161,6 +161,7 @@ def test_every_swept_option_has_its_column(make):
     assert len(told) == len(set(told)) == 7  # of the eight, one stream without contention takes no turns
 
 
+@pytest.mark.slow
 def test_workers_find_the_same_and_a_users_prefetcher_is_found(make, tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(
         "from dipsim import Prefetcher\n\n\nclass Mine(Prefetcher):\n    '''The first.'''\n\n    first: int = 0\n\n"

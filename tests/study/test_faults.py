@@ -158,11 +158,13 @@ def test_the_tasks_of_a_killed_worker_are_tried_once_more(tmp_path):
     assert (tmp_path / "killed").exists()
 
 
+@pytest.mark.slow
 def test_the_last_task_is_tried_again_in_another_process(tmp_path):
     tasks = [(3, str(tmp_path / "killed")), (0, "")]
     assert sorted(in_processes(die_at_three, tasks, 2, lambda _: None)) == [0, 3]
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_twice_is_one_line():
     tasks = [(3, ""), (0, "")]
     with pytest.raises(InputError, match=r"--workers 2: a worker was killed twice, .* fewer workers"):

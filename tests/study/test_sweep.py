@@ -257,6 +257,7 @@ def test_a_point_that_is_not_as_it_was_written_is_computed_again(tiny_trace, tmp
     assert (tmp_path / "sweep.csv").read_bytes() == written
 
 
+@pytest.mark.slow
 def test_no_folder_has_one_sweep_beside_the_table_of_another(files, tmp_path, monkeypatch):
     path, out = files(), tmp_path / "out"
     sweep(Experiment.load(path), out)
