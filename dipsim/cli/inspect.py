@@ -113,9 +113,13 @@ def _describe_layout(name: str) -> tuple[str, ...]:
 
 
 @commands.command()
-def check(file: Annotated[Path, typer.Argument(help="Device, experiment, trace, policy or prefetcher file.")]) -> None:
+def check(
+    file: Annotated[Path, typer.Argument(help="Device, experiment, trace, policy, prefetcher, layout or calibration.")],
+) -> None:
     """Check a file completely. Nothing is simulated; but a policy or prefetcher is loaded, which runs its file."""
     from dipsim.basics.files import check_regular, read_yaml
+    from dipsim.sparsity.calibrated import SUFFIX as CALIBRATION
+    from dipsim.sparsity.calibrated import Calibrated
     from dipsim.sparsity.plugins import load_plugin
     from dipsim.sparsity.policy import Policy
     from dipsim.storage.layouts import load_layout
@@ -132,6 +136,9 @@ def check(file: Annotated[Path, typer.Argument(help="Device, experiment, trace, 
     if file.name.endswith(SUFFIX):
         origin = load_layout(str(file)).origin  # type: ignore[attr-defined]
         found = f"a layout: {origin.layout} for {origin.policy} on {origin.model.name}"
+    elif file.name.endswith(CALIBRATION):
+        calibrated = Calibrated.read(file)
+        found = f"a calibration of precision for {calibrated.origin.model.name}"
     elif file.suffix == ".safetensors":
         trace = Trace.open(file)
         for index in trace.layers:

@@ -141,7 +141,10 @@ def _rounded(matrices: Tensor, wanted: Tensor, own: Tensor, scales: Tensor, cent
     """Places in the grids of scales and centres, [rows, G] each, of `wanted` [rows, 2 G], errors fed to later ones."""
     inverse = torch.linalg.inv(matrices.double())
     inverse.diagonal(dim1=1, dim2=2).add_(1e-12 * inverse.diagonal(dim1=1, dim2=2).mean(1, keepdim=True))
-    factor = torch.linalg.cholesky(inverse, upper=True).to(wanted.dtype)
+    try:
+        factor = torch.linalg.cholesky(inverse, upper=True).to(wanted.dtype)
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+        raise InputError("too few tokens to fit scales to; give more (--sequences, --length)") from None
     left = wanted.clone()
     places: tuple[list[Tensor], list[Tensor]] = ([], [])
     scale = own[:, 0]

@@ -16,7 +16,7 @@ from dipsim.live.codes import nested_weights
 from dipsim.live.models import LoadedModel
 from dipsim.planning.builder import PlanBuilder
 from dipsim.planning.fetch_plan import Setting
-from dipsim.planning.precision import has_levels
+from dipsim.planning.precision import has_levels, made_by
 from dipsim.sparsity.selection import checked_groups
 from dipsim.study.experiment import Experiment
 from dipsim.workload.recorded import write_requests
@@ -45,6 +45,8 @@ def record_requests(loaded: LoadedModel, ids: Tensor, text: Path, experiment: Ex
         "text_sha256": sha256(text),
         "tokens": ids.numel(),
         "policy": setting.policy.label,
+        "made_by": made_by(setting.policy),
+        "device": experiment.device,
         "dram_bytes": setting.dram_bytes,
     }
     header = Header(model=loaded.shape, sequence_starts=starts, holds="requests", source=source)

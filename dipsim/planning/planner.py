@@ -17,6 +17,8 @@ from dipsim.planning.fetch_plan import FetchPlan, Setting
 from dipsim.planning.kept import KeptLayers
 from dipsim.planning.masks import LayerScores
 from dipsim.planning.placer import Placer
+from dipsim.planning.precision import check_requests_of, has_levels
+from dipsim.sparsity.selection import checked_groups
 from dipsim.workload.trace import Trace
 
 
@@ -53,6 +55,9 @@ def plan(
     if not 0 < tokens <= trace.tokens:
         raise InputError(f"tokens: {tokens} asked for, the trace {trace.name} has {trace.tokens}; ask for 1 to that")
     starts = tuple(start for start in trace.sequence_starts if start < tokens)
+    for setting in settings:
+        if has_levels(checked_groups(setting.policy, trace.shape)):
+            check_requests_of(trace, setting.policy)
     builders = [PlanBuilder(trace.shape, setting, tokens, starts, trace.prompts) for setting in settings]
     if builders:
         layers = trace.shape.num_hidden_layers if layers is None else layers

@@ -5,21 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dipsim.basics.arrays import Floats, Numbers
 from dipsim.basics.errors import InputError
+from dipsim.basics.files import sha256
 from dipsim.basics.units import show
 from dipsim.memory.budget import Budget, column_bytes
 from dipsim.memory.residency import hold_levels
 from dipsim.planning.fetch_plan import Setting
 from dipsim.sparsity.levels import Levels, at_levels, costs_of_levels, worth_levels
-from dipsim.sparsity.policy import Group
+from dipsim.sparsity.policy import Group, Policy
 from dipsim.sparsity.selection import checked_units
 from dipsim.storage.records import Brought, LevelsOf, Records, bring
 from dipsim.workload.shape import ModelShape
+from dipsim.workload.trace import Trace
 
 ORDERS = ("columns", "popularity")  # layouts that say how records lie
 
@@ -151,6 +154,23 @@ class Precision:
         """Bytes [T] from the levels that every token has to others [T, N]."""
         table = self.fetch_bytes(group)[self.base[group.name, layer]]
         return np.asarray(at_levels(table, levels).sum(axis=-1))
+
+
+def made_by(policy: Policy) -> dict[str, Any]:
+    """What tells the requests of a policy from those of another: its parameters, and what its files hold."""
+    files = policy.files()
+    own = {name: value for name, value in policy.model_dump(mode="json").items() if Path(str(value)) not in files}
+    return {"policy": policy.name, "parameters": own, "files": [sha256(file) for file in files]}
+
+
+def check_requests_of(trace: Trace, policy: Policy) -> None:
+    """Raise InputError if a trace has the requests of another policy with levels."""
+    made = trace.header.source.get("made_by")
+    if trace.header.holds == "requests" and made is not None and made != made_by(policy):
+        raise InputError(
+            f"{trace.name}: has the requests of {trace.header.source.get('policy')}, and {policy.label} is asked for; "
+            "replay it with the policy, parameters and calibration that made it"
+        )
 
 
 def levels_of(group: Group) -> Levels:

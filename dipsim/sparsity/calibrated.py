@@ -32,6 +32,7 @@ from dipsim.workload.shape import ModelShape
 
 SUFFIX = ".precision.safetensors"
 BASES = (1, 2, 3, 4)  # the levels with fitted scales
+BLOCK = 32  # weights that share a scale
 NESTED = Levels((Level(0), *(Level(bits, 0.25) for bits in BASES), Level(4, 0.5)), noted=1.0)
 ADDED = ("lora_B", "lora_A")  # the factors of what is added to a matrix
 WIDEST = 3.0  # of the logarithm of a token's weight
@@ -151,4 +152,22 @@ def weights_of_tokens(x: Any, weights: Any) -> Any:
 
 @lru_cache(maxsize=4)
 def _read(path: Path, _changed: int) -> Calibrated:
-    return Calibrated(path, *read_learned(path, Origin, AGAIN))
+    found = Calibrated(path, *read_learned(path, Origin, AGAIN))
+    for name, shape in _shapes(found.origin).items():
+        for layer in range(found.origin.model.num_hidden_layers):
+            if (here := found.of(layer, name).shape) != shape:
+                raise InputError(f"{path}: layers.{layer}.{name}: has shape {[*here]}; {[*shape]} is expected; {AGAIN}")
+    return found
+
+
+def _shapes(origin: Origin) -> dict[str, tuple[int, ...]]:
+    """The shapes of a layer's tensors by name, but of those that were trained."""
+    hidden, units = origin.model.hidden_size, origin.model.intermediate_size
+    shapes: dict[str, tuple[int, ...]] = {"value": (units,), "token_weight": (hidden + 1,)}
+    for group in ("gate", "up", "down"):
+        shapes |= {f"{group}.errors": (units, len(NESTED.each)), f"{group}.scores": (len(origin.weights), units)}
+        rows, inputs = (hidden, units) if group == "down" else (units, hidden)
+        for level in BASES:
+            of_level = {"base": (rows, inputs // BLOCK), "scales": (16,), "centres": (16,), "values": (2**level,)}
+            shapes |= {f"{group}_proj.{name}{level}": shape for name, shape in of_level.items()}
+    return shapes

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -674,6 +675,48 @@ def test_calibrations_are_made_and_trained_from_the_command_line(cli_run, tiny, 
     assert (status, out) == (2, "")
     assert error.startswith(f"error: {one}: policies: 0 have levels of precision; give one such policy at one size of")
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "expected"),
+    [
+        ("layers.2.gate_proj.base2", (5, 2), [64, 1]),  # a group of 32 inputs
+        ("layers.0.down_proj.values3", (4,), [8]),
+        ("layers.1.token_weight", (64,), [33]),
+        ("layers.1.down.scores", (9, 64), [16, 64]),
+    ],
+)
+def test_a_calibration_whose_parts_do_not_fit_is_refused(cli_run, calibrated, tmp_path, name, shape, expected):
+    """By `check` as by whatever else reads it."""
+    path = tmp_path / "x.precision.safetensors"
+    assert cli_run("check", calibrated.path)[1].endswith("ok, a calibration of precision for tiny\n")
+    other = {name: np.resize(calibrated.tensors[name], shape)}
+    Calibrated(path, calibrated.origin, calibrated.tensors | other).write()
+    status, _, error = cli_run("check", path)
+    assert status == 2
+    assert f"{name}: has shape {[*shape]}; {expected} is expected; make it again" in error
+
+
+def test_requests_are_those_of_one_policy(tiny, calibrated, tmp_path):
+    """By its parameters and what its files hold, wherever they lie."""
+    text, out = tmp_path / "text.txt", tmp_path / "requests.safetensors"
+    text.write_text("a", encoding="utf-8")
+    fields = {"trace": "x", "policies": [{"precision": {"calibration": str(calibrated.path), "price": 0.05}}]}
+    record_requests(
+        tiny, tokens(2, 16), text, parse(Experiment, fields | {"dram": {"mlp_fraction": 0.75}}, "test"), out
+    )
+    copy, other = (tmp_path / f"{name}.precision.safetensors" for name in ("copy", "other"))
+    shutil.copy(calibrated.path, copy)
+    changed = {"layers.0.value": calibrated.tensors["layers.0.value"] + 1}
+    Calibrated(other, calibrated.origin, calibrated.tensors | changed).write()
+    trace, wanted = Trace.open(out), setting(tiny, calibrated)
+    policy = wanted.policy.model_copy(update={"price": 0.05})
+    plan(trace, [replace(wanted, policy=policy.model_copy(update={"calibration": str(copy)}))])
+    for change in ({"price": 0.04}, {"lowest_gate": 1}, {"calibration": str(other)}):
+        with pytest.raises(
+            InputError, match=r"has the requests of precision\(.*price=0.05\), and .* asked for"
+        ):
+            plan(trace, [replace(wanted, policy=policy.model_copy(update=change))])
 
 
 @pytest.mark.slow
