@@ -713,9 +713,7 @@ def test_requests_are_those_of_one_policy(tiny, calibrated, tmp_path):
     policy = wanted.policy.model_copy(update={"price": 0.05})
     plan(trace, [replace(wanted, policy=policy.model_copy(update={"calibration": str(copy)}))])
     for change in ({"price": 0.04}, {"lowest_gate": 1}, {"calibration": str(other)}):
-        with pytest.raises(
-            InputError, match=r"has the requests of precision\(.*price=0.05\), and .* asked for"
-        ):
+        with pytest.raises(InputError, match=r"has the requests of precision\(.*price=0.05\), and .* asked for"):
             plan(trace, [replace(wanted, policy=policy.model_copy(update=change))])
 
 
