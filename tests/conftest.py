@@ -12,6 +12,7 @@ if not Path("/dev/nvidiactl").exists():  # kernels run in Triton's interpreter; 
     os.environ["TRITON_INTERPRET"] = "1"
 
 from dipsim.cli import main as cli
+from dipsim.cli import terminal
 from dipsim.workload import Trace
 from dipsim.workload.recorded import write_trace
 from dipsim.workload.trace import Header
@@ -33,6 +34,8 @@ def tiny_trace(tmp_path):
 @pytest.fixture
 def cli_run(capsys, monkeypatch):
     """Runs `dipsim ARGS`; returns (exit status, stdout, stderr)."""
+
+    monkeypatch.setattr(terminal, "PERIOD_S", float("inf"))  # however slow the machine is, nothing tells of progress
 
     def call(*args):
         monkeypatch.setattr(sys, "argv", ["dipsim", *map(str, args)])
