@@ -96,7 +96,9 @@ def _lines() -> Progress:
     def show(what: str, done: int, total: int) -> None:
         nonlocal written
         parts[what] = f"{what} {done}/{total}"
-        if time.monotonic() - written >= PERIOD_S:
+        if done >= total:
+            del parts[what]  # it is over
+        if parts and time.monotonic() - written >= PERIOD_S:
             written = time.monotonic()
             print("; ".join(parts.values()), file=sys.stderr, flush=True)
 

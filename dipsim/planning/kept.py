@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-import zipfile
-import zlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -56,11 +54,14 @@ class KeptLayers:
         self._next = end + max(PERIOD_S, (end - begin) / SHARE)
 
     def _restore(self, builders: Sequence[PlanBuilder], layer: int) -> bool:
-        """Enter one layer into all builders, or into none that counts: it is planned again unless all have it."""
-        return all(
-            _load(_path(folder, layer), builder.layer(layer))
-            for folder, builder in zip(self.folders, builders, strict=True)
-        )
+        """Enter one layer into all builders, or into none: what is planned may add to what is there."""
+        parts = [builder.layer(layer) for builder in builders]
+        found = [_load(_path(folder, layer), part) for folder, part in zip(self.folders, parts, strict=True)]
+        for part, arrays in zip(parts, found, strict=True):
+            for name, array in part.items():
+                if None not in found and arrays is not None:
+                    array[...] = arrays[name]
+        return None not in found
 
 
 def _path(folder: Path, layer: int) -> Path:
@@ -71,15 +72,12 @@ def _save(arrays: Arrays, path: Path) -> None:
     np.savez(path, **arrays)  # type: ignore[arg-type]
 
 
-def _load(path: Path, arrays: Arrays) -> bool:
-    """Fill arrays with those in a file; whether there is one, as it was written. Its checksums are those of zip."""
+def _load(path: Path, like: Arrays) -> Arrays | None:
+    """The arrays in a file; None if there is none, or not as it was written. Its checksums are those of zip."""
     try:
         with np.load(path, allow_pickle=False) as kept:
-            found = {name: kept[name] for name in arrays}
-        if any(found[name].shape != here.shape or found[name].dtype != here.dtype for name, here in arrays.items()):
-            return False
-    except (OSError, ValueError, LookupError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error):
-        return False
-    for name, here in arrays.items():
-        here[...] = found[name]
-    return True
+            found = {name: kept[name] for name in like}
+    except Exception:  # a damaged file raises whatever zip, struct, ast and numpy do
+        return None
+    fits = all(found[name].shape == here.shape and found[name].dtype == here.dtype for name, here in like.items())
+    return found if fits else None

@@ -63,6 +63,9 @@ def plan(
         layers = trace.shape.num_hidden_layers if layers is None else layers
         begin = 0 if kept is None else kept.restore(builders, layers)
 
+        if begin:
+            progress((planner or CpuPlanner()).task, begin, layers)
+
         def done(what: str, layer: int, of: int) -> None:
             if kept is not None:
                 kept.keep(builders, layer)

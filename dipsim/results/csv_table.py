@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dipsim.basics.errors import InputError, quoted
+from dipsim.basics.errors import InputError, is_plain, quoted
 from dipsim.basics.files import read_text
 
 LARGEST = 1e30  # of a number: what is more is no result, and figures could not show it
@@ -22,7 +22,7 @@ LONGEST = 1000  # letters of a text
 
 @dataclass(frozen=True)
 class Column:
-    """What a column holds: text, or whole or real numbers from `least` to `most`.
+    """What a column holds: text of `longest` letters at most, or whole or real numbers from `least` to `most`.
 
     A table without the column has `default` in all rows; without one, that is an error. A number is `empty` where
     nothing stands; without that, nothing must be left out. Of kind `object` are numbers if all are, and text otherwise.
@@ -33,6 +33,7 @@ class Column:
     most: float = LARGEST
     default: Any = None
     empty: float | None = None
+    longest: int = LONGEST
 
 
 TEXT, REAL, POSITIVE, AMOUNT = Column(), Column(float), Column(float, SMALLEST), Column(float, 0)
@@ -70,7 +71,7 @@ def refuse_rows(path: Path, bad: Iterable[bool], problem: str) -> None:
 
 def _rows(path: Path) -> tuple[list[str], list[list[str]]]:
     try:
-        rows = list(csv.reader(io.StringIO(read_text(path), newline=""), strict=True))
+        rows = [row for row in csv.reader(io.StringIO(read_text(path), newline=""), strict=True) if row]
     except csv.Error as error:
         raise InputError(f"{path}: is not CSV ({error})") from None
     names, *rows = rows or [[]]
@@ -87,10 +88,10 @@ def _rows(path: Path) -> tuple[list[str], list[list[str]]]:
 def _values(column: Column, texts: list[str], where: str) -> Any:
     """The values of a column. Raises InputError, naming the row, for one that it cannot have."""
     if column.kind is object:
-        return _numbers(texts) if _numbers(texts) is not None else _values(TEXT, texts, where)
+        return found if (found := _numbers(texts)) is not None else _values(TEXT, texts, where)
     if column.kind is str:
         for row, text in enumerate(texts, start=1):
-            if len(text) > LONGEST or not text.isprintable():
+            if len(text) > column.longest or not is_plain(text):
                 raise InputError(f"{where}: row {row}: {quoted(text)} is too long, or has letters that cannot be shown")
         return texts
     numbers = [_number(column, text) for text in texts]

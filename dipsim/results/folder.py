@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 import pandas as pd
 from pydantic import AfterValidator, AliasPath, BaseModel, Field, TypeAdapter, ValidationError
 
-from dipsim.basics.errors import InputError, quoted
+from dipsim.basics.errors import InputError, is_plain, quoted
 from dipsim.basics.fields import complain
 from dipsim.basics.files import read_text, remove_temporary, write
 from dipsim.basics.units import show, significant
@@ -79,7 +79,7 @@ def write_summary(results: Sequence[Result], out: Path) -> None:
 
 
 def _shown(text: str) -> str:
-    if not text.isprintable():
+    if not is_plain(text):
         raise ValueError("has letters that cannot be shown")
     return text
 

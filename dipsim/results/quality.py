@@ -58,13 +58,16 @@ class Measured:
     memory: str = ""
 
 
+LONGEST_JSON = 1_000_000  # letters: a device may have large tables
 _COLUMNS = {  # of those that are no text
     **dict.fromkeys(("tokens", "length"), COUNT),
     **dict.fromkeys(("perplexity", "tokens_per_s"), POSITIVE),
     "hit_rate": SHARE,
     "mlp_fraction": REAL,
     **dict.fromkeys(("mlp_fraction_read", "standard_error"), AMOUNT),
-    **dict.fromkeys(("adapter", "memory"), Column(default="")),
+    "adapter": Column(default=""),
+    "memory": Column(default="", longest=LONGEST_JSON),
+    "parameters": Column(longest=LONGEST_JSON),
 }
 
 

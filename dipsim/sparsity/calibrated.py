@@ -125,11 +125,18 @@ class Calibrated:
     def added(self, layer: int, matrix: str) -> tuple[NDArray[Any], NDArray[Any]] | None:
         """The factors [rows, r] and [r, inputs] (float16) of what was trained to be added to a matrix, if it was.
 
-        Raises InputError if one is missing.
+        Raises InputError if one is missing, or does not fit.
         """
         if self.origin.trained is None:
             return None
         out, into = (self.of(layer, f"{matrix}.{name}") for name in ADDED)
+        model, rank = self.origin.model, self.origin.trained.rank
+        sides = (model.hidden_size, model.intermediate_size)
+        rows, inputs = sides if matrix == "down_proj" else sides[::-1]
+        if (out.shape, into.shape) != ((rows, rank), (rank, inputs)):
+            raise InputError(
+                f"{self.path}: layers.{layer}.{matrix}: {' and '.join(ADDED)} do not fit the model; {AGAIN}"
+            )
         return out, into
 
     @property
@@ -155,8 +162,13 @@ def _read(path: Path, _changed: int) -> Calibrated:
     found = Calibrated(path, *read_learned(path, Origin, AGAIN))
     for name, shape in _shapes(found.origin).items():
         for layer in range(found.origin.model.num_hidden_layers):
-            if (here := found.of(layer, name).shape) != shape:
-                raise InputError(f"{path}: layers.{layer}.{name}: has shape {[*here]}; {[*shape]} is expected; {AGAIN}")
+            here, kind = found.of(layer, name), "u" if ".base" in name else "f"
+            if here.shape != shape:
+                raise InputError(
+                    f"{path}: layers.{layer}.{name}: has shape {[*here.shape]}; {[*shape]} is expected; {AGAIN}"
+                )
+            if here.dtype.kind != kind:
+                raise InputError(f"{path}: layers.{layer}.{name}: has dtype {here.dtype}, which is another; {AGAIN}")
     return found
 
 

@@ -60,10 +60,10 @@ def _made(cls: type[Plugin], parameters: dict[str, Any], where: object) -> Plugi
         return parse(cls, parameters, where)
     except (InputError, MemoryError):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         given = ", ".join(f"{name}={quoted(value)}" for name, value in parameters.items())
         raise InputError(
-            f"{where}: cannot be made with {given or 'no parameters'} ({type(error).__name__}: {error})"
+            f"{where}: cannot be made with {given or 'no parameters'} ({type(error).__name__}: {one_line(error)})"
         ) from error
 
 

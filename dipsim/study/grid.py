@@ -28,8 +28,8 @@ def grid(experiment: Experiment, where: object = "sweep") -> list[Experiment]:
     values that its field does not take.
     """
     base = experiment.resolved() | {"sweep": {}}
-    count = math.prod(map(len, experiment.sweep.values())) * len(experiment.policies)
-    check_memory(POINT_BYTES * count, f"{where}: sweep: {count:,} points", "list fewer values")
+    count = math.prod(map(len, experiment.sweep.values()), start=1.0) * len(experiment.policies)
+    check_memory(POINT_BYTES * count, f"{where}: sweep: {count:,.0f} points", "list fewer values")
     cells = []
     for values in product(*experiment.sweep.values()):
         data = base

@@ -58,11 +58,11 @@ def sweep(
     write_experiment(folder, experiment.resolved())
     what = f"points, {len(rows)} of them from before" if rows else "points"
     progress(what, len(rows), len(wanted))
-    plans = {point.key: point.planned.key for point in missing}
+    plans = {point.key: point.planned.key for point in missing if not point.on_clock}
     for found in _compute(missing, workers, dask, planners, progress, folder) if missing else ():
         for key, row in found.items():
             write(_path(folder, key), json.dumps(row | {"checksum": _checksum(key, row)}, indent=2) + "\n")
-        for plan in {plans[key] for key in found}:
+        for plan in {plans[key] for key in found if key in plans}:
             rmtree(folder / LAYERS / plan, ignore_errors=True)
         rows |= found
         progress(what, len(rows), len(wanted))
@@ -140,7 +140,7 @@ def _compute(
 
 
 def _report(progress: Progress, what: str, total: int, done: int) -> None:
-    progress(what, done, total)
+    progress(what, min(done, total), total)  # what is tried again is told again
 
 
 def _divide(wanted: Sequence[Point], planners: Sequence[Planner]) -> list[tuple[Planner, list[Point]]]:

@@ -90,7 +90,7 @@ def _deaf() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, before or signal.SIG_DFL)  # None is not of Python
 
 
 @contextmanager
@@ -139,7 +139,7 @@ def cluster(
 ) -> Iterator[tuple[int, Callable[[Callable[[Task], Found], Sequence[Task]], Iterator[Found]]]]:
     """The threads of the Dask cluster at an address, and a function that runs `work(task)` on it for many tasks.
 
-    Raises InputError if there is no Dask here or no scheduler there, or if for a minute the cluster has no workers.
+    Raises InputError if there is no Dask here or no scheduler there, or the cluster has no workers for a minute or two.
     """
     try:
         from distributed import CancelledError, Client, wait
@@ -156,10 +156,12 @@ def cluster(
 
     def await_workers() -> int:
         """The threads of all workers, once there are some."""
+        waiting = f"waiting for a worker of {address} (s)"
         for waited in range(WAIT_S):
             if threads := sum(client.nthreads().values()):
+                progress(waiting, WAIT_S, WAIT_S)
                 return int(threads)
-            progress(f"waiting for a worker of {address} (s)", waited, WAIT_S)
+            progress(waiting, waited, WAIT_S)
             time.sleep(1)
         raise InputError(
             f"--dask {address}: has no workers, and none came in {WAIT_S} s; start one with `dask worker {address}`"
@@ -179,7 +181,7 @@ def cluster(
     with client:
         try:
             yield await_workers(), run
-        except (CommClosedError, CancelledError, KilledWorker) as error:
+        except (CommClosedError, CancelledError, KilledWorker, TimeoutError) as error:
             raise InputError(
                 f"--dask {address}: the cluster was lost ({type(error).__name__}); what is finished is kept, start the "
                 "sweep again"

@@ -260,8 +260,8 @@ def _write_precision(path: Path) -> None:
             tensors[f"layers.{i}.{group}.errors"] = errors.astype(np.float32)
             tensors[f"layers.{i}.{group}.scores"] = rng.exponential(1.0, (2, m)).astype(np.float32)
             for level in BASES:
-                rows = d if matrix == "down_proj" else m
-                tensors[f"layers.{i}.{matrix}.base{level}"] = rng.integers(0, 256, (rows, 1), np.uint8)
+                rows, inputs = (d, m) if matrix == "down_proj" else (m, d)
+                tensors[f"layers.{i}.{matrix}.base{level}"] = rng.integers(0, 256, (rows, inputs // 32), np.uint8)
                 for name in ("scales", "centres"):
                     tensors[f"layers.{i}.{matrix}.{name}{level}"] = rng.random(16, np.float32)
                 tensors[f"layers.{i}.{matrix}.values{level}"] = rng.random(2**level, np.float32)

@@ -18,7 +18,11 @@ from dipsim.basics.errors import InputError
 from dipsim.basics.fields import parse
 from dipsim.cli import terminal
 from dipsim.planning import kept
-from dipsim.planning.planner import CpuPlanner
+from dipsim.planning.builder import PlanBuilder
+from dipsim.planning.fetch_plan import Setting
+from dipsim.planning.kept import KeptLayers
+from dipsim.planning.planner import CpuPlanner, plan
+from dipsim.sparsity.plugins import load_policy
 from dipsim.study import passes, workers
 from dipsim.study.experiment import Experiment
 from dipsim.study.sweep import sweep
@@ -90,6 +94,26 @@ def test_a_damaged_layer_is_planned_again(chosen, tmp_path, monkeypatch, drawn, 
     table = sweep(chosen, tmp_path / "out")
     assert drawn == [1, 2, 3, 4, *range(LAYERS)]
     pd.testing.assert_frame_equal(table, sweep(chosen, tmp_path / "alone"))
+
+
+def test_layers_that_some_plans_have_and_others_lack_are_planned_once(tiny_trace, tmp_path, monkeypatch):
+    """A kill between two files of a layer: what is entered of one must not be added to."""
+    monkeypatch.setattr(kept, "PERIOD_S", 0.0)
+    monkeypatch.setattr(kept, "SHARE", np.inf)
+    trace = tiny_trace(SHAPE)
+    settings = [Setting(load_policy("dip", keep=keep), 5000.0, "lru") for keep in (0.5, 0.75)]
+    folders = [tmp_path / name for name in ("a", "b")]
+    first = plan(trace, settings, kept=KeptLayers(folders, lambda: None))
+    (tmp_path / "b/0.npz").unlink()
+    builders = [PlanBuilder(SHAPE, setting, trace.tokens, (0,)) for setting in settings]
+    for array in builders[0].layer(0).values():
+        array[...] = 7
+    assert KeptLayers(folders, lambda: None).restore(builders, LAYERS) == 0
+    assert all((array == 7).all() for array in builders[0].layer(0).values())
+    again = plan(trace, settings, kept=KeptLayers(folders, lambda: None))
+    for one, two in zip(first, again, strict=True):
+        np.testing.assert_array_equal(one.flash_misses, two.flash_misses)
+        np.testing.assert_array_equal(one.flops, two.flops)
 
 
 def test_layers_of_another_trace_are_not_kept(chosen, tiny_trace, tmp_path, monkeypatch):
