@@ -121,7 +121,7 @@ def parse_yaml(text: str, where: object) -> Any:
         line = f" (line {error.problem_mark.line + 1})" if error.problem_mark else ""
         raise InputError(f"{where}: is not plain YAML: {one_line(error.problem)}{line}") from None
     except (yaml.YAMLError, RecursionError, ValueError, LookupError, TypeError, AttributeError) as error:
-        # PyYAML's constructors raise all of these, for a date like 2001-99-99 or `!!int abc`
+        # PyYAML's constructors raise all of these, for `!!int abc` and its like
         raise InputError(f"{where}: is not plain YAML: {one_line(error)}") from None
 
 

@@ -19,7 +19,7 @@ import transformers
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from dipsim.basics.errors import InputError
+from dipsim.basics.errors import InputError, one_line
 from dipsim.basics.files import sha256
 from dipsim.gpu.tensors import check_device
 from dipsim.live import smollm2
@@ -130,7 +130,7 @@ def _merged(model: Any, adapter: Path) -> Any:
                     raise ValueError(f"{found} matrices for {wanted}")
             return adapted.merge_and_unload()
     except (RuntimeError, ValueError, LookupError, TypeError, AttributeError, OSError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:160]
+        reason = one_line(error, 160)
         raise InputError(
             f"{adapter}: is not an adapter of this model ({reason}); give one that was trained on it"
         ) from None

@@ -56,12 +56,14 @@ class KeptLayers:
     def _restore(self, builders: Sequence[PlanBuilder], layer: int) -> bool:
         """Enter one layer into all builders, or into none: what is planned may add to what is there."""
         parts = [builder.layer(layer) for builder in builders]
-        found = [_load(_path(folder, layer), part) for folder, part in zip(self.folders, parts, strict=True)]
+        read = (_load(_path(folder, layer), part) for folder, part in zip(self.folders, parts, strict=True))
+        found = [arrays for arrays in read if arrays is not None]
+        if len(found) < len(parts):
+            return False
         for part, arrays in zip(parts, found, strict=True):
             for name, array in part.items():
-                if None not in found and arrays is not None:
-                    array[...] = arrays[name]
-        return None not in found
+                array[...] = arrays[name]
+        return True
 
 
 def _path(folder: Path, layer: int) -> Path:

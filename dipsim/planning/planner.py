@@ -17,8 +17,7 @@ from dipsim.planning.fetch_plan import FetchPlan, Setting
 from dipsim.planning.kept import KeptLayers
 from dipsim.planning.masks import LayerScores
 from dipsim.planning.placer import Placer
-from dipsim.planning.precision import check_requests_of, has_levels
-from dipsim.sparsity.selection import checked_groups
+from dipsim.planning.precision import check_requests_of
 from dipsim.workload.trace import Trace
 
 
@@ -55,23 +54,23 @@ def plan(
     if not 0 < tokens <= trace.tokens:
         raise InputError(f"tokens: {tokens} asked for, the trace {trace.name} has {trace.tokens}; ask for 1 to that")
     starts = tuple(start for start in trace.sequence_starts if start < tokens)
-    for setting in settings:
-        if has_levels(checked_groups(setting.policy, trace.shape)):
-            check_requests_of(trace, setting.policy)
     builders = [PlanBuilder(trace.shape, setting, tokens, starts, trace.prompts) for setting in settings]
+    for builder in builders:
+        if builder.precision is not None:
+            check_requests_of(trace, builder.setting.policy)
     if builders:
+        planner = planner or CpuPlanner()
         layers = trace.shape.num_hidden_layers if layers is None else layers
         begin = 0 if kept is None else kept.restore(builders, layers)
-
         if begin:
-            progress((planner or CpuPlanner()).task, begin, layers)
+            progress(planner.task, begin, layers)
 
         def done(what: str, layer: int, of: int) -> None:
             if kept is not None:
                 kept.keep(builders, layer)
             progress(what, layer, of)
 
-        (planner or CpuPlanner()).fill(trace, builders, range(begin, layers), done)
+        planner.fill(trace, builders, range(begin, layers), done)
     return [builder.finish() for builder in builders]
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Annotated, NoReturn
 
 import pandas as pd
-from pydantic import AfterValidator, AliasPath, BaseModel, Field, TypeAdapter, ValidationError
+from pydantic import AliasPath, Field, TypeAdapter, ValidationError
 
-from dipsim.basics.errors import InputError, is_plain, quoted
-from dipsim.basics.fields import complain
+from dipsim.basics.errors import InputError, quoted
+from dipsim.basics.fields import Strict, complain
 from dipsim.basics.files import read_text, remove_temporary, write
 from dipsim.basics.units import show, significant
 from dipsim.results import perfetto
@@ -78,19 +78,13 @@ def write_summary(results: Sequence[Result], out: Path) -> None:
     write(out / "summary.json", json.dumps([result.summary() for result in results], indent=2) + "\n")
 
 
-def _shown(text: str) -> str:
-    if not is_plain(text):
-        raise ValueError("has letters that cannot be shown")
-    return text
-
-
-Text = Annotated[str, Field(max_length=LONGEST), AfterValidator(_shown)]
+Text = Annotated[str, Field(max_length=LONGEST)]
 Amount = Annotated[float, Field(ge=0, le=LARGEST)]
 Positive = Annotated[float, Field(ge=SMALLEST, le=LARGEST)]
 Share = Annotated[float, Field(ge=0, le=SHARE.most)]
 
 
-class Run(BaseModel, frozen=True, allow_inf_nan=False):
+class Run(Strict, extra="ignore"):
     """What figures show of one run in `summary.json`."""
 
     policy: Text

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from dipsim.basics.errors import InputError
+from dipsim.basics.errors import InputError, one_line
 from dipsim.basics.progress import Progress, silent
 
 Task = TypeVar("Task")
@@ -152,7 +152,7 @@ def cluster(
     try:
         client = Client(address, timeout="10s")
     except (OSError, ValueError, TypeError, RuntimeError, ImportError) as error:
-        raise InputError(f"--dask {address}: no scheduler answers ({' '.join(str(error).split())})") from None
+        raise InputError(f"--dask {address}: no scheduler answers ({one_line(error)})") from None
 
     def await_workers() -> int:
         """The threads of all workers, once there are some."""
