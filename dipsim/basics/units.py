@@ -32,6 +32,8 @@ _UNITS = {  # dimension: unit -> SI. The order is the order of preference when a
     "rate": _table(_DECIMAL, {"/s": 1.0}),
     "energy per byte": _table(_SMALL, {"J/B": 1.0, "J/bit": 8.0}),
     "energy per operation": _table(_SMALL, {"J/FLOP": 1.0}),
+    "energy per token": _table(_SMALL, {"J/token": 1.0}),
+    "speed": {"tokens/s": 1.0},
 }
 _EXAMPLES = {
     "size": "64 MB",
@@ -41,6 +43,8 @@ _EXAMPLES = {
     "rate": "2 G/s",
     "energy per byte": "52 pJ/bit",
     "energy per operation": "1 pJ/FLOP",
+    "energy per token": "20 mJ/token",
+    "speed": "10 tokens/s",
 }
 _WRITTEN = {
     "size": ("GB", "MB", "kB", "B"),
@@ -50,6 +54,8 @@ _WRITTEN = {
     "rate": ("G/s", "M/s", "k/s", "/s"),
     "energy per byte": ("nJ/B", "pJ/bit", "pJ/B"),
     "energy per operation": ("nJ/FLOP", "pJ/FLOP"),
+    "energy per token": ("J/token", "mJ/token", "uJ/token"),
+    "speed": ("tokens/s",),
 }
 _QUANTITY = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*([^\d\s.+-]\S*)?\s*")
 
@@ -79,6 +85,12 @@ def parse(text: object, dimension: str, zero: bool = False) -> float:
     return value
 
 
+def dimension_of(text: object) -> str | None:
+    """The dimension of a string that has a unit; None of anything else."""
+    match = _QUANTITY.fullmatch(text) if isinstance(text, str) and len(text) <= LONGEST else None
+    return next((name for name, units in _UNITS.items() if match and match[2] in units), None)
+
+
 def write(value: float, dimension: str) -> str:
     """Write a value in the shortest usual spelling that `parse` reads back exactly."""
     units = [unit for unit in _WRITTEN[dimension] if value >= _UNITS[dimension][unit]] or [_WRITTEN[dimension][-1]]
@@ -95,6 +107,12 @@ def show(value: float, dimension: str) -> str:
     # 999.9 MB is written as 1 GB: what rounds up to a unit is shown in it
     unit = next((u for u in _WRITTEN[dimension] if value >= 0.9995 * _UNITS[dimension][u]), _WRITTEN[dimension][-1])
     return f"{value / _UNITS[dimension][unit]:.3g} {unit}"
+
+
+def unit_for(value: float, dimension: str) -> tuple[str, float]:
+    """The largest usual unit that a value is one or more of, and its SI value."""
+    unit = next((u for u in _WRITTEN[dimension] if value >= _UNITS[dimension][u]), _WRITTEN[dimension][-1])
+    return unit, _UNITS[dimension][unit]
 
 
 def significant(value: float, digits: int = 3) -> str:

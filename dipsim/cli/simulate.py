@@ -65,7 +65,7 @@ def run(
         **{"eviction": eviction, "timing": timing, "tokens": tokens},
     }
     changes = {key: value for key, value in given.items() if value is not None}
-    resolved = _resolve(path, changes, policy, settings or [], cache)
+    resolved = resolve(path, changes, policy, settings or [], cache)
     folder = out or Path("results") / path.stem
     with progress_bar() as progress:
         with named(f"{path} and command line" if changes or policy or settings or cache else path):
@@ -82,8 +82,8 @@ def run(
     print(", timeline.json" if timeline else "")
 
 
-def _resolve(
-    path: Path, changes: dict[str, Any], policies: list[str] | None, settings: list[str], cache: str | None
+def resolve(
+    path: Path, changes: dict[str, Any], policies: list[str] | None, settings: list[str], cache: str | None = None
 ) -> Experiment:
     """The experiment of a file with what the command line changes."""
     from dipsim.basics.fields import parse
@@ -157,11 +157,12 @@ def _planners(device: Processor) -> list[Planner]:
 
 
 @commands.command()
-def plot(folder: Annotated[Path, typer.Argument(help="Output folder of a run or a sweep.")]) -> None:
+def plot(folder: Annotated[Path, typer.Argument(help="Output folder of a run, a sweep or solve.")]) -> None:
     """Draw the figures of an output folder again."""
     from dipsim.figures.run import draw_run
+    from dipsim.figures.solve import draw_solve, is_solved
     from dipsim.figures.sweep import draw_sweep, is_sweep
 
-    draw = draw_sweep if is_sweep(folder) else draw_run
+    draw = draw_solve if is_solved(folder) else draw_sweep if is_sweep(folder) else draw_run
     for path in draw(folder):
         print(path)
