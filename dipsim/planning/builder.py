@@ -108,7 +108,9 @@ class PlanBuilder:
         self.shape, self.setting, self.tokens, self.sequence_starts = shape, setting, tokens, starts
         self.prompts = [(begin, min(end, tokens)) for begin, end in prompts if begin < tokens]
         self.groups = checked_groups(policy, shape)
-        check_memory(_least_memory(shape, self.groups, tokens), f"{tokens} tokens of {shape.name or 'the model'}", LESS)
+        self.least_bytes = 6 * 8.0 * tokens * (len(self.groups) + 1) * shape.num_hidden_layers  # six numbers a step
+        activations = shape.layer_memory(tokens) if self.groups else 0.0
+        check_memory(self.least_bytes + activations, f"{tokens} tokens of {shape.name or 'the model'}", LESS)
         self.layout = load_layout(setting.layout)
         self.rule = rule = eviction_rule(setting.eviction)
         self.sees_memory = sees_memory(policy, self.groups)
@@ -406,10 +408,18 @@ def _unwatched(_caches: LayerCaches, _layer: int, _fetch: Fetch) -> None:
     """Nobody looks."""
 
 
-def _least_memory(shape: ModelShape, groups: Sequence[Group], tokens: int) -> float:
-    """Bytes that planning takes at least: six numbers a token and step, and a layer's activations for masks."""
-    plan = 6 * 8.0 * tokens * (len(groups) + 1) * shape.num_hidden_layers
-    return plan + (shape.layer_memory(tokens) if groups else 0.0)
+def make_builders(
+    shape: ModelShape,
+    settings: Sequence[Setting],
+    tokens: int,
+    starts: tuple[int, ...],
+    prompts: Sequence[tuple[int, int]] = (),
+) -> list[PlanBuilder]:
+    """The builders of plans that are made side by side. Raises InputError as one does, and for want of memory."""
+    builders = [PlanBuilder(shape, setting, tokens, starts, prompts) for setting in settings]
+    what = f"{len(builders)} plans of {tokens} tokens of {shape.name or 'the model'}"
+    check_memory(sum(builder.least_bytes for builder in builders), what, LESS)
+    return builders
 
 
 def _empty_arrays(

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from dipsim.basics.errors import InputError
 from dipsim.basics.progress import Progress, silent
-from dipsim.planning.builder import PlanBuilder
+from dipsim.planning.builder import PlanBuilder, make_builders
 from dipsim.planning.experts import ExpertPlans
 from dipsim.planning.fetch_plan import FetchPlan, Setting
 from dipsim.planning.kept import KeptLayers
@@ -54,7 +54,7 @@ def plan(
     if not 0 < tokens <= trace.tokens:
         raise InputError(f"tokens: {tokens} asked for, the trace {trace.name} has {trace.tokens}; ask for 1 to that")
     starts = tuple(start for start in trace.sequence_starts if start < tokens)
-    builders = [PlanBuilder(trace.shape, setting, tokens, starts, trace.prompts) for setting in settings]
+    builders = make_builders(trace.shape, settings, tokens, starts, trace.prompts)
     for builder in builders:
         if builder.precision is not None:
             check_requests_of(trace, builder.setting.policy)
