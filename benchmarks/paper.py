@@ -1,6 +1,7 @@
 """Sweeps behind the paper's claims: runs `examples/paper/*.yaml`, or what is missing of them, into `results/paper/`.
 
-`python benchmarks/paper.py` prints the tables of docs/paper.md; `--write` also puts them and the figures there.
+`python benchmarks/paper.py` prints the tables of docs/background/paper.md; `--write` also puts them and the figures
+there.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from dipsim.study.experiment import Experiment
 from dipsim.study.solve import Target, solve
 from dipsim.workload import Trace
 
-FIGURES = {  # of docs/figures: sweep, figure
+FIGURES = {  # of docs/background/figures: sweep, figure
     "phi-3-medium-speed": ("phi-3-medium", "speed"),
     "phi-3-medium-speedup": ("phi-3-medium", "speedup"),
     "phi-3-medium-winner": ("phi-3-medium", "winner"),
@@ -129,11 +130,11 @@ def main() -> int:
         "dram": dram(phi),
         "evictions": evictions(simulate("paper/evictions", SAME)),
     }
-    show(tables, ROOT / "docs/paper.md")
+    show(tables, ROOT / "docs/background/paper.md")
     if "--write" in sys.argv:
-        (ROOT / "docs/figures").mkdir(exist_ok=True)
+        (ROOT / "docs/background/figures").mkdir(exist_ok=True)
         for name, (folder, figure) in FIGURES.items():
-            shutil.copyfile(ROOT / f"results/paper/{folder}/{figure}.png", ROOT / f"docs/figures/{name}.png")
+            shutil.copyfile(ROOT / f"results/paper/{folder}/{figure}.png", ROOT / f"docs/background/figures/{name}.png")
     return 0
 
 

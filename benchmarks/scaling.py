@@ -1,7 +1,7 @@
 """Time and memory of planning against tokens, layers and settings, up to a model of 70 billion parameters.
 
-`python benchmarks/scaling.py` draws docs/scaling.png and prints what it shows. Every point is a process of its own,
-so that its peak memory is its own; times are of the processor.
+`python benchmarks/scaling.py` draws docs/background/scaling.png and prints what it shows. Every point is a process of
+its own, so that its peak memory is its own; times are of the processor.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def main() -> None:
         axis.set_xlim(left=0)
         axis.set_ylim(bottom=0)
     axes[0, 0].legend()
-    figure.savefig(ROOT / "docs/scaling.png", dpi=120)
+    figure.savefig(ROOT / "docs/background/scaling.png", dpi=120)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Divides the DRAM: static parts first, then matrices that are read whole, then equal caches, or one of experts.
 
-The equations are in docs/background.md, section 3.
+The equations are in docs/background/equations.md, section 3.
 """
 
 from __future__ import annotations

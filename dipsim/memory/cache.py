@@ -2,7 +2,7 @@
 
 A token presents its whole mask at once. Resident columns of the mask are hits. The mask is then made resident, and
 residents outside it make room. Where the mask alone exceeds the capacity, all hits stay and some newcomers take the
-places left. Who leaves and who enters is the eviction rule's choice (docs/background.md, section 4).
+places left. Who leaves and who enters is the eviction rule's choice (docs/background/equations.md, section 4).
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ class Activations:
 
     @cached_property
     def glu(self) -> Any:
-        """The product gate * up, which down_proj multiplies (docs/background.md, section 1).
+        """The product gate * up, which down_proj multiplies (docs/background/equations.md, section 1).
 
         Raises InputError if it is more than a float holds.
         """

@@ -1,4 +1,4 @@
-"""S3-FIFO (Yang et al., SOSP 2023): three queues, first in first out (docs/background.md, section 4).
+"""S3-FIFO (Yang et al., SOSP 2023): three queues, first in first out (docs/background/equations.md, section 4).
 
 What is new enters a small queue. What is used there again moves to the main queue; the rest leaves and is remembered
 for a while, and enters the main queue if it comes back. What was used in the main queue gets another turn.
