@@ -23,7 +23,9 @@ ROOT = Path(__file__).resolve().parent.parent
 COPIED = ("pyproject.toml", "README.md", "dipsim", "policies", "tests", "traces", "devices", "examples", "benchmarks")
 PATIENCE = 120  # seconds, after which tests that hang count as failed
 
-EVICTION = "memory/test_eviction.py memory/test_unit_cache.py memory/test_eviction_by_hand.py"
+EVICTION = (
+    "memory/test_further_rules.py memory/test_eviction.py memory/test_unit_cache.py memory/test_eviction_by_hand.py"
+)
 TESTS = {  # the module's tests, those that fail first in front
     "dipsim/memory/cache.py": "memory/test_cache_by_hand.py memory/test_cache.py memory/test_against_slow.py",
     "dipsim/memory/eviction/rule.py": "memory/test_eviction_by_hand.py memory/test_eviction.py "

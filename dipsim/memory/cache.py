@@ -32,6 +32,8 @@ class ColumnCache:
         self.resident: Mask = np.zeros(columns, dtype=bool) if resident is None else resident
         self.found = 0  # hits of the last token
         self.rule = rule(columns, masks) if rule.needs_future else rule(columns)
+        self.rule.capacity = float(self.capacity)
+        self.rule.admit(self.resident, self.resident, self.resident)
         self._size = int(np.count_nonzero(self.resident))
 
     def step(self, mask: Mask) -> Mask:

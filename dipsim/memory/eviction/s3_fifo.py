@@ -38,6 +38,8 @@ class S3Fifo(EvictionRule):
         for queue in (self._small, self._main):
             for unit in [unit for unit in queue if not resident[unit]]:
                 del queue[unit]
+        begun_with = set(np.flatnonzero(resident).tolist()) - self._small.keys() - self._main.keys()
+        self._small |= dict.fromkeys(sorted(begun_with), 0)
 
     def victims(self, among: Mask, count: int) -> Mask:
         chosen = np.zeros_like(among)
