@@ -22,6 +22,7 @@ from dipsim.live.models import LoadedModel, hooked
 from dipsim.planning.builder import PlanBuilder
 from dipsim.planning.fetch_plan import FetchPlan, Setting
 from dipsim.planning.placer import Placer
+from dipsim.planning.split import learn_splits
 from dipsim.sparsity.policy import Policy
 from dipsim.sparsity.ranking import score_threshold
 from dipsim.sparsity.selection import checked_groups
@@ -59,6 +60,7 @@ def _decided(
     """Inside, the plans' policy decides what each layer computes with: its experts, or the columns of its MLP."""
     if loaded.routers:
         return rerouted(loaded.routers, builders)
+    learn_splits(builders, loaded.shape)
     placer = Placer(builders, loaded.shape)
     for layer in range(loaded.shape.num_hidden_layers):
         placer.place(layer)
