@@ -189,6 +189,15 @@ class PlanBuilder:
         )
         self._enter_static(self._position)
 
+    def trial(self, tokens: int, starts: tuple[int, ...], capacities: Sequence[tuple[int, ...]]) -> PlanBuilder:
+        """A builder of the same setting for other tokens: from a cold start, with caches of these `capacities` of each
+        group in each layer. Columns lie as they lie here.
+        """
+        trial = PlanBuilder(self.shape, replace(self.setting, start="cold", split="even"), tokens, starts)
+        trial.divide(replace(self.budget, capacities=tuple(capacities)))
+        trial._placed = self._placed
+        return trial
+
     @property
     def arrays(self) -> dict[str, NDArray[Any]]:
         """The plan's arrays by name, still writable."""

@@ -38,8 +38,8 @@ class Setting:
     a path) how columns lie in Flash. A layout is learned from the trace `calibration`, by default from the tokens that
     are not counted. Flash has pages of `page` bytes, 1 for none. `flash` is given if what is read depends on its times:
     gaps are then read through where that is faster. A cache of experts is divided evenly over the layers, or it is one
-    over all layers (`scope`). The `split` of the DRAM over caches is even, or the best for Flash, which is learned as a
-    layout is. `buffer` bytes of the DRAM hold guesses; the KV caches of `streams` sequences are there at a time; `draft`
+    over all layers (`scope`). The `split` of the DRAM over caches is even, or the best for Flash, learned as a layout
+    is. `buffer` bytes of the DRAM hold guesses; the KV caches of `streams` sequences are there at a time; `draft`
     tokens are verified together with the one before them.
     """
 

@@ -1,38 +1,30 @@
-"""Learns how to split the DRAM, from tokens that are not counted: what a token reads from Flash at several capacities.
+"""Learns how to split the DRAM: tokens that are not counted are planned at several capacities, as tokens are planned.
 
-Each cache is simulated by itself at `STEPS` capacities and at the even one. That is exact for what it learns from, for
-every eviction and for policies that see the cache; between those capacities costs lie on straight lines.
+So what a cache costs at a capacity is exact for the tokens that it is learned from, for every eviction, layout and
+Flash, and for policies that see the cache. Between those capacities, costs lie on straight lines.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from dipsim.basics.arrays import Mask
+from dipsim.basics.arrays import Floats, Ints
 from dipsim.basics.errors import InputError
 from dipsim.basics.progress import Progress, silent
-from dipsim.memory.cache import find_residents
 from dipsim.memory.split import Claim, best_split
-from dipsim.planning.builder import LayerCaches, PlanBuilder
-from dipsim.planning.masks import LayerScores, aware_masks
+from dipsim.planning.builder import PlanBuilder
+from dipsim.planning.experts import ExpertPlans
+from dipsim.planning.masks import LayerScores
 from dipsim.planning.placer import Placer, calibrations
 from dipsim.workload.shape import ModelShape
 from dipsim.workload.trace import Trace, sequences
 
-STEPS = 16  # capacities from none to all columns
+STEPS = 16  # capacities that are tried, from none to all; and the even one
+MOST = 512  # tokens of a calibration trace: more take memory, and change little
 STATIC, WHOLE = "lm_head and attention", "matrices read whole"
-
-
-@dataclass(frozen=True)
-class _Shown:
-    """What one layer is learned from: the tokens `shown` [T] (bool), whose sequences begin at `starts` among them."""
-
-    layer: LayerScores
-    shown: Mask
-    starts: Sequence[int]
 
 
 def learn_splits(
@@ -48,76 +40,102 @@ def learn_splits(
     They plan a model of this shape on `trace` (None: on a live model). Raises InputError if there is nothing to split,
     or nothing to learn it from.
     """
-    claims: dict[PlanBuilder, list[Claim]] = {
-        builder: [] for builder in builders if builder.setting.split == "best" and builder.groups
-    }
-    for builder in claims:
+    wanted = [builder for builder in builders if builder.setting.split == "best" and builder.groups]
+    for builder in wanted:
         _check(builder)
-    traces = calibrations(dict.fromkeys(claims, "split: best"), shape, trace)
-    if not claims or not learn:
+    others = calibrations(dict.fromkeys(wanted, "split: best"), shape, trace)
+    if not learn:
         return
-    placer = Placer(list(claims), shape, trace)
-    for index in range(shape.num_hidden_layers):
-        own = None if trace is None else LayerScores(trace.layer(index, builders[0].tokens))
-        others = {name: LayerScores(other.layer(index)) for name, other in traces.items()}
-        placer.place(index, own)
-        for builder, mine in claims.items():
-            name = builder.setting.calibration
-            if name is not None:
-                shown = _Shown(others[name], np.ones(traces[name].tokens, dtype=bool), traces[name].sequence_starts)
-            else:
-                assert own is not None
-                shown = _Shown(own, ~builder.counted, _starts(builder))
-            mine += [_claim(builder, caches, index, shown) for caches in builder.caches if builder.rule.caches]
-        progress("learning how to split the DRAM", index + 1, shape.num_hidden_layers)
-    for builder, mine in claims.items():
-        _divide(builder, mine)
+    for name in dict.fromkeys(builder.setting.calibration for builder in wanted):
+        mine = [builder for builder in wanted if builder.setting.calibration == name]
+        _learn(mine, trace, None if name is None else others[name], progress)
 
 
 def _check(builder: PlanBuilder) -> None:
     policy, rule = builder.setting.policy.label, builder.rule
     if builder.precision is not None:
         raise InputError(f"split: best: {policy} already holds the levels that pay most in all layers; use even")
-    if rule.fixed:
+    if not rule.caches or rule.fixed:
         raise InputError(
-            f"split: best: eviction {rule.name} holds what its layout pins; use `dipsim learn-layout`, which chooses "
-            "what to pin over all layers, or an eviction that lets columns change"
+            f"split: best: eviction {rule.name} has no cache that changes; use lru or lfu, or `learn-layout`, which "
+            "chooses what to pin over all layers"
         )
-    if builder.shape.mixture is not None:
-        raise InputError(f"split: best: {policy} chooses experts, whose caches are of equal bytes or one; use even")
+    if builder.setting.scope == "model":
+        raise InputError("split: best: one cache serves all layers, which has no split; use cache: { scope: layer }")
+    if any(len(group.copies) > 1 for group in builder.groups):
+        raise InputError(f"split: best: {policy} has copies of experts, whose units differ in size; use even")
 
 
-def _starts(builder: PlanBuilder) -> list[int]:
+def _learn(builders: Sequence[PlanBuilder], trace: Trace | None, other: Trace | None, progress: Progress) -> None:
+    """Split the DRAM of builders that learn from the same tokens: of the calibration `other`, or else their own."""
+    first, source = builders[0], other or trace
+    assert source is not None
+    if other is None:
+        shown, starts = np.flatnonzero(~first.counted), _starts(first)
+    else:
+        shown = np.arange(min(MOST, other.tokens))
+        starts = tuple(start for start in other.sequence_starts if start < len(shown))
+    trials = {builder: [*_trials(builder, len(shown), starts)] for builder in builders}
+    tried = [trial for mine in trials.values() for trial in mine]
+    placer = Placer(builders, first.shape, trace) if first.shape.mixture is None else None
+    experts = ExpertPlans(tried)
+    for index in source.layers:
+        layer = LayerScores(source.layer(index, first.tokens if other is None else len(shown)))
+        if placer is not None:
+            placer.place(index, layer if other is None else None)
+        seen = LayerScores(layer.acts.at(shown))
+        if experts.mine:
+            experts.collect(seen)
+        else:
+            for trial in tried:
+                for caches in trial.caches:
+                    seen.record(trial, caches, index)
+        progress("learning how to split the DRAM", index + 1, first.shape.num_hidden_layers)
+    experts.fill()
+    for builder, mine in trials.items():
+        _divide(builder, _claims(builder, mine))
+
+
+def _starts(builder: PlanBuilder) -> tuple[int, ...]:
     """Where the sequences begin among the tokens that are not counted."""
     spans = sequences(builder.sequence_starts, builder.tokens)
     lengths = [int(np.count_nonzero(~builder.counted[begin:end])) for begin, end in spans]
-    return np.cumsum([0, *lengths[:-1]]).tolist()
+    return tuple(np.cumsum([0, *lengths[:-1]]).tolist())
 
 
-def _claim(builder: PlanBuilder, caches: LayerCaches, index: int, shown: _Shown) -> Claim:
-    """What the cache of one group in one layer costs by its size."""
-    unit, even = float(builder.unit_bytes(caches.group)[index]), caches.capacities[index]
-    known = np.unique(np.append(np.linspace(0, caches.columns, STEPS + 1).round().astype(int), even))
-    costs = [_cost(builder, caches, index, int(capacity), shown) for capacity in known]
-    return Claim(caches.group.name, index, unit, known * unit, np.array(costs))
+def _trials(builder: PlanBuilder, tokens: int, starts: tuple[int, ...]) -> Iterator[PlanBuilder]:
+    """Builders over so many tokens of sequences that begin at `starts`, with caches of all the capacities to try."""
+    layers = builder.shape.num_hidden_layers
+    for step in range(STEPS + 1):
+        yield builder.trial(tokens, starts, [(round(step / STEPS * each.columns),) * layers for each in builder.caches])
+    yield builder.trial(tokens, starts, [each.capacities for each in builder.caches])
 
 
-def _cost(builder: PlanBuilder, caches: LayerCaches, index: int, capacity: int, shown: _Shown) -> float:
-    """What a token reads from Flash with so many columns cached: seconds, or bytes where reads cost nothing else."""
-    if caches.policy.cache_aware:
-        there = replace(caches, capacities=(capacity,) * len(caches.capacities))
-        masks, residents = aware_masks(there, index, shown.layer.scores_of(caches)[shown.shown], shown.starts)
-    else:
-        masks = shown.layer.masks_of(caches)[shown.shown]
-        residents = find_residents(masks, capacity, caches.eviction, shown.starts)
-    found, _ = builder.fetch(caches, index, masks, residents)
-    flash = builder.setting.flash
-    return float((found.read_bytes.sum(axis=1) if flash is None else found.seconds(flash)).mean())
+def _claims(builder: PlanBuilder, trials: Sequence[PlanBuilder]) -> list[Claim]:
+    """What each cache costs by its size, as the trials found."""
+    costs = [_costs(trial) for trial in trials]
+    found = []
+    for place, group in enumerate(builder.groups):
+        for layer in np.flatnonzero(unit := builder.unit_bytes(group)):
+            position = builder.position(builder.caches[place], int(layer))
+            held = [trial.caches[place].capacities[layer] for trial in trials]
+            columns, first = np.unique(held, return_index=True)
+            cost = np.array([costs[index][position] for index in first])
+            found.append(Claim(group.name, int(layer), float(unit[layer]), columns * unit[layer], cost))
+    return found
+
+
+def _costs(trial: PlanBuilder) -> Floats:
+    """What a token reads from Flash because of its masks, [P]: seconds, or bytes where reads cost nothing else."""
+    arrays, flash = trial.arrays, trial.setting.flash
+    if flash is None:
+        return np.asarray((arrays["flash_misses"] + arrays["flash_gaps"]).mean(axis=0))
+    return np.asarray(flash.batch_time(arrays["reads"], arrays["read_bytes"]).mean(axis=0))
 
 
 def _divide(builder: PlanBuilder, caches: Sequence[Claim]) -> None:
     """Give the DRAM of a builder to the claims of its caches and of what may be streamed."""
-    budget, flash, layers = builder.budget, builder.setting.flash, builder.shape.num_hidden_layers
+    budget, flash = builder.budget, builder.setting.flash
     static = budget.lm_head_bytes + budget.attention_bytes
     whole = budget.whole_resident_bytes + budget.whole_streamed_bytes
     streams = {WHOLE: (whole, budget.whole_resident_bytes)} if whole else {}  # all of it, and what is resident
@@ -128,14 +146,17 @@ def _divide(builder: PlanBuilder, caches: Sequence[Claim]) -> None:
         Claim(name, None, 1.0, np.array([0.0, size]), np.array([size * a_byte, 0.0]))
         for name, (size, _) in streams.items()
     ]
-    columns = np.transpose(budget.in_layers(layers)).ravel()  # of each layer those of all groups
+    place = {group.name: place for place, group in enumerate(builder.groups)}
+    counts: Ints = np.array([each.capacities for each in builder.caches])
     even = [resident for _, resident in streams.values()]
-    even += [count * claim.unit for count, claim in zip(columns.tolist(), caches, strict=False)]
-    room = sum(even) + budget.unused_bytes
+    even += [float(counts[place[claim.name], claim.layer] * claim.unit) for claim in caches]
+    room = builder.budget.total_bytes - (static if STATIC not in streams else 0.0)
+    room -= budget.kv_cache_bytes + budget.policy_bytes + budget.buffer_bytes
     builder.split = split = best_split([*claims, *caches], np.array(even), room)
     held = dict(zip(streams, split.best.tolist(), strict=False))
     cached = split.best[len(streams) :]
-    counts = np.round(cached / [claim.unit for claim in caches]).astype(int).reshape(layers, -1)
+    for claim, size in zip(caches, cached.tolist(), strict=True):
+        counts[place[claim.name], claim.layer] = round(size / claim.unit)
     builder.divide(
         replace(
             budget,
@@ -143,7 +164,7 @@ def _divide(builder: PlanBuilder, caches: Sequence[Claim]) -> None:
             whole_resident_bytes=held.get(WHOLE, 0.0),
             whole_streamed_bytes=whole - held.get(WHOLE, 0.0),
             cache_bytes=float(cached.sum()),
-            capacities=tuple(map(tuple, counts.T.tolist())) if caches else budget.capacities,
+            capacities=tuple(map(tuple, counts.tolist())),
             unused_bytes=room - float(split.best.sum()),
         )
     )
