@@ -33,13 +33,9 @@ def draw_memory(folder: Path) -> list[Path]:
 def _split(memory: pd.DataFrame, splits: pd.DataFrame) -> Figure:
     policies = list(dict.fromkeys(splits["policy"]))
     first = splits.iloc[0]
-    parts = (
-        first["model"],
-        first["device"],
-        f"DRAM {show(first['dram_bytes'], 'size')}",
-        f"{first['tokens']:,.0f} tokens",
-    )
-    figure = blank_figure("DRAM split by what it saves", " · ".join(parts), 9.5, 2.9 * len(policies))
+    dram, tokens = show(first["dram_bytes"], "size"), f"{first['tokens']:,.0f} tokens"
+    setting = f"{first['model']} · {first['device']} · DRAM {dram} · {tokens}"
+    figure = blank_figure("DRAM split by what it saves", setting, 9.5, 2.9 * len(policies))
     grid = figure.subplots(len(policies), 2, squeeze=False)
     for (sizes, saves), policy in zip(grid, policies, strict=True):
         mine = memory[(memory["policy"] == policy) & memory["layer"].notna()]
