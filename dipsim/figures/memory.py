@@ -12,7 +12,8 @@ from matplotlib.ticker import MaxNLocator
 
 from dipsim.basics.units import show, significant
 from dipsim.figures.style import COLOURS, MARKERS, STYLE, blank_figure, save_figure
-from dipsim.results.split import MEMORY, read_split
+from dipsim.results.folder import MEMORY
+from dipsim.results.split import read_split
 
 
 def is_memory(folder: Path) -> bool:

@@ -138,9 +138,11 @@ def _divide(builder: PlanBuilder, caches: Sequence[Claim]) -> None:
     budget, flash = builder.budget, builder.setting.flash
     static = budget.lm_head_bytes + budget.attention_bytes
     whole = budget.whole_resident_bytes + budget.whole_streamed_bytes
-    streams = {WHOLE: (whole, budget.whole_resident_bytes)} if whole else {}  # all of it, and what is resident
+    streams: dict[str, tuple[float, float]] = {}  # all of it, and what is resident
     if builder.setting.stream_static:
         streams[STATIC] = static, static - budget.streamed_static_bytes
+    if whole:
+        streams[WHOLE] = whole, budget.whole_resident_bytes
     a_byte = 1.0 if flash is None else 1 / flash.peak_bandwidth  # what it costs to stream one
     claims = [
         Claim(name, None, 1.0, np.array([0.0, size]), np.array([size * a_byte, 0.0]))

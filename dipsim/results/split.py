@@ -12,10 +12,10 @@ import pandas as pd
 from dipsim.basics.files import write
 from dipsim.basics.units import show, significant
 from dipsim.results.csv_table import AMOUNT, TEXT, Column, read_table
+from dipsim.results.folder import MEMORY, SPLITS
 from dipsim.results.quality import NOT_MEASURED
 from dipsim.results.result import Result
 
-MEMORY, SPLITS = "memory.csv", "splits.csv"
 _OR_NOTHING = Column(float, 0, empty=np.nan)
 _MEMORY = {
     **dict.fromkeys(("policy", "part"), TEXT),
