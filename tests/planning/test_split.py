@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import tiny_mixture
 from hand import SHAPE
-from oracles import device
 from tiny_mixture import chosen
 
 from dipsim import hit_curve
@@ -120,7 +119,7 @@ def test_sequences_begin_with_empty_caches(tmp_path):
     assert best.split.best_cost == COLUMN * 2 * (3 + 6) / 6
 
 
-def test_policies_that_see_the_cache(tmp_path, tiny_trace):
+def test_policies_that_see_the_cache(tiny_trace):
     """Their masks change with the capacity; the split is still no worse for what it is learned from."""
     trace = tiny_trace(tokens=30)
     dram = trace.shape.static_bytes(30) + 0.4 * trace.shape.mlp_bytes
@@ -186,8 +185,14 @@ def test_a_layer_of_experts_gets_what_it_uses(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"start": "cold"}, "split: best is learned from tokens that are not counted, and there are none; give a calibr"),
-        ({"rule": "pinned"}, "split: best: eviction pinned has no cache that changes; use lru or lfu, or `learn-layout`"),
+        (
+            {"start": "cold"},
+            "split: best is learned from tokens that are not counted, and there are none; give a calibr",
+        ),
+        (
+            {"rule": "pinned"},
+            "split: best: eviction pinned has no cache that changes; use lru or lfu, or `learn-layout`",
+        ),
         ({"rule": "none"}, "split: best: eviction none has no cache that changes"),
     ],
 )
