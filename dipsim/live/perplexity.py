@@ -58,9 +58,9 @@ def _decided(
     loaded: LoadedModel, builders: Sequence[PlanBuilder], limits: Sequence[dict[str, float]]
 ) -> AbstractContextManager[Any]:
     """Inside, the plans' policy decides what each layer computes with: its experts, or the columns of its MLP."""
+    learn_splits(builders, loaded.shape)
     if loaded.routers:
         return rerouted(loaded.routers, builders)
-    learn_splits(builders, loaded.shape)
     placer = Placer(builders, loaded.shape)
     for layer in range(loaded.shape.num_hidden_layers):
         placer.place(layer)

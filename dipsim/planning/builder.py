@@ -44,6 +44,7 @@ from dipsim.workload.trace import sequences
 
 LESS = "ask for fewer tokens, or a smaller model"
 LEAST_BYTES = 1e-6  # what is less comes from rounding
+ANY_BYTES = 2.0**60  # of a DRAM whose budget somebody else decides
 PREDICTOR_BITS = 16  # per weight that a policy brings along
 ScoresKey = tuple[type[Policy], str, Group]  # equal where scores and rankings are
 
@@ -193,7 +194,8 @@ class PlanBuilder:
         """A builder of the same setting for other tokens: from a cold start, with caches of these `capacities` of each
         group in each layer. Columns lie as they lie here.
         """
-        trial = PlanBuilder(self.shape, replace(self.setting, start="cold", split="even"), tokens, starts)
+        setting = replace(self.setting, dram_bytes=ANY_BYTES, start="cold", split="even")
+        trial = PlanBuilder(self.shape, setting, tokens, starts)
         trial.divide(replace(self.budget, capacities=tuple(capacities)))
         trial._placed = self._placed
         return trial

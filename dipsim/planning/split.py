@@ -17,6 +17,7 @@ from dipsim.basics.progress import Progress, silent
 from dipsim.memory.split import Claim, best_split
 from dipsim.planning.builder import PlanBuilder
 from dipsim.planning.experts import ExpertPlans
+from dipsim.planning.fetch_plan import Setting
 from dipsim.planning.masks import LayerScores
 from dipsim.planning.placer import Placer, calibrations
 from dipsim.workload.shape import ModelShape
@@ -75,8 +76,15 @@ def _learn(builders: Sequence[PlanBuilder], trace: Trace | None, other: Trace | 
     else:
         shown = np.arange(min(MOST, other.tokens))
         starts = tuple(start for start in other.sequence_starts if start < len(shown))
-    trials = {builder: [*_trials(builder, len(shown), starts)] for builder in builders}
-    tried = [trial for mine in trials.values() for trial in mine]
+    shared: list[tuple[Setting, list[PlanBuilder]]] = []  # the trials of builders that differ in their DRAM alone
+    trials: dict[PlanBuilder, list[PlanBuilder]] = {}
+    for builder in builders:
+        alike = replace(builder.setting, dram_bytes=0.0)
+        if alike not in [setting for setting, _ in shared]:
+            shared.append((alike, [builder.trial(len(shown), starts, each) for each in _capacities(builder)]))
+        even = builder.trial(len(shown), starts, [each.capacities for each in builder.caches])
+        trials[builder] = [*next(mine for setting, mine in shared if setting == alike), even]
+    tried = list(dict.fromkeys(trial for mine in trials.values() for trial in mine))
     placer = Placer(builders, first.shape, trace) if first.shape.mixture is None else None
     experts = ExpertPlans(tried)
     for index in source.layers:
@@ -103,12 +111,11 @@ def _starts(builder: PlanBuilder) -> tuple[int, ...]:
     return tuple(np.cumsum([0, *lengths[:-1]]).tolist())
 
 
-def _trials(builder: PlanBuilder, tokens: int, starts: tuple[int, ...]) -> Iterator[PlanBuilder]:
-    """Builders over so many tokens of sequences that begin at `starts`, with caches of all the capacities to try."""
+def _capacities(builder: PlanBuilder) -> Iterator[list[tuple[int, ...]]]:
+    """Capacities to try, of each group in each layer: from none to all columns."""
     layers = builder.shape.num_hidden_layers
     for step in range(STEPS + 1):
-        yield builder.trial(tokens, starts, [(round(step / STEPS * each.columns),) * layers for each in builder.caches])
-    yield builder.trial(tokens, starts, [each.capacities for each in builder.caches])
+        yield [(round(step / STEPS * each.columns),) * layers for each in builder.caches]
 
 
 def _claims(builder: PlanBuilder, trials: Sequence[PlanBuilder]) -> list[Claim]:
@@ -152,8 +159,8 @@ def _divide(builder: PlanBuilder, caches: Sequence[Claim]) -> None:
     counts: Ints = np.array([each.capacities for each in builder.caches])
     even = [resident for _, resident in streams.values()]
     even += [float(counts[place[claim.name], claim.layer] * claim.unit) for claim in caches]
-    room = builder.budget.total_bytes - (static if STATIC not in streams else 0.0)
-    room -= budget.kv_cache_bytes + budget.policy_bytes + budget.buffer_bytes
+    room = budget.total_bytes - budget.kv_cache_bytes - budget.policy_bytes - budget.buffer_bytes
+    room -= 0.0 if STATIC in streams else static
     builder.split = split = best_split([*claims, *caches], np.array(even), room)
     held = dict(zip(streams, split.best.tolist(), strict=False))
     cached = split.best[len(streams) :]

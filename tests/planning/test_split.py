@@ -108,6 +108,10 @@ def test_another_text_may_teach(tmp_path):
     (best,) = plan(skewed(tmp_path), [learning])
     assert best.budget.capacities == ((6, 3),)
     assert best.split.best_cost == COLUMN * (2 * 6 + 2 * 3) / 12
+    short = setting(9, calibration=str(other.path), start="cold", tokens=2)
+    assert plan(skewed(tmp_path), [short], 2)[0].budget.capacities == ((6, 3),), (
+        "of two tokens, whose KV cache is small"
+    )
     with pytest.raises(InputError, match="calibration: other is the trace that is measured"):
         plan(other, [learning], layers=0)
 
