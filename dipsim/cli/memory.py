@@ -43,7 +43,7 @@ def plan_memory(
     for label, parts in memory.groupby("policy", sort=False):
         speeds = splits[splits["policy"] == label]
         even, best = speeds["latency_s"]
-        print(f"\n{label}: the best split is {even / best:.3g} times as fast; what a MB more saves is in ms a token")
+        print(f"\n{label}: the best split is {even / best:.2f} times as fast; a MB more saves so many ms a token")
         console().print(plain_table(parts_shown(parts)))
         console().print(plain_table(speeds_shown(speeds)))
     print(f"{folder}: memory.csv, splits.csv, memory.png, memory.svg")

@@ -52,8 +52,8 @@ def _lines(axes: Axes, rows: pd.DataFrame, what: str, scale: float, label: str) 
     for (group, mine), colour, marker in zip(rows.groupby("part", sort=False), COLOURS, MARKERS, strict=False):
         for split, dash in (("even", "--"), ("best", "-")):
             values = mine[f"{split}_{what}"] * scale
-            look = {"color": colour, "ls": dash, "marker": marker if split == "best" else "", "ms": 4}
-            axes.plot(mine["layer"], values, label=f"{group}, {split}", **look)
+            shown = marker if split == "best" else ""
+            axes.plot(mine["layer"], values, label=f"{group}, {split}", color=colour, ls=dash, marker=shown, ms=4)
     axes.set_ylim(bottom=0)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
     axes.set_xlabel("layer")
@@ -62,6 +62,7 @@ def _lines(axes: Axes, rows: pd.DataFrame, what: str, scale: float, label: str) 
 
 def _speeds(rows: pd.DataFrame) -> str:
     """How fast each split is, and the price."""
-    speeds = [f"{row.split} {significant(1 / row.latency_s)}" for row in rows.itertuples()]
+    pairs = zip(rows["split"], rows["latency_s"], strict=True)
+    speeds = [f"{split} {significant(1 / latency)}" for split, latency in pairs]
     prices = dict.fromkeys(rows["perplexity"])
     return f"tokens/s: {', '.join(speeds)} · perplexity: {', '.join(prices)}"

@@ -122,7 +122,8 @@ class Replay:
         budget, scopes = builder.budget, len(self.scopes)
         if not isinstance(budget.capacities[0], tuple):
             return [budget.cache_bytes / scopes] * scopes
-        return (np.array(budget.capacities[0])[self.layers] * self.size).tolist()
+        held: list[float] = (np.array(budget.capacities[0])[self.layers] * self.size).tolist()
+        return held
 
     def sizes(self, scope: slice) -> Floats:
         """Bytes of the units of some layers, those of one after those of the one before."""

@@ -20,6 +20,7 @@ from dipsim.planning.experts import ExpertPlans
 from dipsim.planning.fetch_plan import Setting
 from dipsim.planning.masks import LayerScores
 from dipsim.planning.placer import Placer, calibrations
+from dipsim.workload.level_requests import LevelRequests
 from dipsim.workload.shape import ModelShape
 from dipsim.workload.trace import Trace, sequences
 
@@ -91,6 +92,7 @@ def _learn(builders: Sequence[PlanBuilder], trace: Trace | None, other: Trace | 
         layer = LayerScores(source.layer(index, first.tokens if other is None else len(shown)))
         if placer is not None:
             placer.place(index, layer if other is None else None)
+        assert not isinstance(layer.acts, LevelRequests)  # or there would have been levels
         seen = LayerScores(layer.acts.at(shown))
         if experts.mine:
             experts.collect(seen)
