@@ -172,8 +172,8 @@ def decode(
     for layer in scores:
         for group, values, capacity in zip(groups, layer, capacities, strict=True):
             if policy.cache_aware:
-                caches = LayerCaches(policy, group, eviction, capacity, values.shape[1])
-                masks, residents = aware_masks(caches, values, (0,))
+                caches = LayerCaches(policy, group, eviction, (capacity,), values.shape[1])
+                masks, residents = aware_masks(caches, 0, values, (0,))
             else:
                 masks = blind_masks(group, values)
                 residents = find_residents(masks, capacity, eviction, (0,))

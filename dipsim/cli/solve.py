@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dipsim.cli.simulate import resolve
-from dipsim.cli.terminal import console, progress_bar
+from dipsim.cli.terminal import console, progress_bar, resolve
 
 if TYPE_CHECKING:
     from dipsim.study.solve import Answer, Target

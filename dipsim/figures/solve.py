@@ -24,11 +24,6 @@ _SAMPLE = {
 }
 
 
-def is_solved(folder: Path) -> bool:
-    """Whether a folder was written by `solve`."""
-    return (folder / ANSWERS).is_file()
-
-
 def draw_solve(folder: Path) -> list[Path]:
     """Draw `solve.png` and `.svg` into a folder of `solve`; return the paths.
 

@@ -22,6 +22,7 @@ from dipsim.live.models import LoadedModel, hooked
 from dipsim.planning.builder import PlanBuilder, make_builders
 from dipsim.planning.fetch_plan import FetchPlan, Setting
 from dipsim.planning.placer import Placer
+from dipsim.planning.split import learn_splits
 from dipsim.sparsity.policy import Policy
 from dipsim.sparsity.ranking import score_threshold
 from dipsim.sparsity.selection import checked_groups
@@ -57,6 +58,7 @@ def _decided(
     loaded: LoadedModel, builders: Sequence[PlanBuilder], limits: Sequence[dict[str, float]]
 ) -> AbstractContextManager[Any]:
     """Inside, the plans' policy decides what each layer computes with: its experts, or the columns of its MLP."""
+    learn_splits(builders, loaded.shape)
     if loaded.routers:
         return rerouted(loaded.routers, builders)
     placer = Placer(builders, loaded.shape)

@@ -18,6 +18,7 @@ from dipsim.planning.kept import KeptLayers
 from dipsim.planning.masks import LayerScores
 from dipsim.planning.placer import Placer
 from dipsim.planning.precision import check_requests_of
+from dipsim.planning.split import learn_splits
 from dipsim.workload.trace import Trace
 
 
@@ -61,6 +62,7 @@ def plan(
     if builders:
         planner = planner or CpuPlanner()
         layers = trace.shape.num_hidden_layers if layers is None else layers
+        learn_splits(builders, trace.shape, trace, learn=layers > 0, progress=progress)
         begin = 0 if kept is None else kept.restore(builders, layers)
         if begin:
             progress(planner.task, begin, layers)
