@@ -49,7 +49,7 @@ CURVES: dict[str, tuple[str, Scope]] = {  # of the engine's own offline replay: 
     "layer": ("lru", "layer"),
     "layerlfu": ("lfu", "layer"),
 }
-PUBLISHED = (  # of the engine's docs/benchmarks.md: Gemma with 8 experts a token; run, MiB and tokens/s
+PUBLISHED = (  # of the engine's page of benchmarks: Gemma with 8 experts a token; run, MiB and tokens/s
     (PhoneRun("gemma_stream", GEMMA), 904, 1.61),
     (PhoneRun("gemma_c2000_l2", GEMMA, lanes=2, cache=2000), 366, 2.08),
     (PhoneRun("gemma_c2000_l4", GEMMA, cache=2000), 366, 2.24),

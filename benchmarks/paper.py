@@ -12,9 +12,13 @@ import sys
 
 import numpy as np
 import pandas as pd
-from page import ROOT, price, show, simulate
+from matplotlib import style
+from page import ROOT, keep, price, show, simulate
 
 from dipsim.basics.arrays import Floats
+from dipsim.figures.lines import draw_lines
+from dipsim.figures.style import STYLE
+from dipsim.figures.sweep_table import DRAM, FLASH, read_sweep
 from dipsim.study.experiment import Experiment
 from dipsim.study.solve import Target, solve
 from dipsim.workload import Trace
@@ -23,18 +27,17 @@ FIGURES = {  # of docs/background/figures: sweep, figure
     "phi-3-medium-speed": ("phi-3-medium", "speed"),
     "phi-3-medium-speedup": ("phi-3-medium", "speedup"),
     "phi-3-medium-winner": ("phi-3-medium", "winner"),
-    "phi-3-medium-dram": ("phi-3-medium", "dram"),
-    "phi-3-medium-flash": ("phi-3-medium", "flash"),
     "models": ("models", "dram"),
     "evictions": ("evictions", "dram"),
 }
 GB = 1e9
+FLASH_SPEED, DRAM_SIZE = GB, 4 * GB  # of the tables and figures over the other
 SAME = ["trace", "dram_bytes", "flash_bandwidth_bytes_per_s"]  # where a policy is compared with dense
 
 
 def memory(table: pd.DataFrame) -> list[list[str]]:
     """Claim 1, Flash 1 GB/s: gain at the same DRAM, and DRAM for what dense does with 6 GB."""
-    at = table[table["flash_bandwidth_bytes_per_s"] == GB]
+    at = table[table["flash_bandwidth_bytes_per_s"] == FLASH_SPEED]
     shape = Trace.open("phi-3-medium").shape
     whole = (shape.static_bytes(1000) + shape.mlp_bytes) / GB
     dense = _curve(at, "dense")
@@ -79,7 +82,7 @@ def models(table: pd.DataFrame) -> list[list[str]]:
 
 
 def gamma(table: pd.DataFrame) -> list[list[str]]:
-    """Claim 2, on recorded activations: what each gamma brings, and its price where it was measured."""
+    """Claim 2, on recorded activations: what each gamma brings, and its price."""
     rows = [["policy", "speed-up over dense", "hit rate", "MLP read", "perplexity"]]
     for point in table.itertuples():
         numbers = (f"{point.speedup:.2f}", f"{point.hit_rate:.1%}", f"{point.mlp_fraction_read:.1%}")
@@ -89,7 +92,7 @@ def gamma(table: pd.DataFrame) -> list[list[str]]:
 
 def flash(table: pd.DataFrame) -> list[list[str]]:
     """Claim 3: speed-ups over all Flash speeds at one DRAM size."""
-    at = table[table["dram_bytes"] == 4 * GB]
+    at = table[table["dram_bytes"] == DRAM_SIZE]
     speeds = sorted(at["flash_bandwidth_bytes_per_s"].unique())
     rows = [["policy", *(f"{speed / GB:g} GB/s" for speed in speeds), "perplexity"]]
     for policy, mine in at.groupby("policy", sort=False):
@@ -101,12 +104,20 @@ def flash(table: pd.DataFrame) -> list[list[str]]:
 
 def dram(table: pd.DataFrame) -> list[list[str]]:
     """Claim 4: tokens/s over all DRAM sizes at one Flash speed."""
-    at = table[table["flash_bandwidth_bytes_per_s"] == GB]
+    at = table[table["flash_bandwidth_bytes_per_s"] == FLASH_SPEED]
     rows = [["policy", *(f"{size / GB:g} GB" for size in sorted(at["dram_bytes"].unique())), "perplexity"]]
     for policy, mine in at.groupby("policy", sort=False):
         speeds = mine.sort_values("dram_bytes")["tokens_per_s"]
         rows.append([f"`{policy}`", *(f"{speed:.2f}" for speed in speeds), price(mine)])
     return rows
+
+
+def cuts() -> None:
+    """The figures of claims 3 and 4, at the setting of their tables."""
+    table = read_sweep(ROOT / "results/paper/phi-3-medium/sweep.csv")
+    with style.context(["default", STYLE]):
+        keep(draw_lines(table[table[DRAM] == DRAM_SIZE], FLASH, DRAM), "background/figures/phi-3-medium-flash")
+        keep(draw_lines(table[table[FLASH] == FLASH_SPEED], DRAM, FLASH), "background/figures/phi-3-medium-dram")
 
 
 def evictions(table: pd.DataFrame) -> list[list[str]]:
@@ -131,6 +142,7 @@ def main() -> int:
         "evictions": evictions(simulate("paper/evictions", SAME)),
     }
     show(tables, ROOT / "docs/background/paper.md")
+    cuts()
     if "--write" in sys.argv:
         (ROOT / "docs/background/figures").mkdir(exist_ok=True)
         for name, (folder, figure) in FIGURES.items():
