@@ -20,6 +20,7 @@ from dipsim.basics import assets
 from dipsim.basics.files import remove_temporary, write
 from dipsim.basics.progress import Progress, silent
 from dipsim.planning.planner import CpuPlanner, Planner
+from dipsim.results.dictionary import write_columns
 from dipsim.results.provenance import write_experiment, write_origin
 from dipsim.results.quality import NOT_MEASURED
 from dipsim.study.experiment import Experiment
@@ -69,6 +70,7 @@ def sweep(
     rmtree(folder / LAYERS, ignore_errors=True)
     table = pd.DataFrame([_line(point, rows[point.key]) for point in wanted])
     write(folder / "sweep.csv", table.to_csv(index=False))
+    write_columns(folder, ["sweep.csv"])
     write_origin(folder, experiment.resolved(), _files(wanted))
     return table
 
@@ -83,7 +85,7 @@ def _remove_table(folder: Path) -> None:
     figures = [file for file in folder.glob("*.svg") if file.with_suffix(".png").exists()]
     for file in (*figures, *(figure.with_suffix(".png") for figure in figures)):
         file.unlink()
-    for name in ("sweep.csv", "provenance.json"):
+    for name in ("sweep.csv", "provenance.json", "report.html"):
         (folder / name).unlink(missing_ok=True)
 
 
