@@ -1,4 +1,6 @@
-"""Hooks of the documentation: the import graph is drawn from the code, and links out of the site become text."""
+"""Hooks of the documentation: the import graph and the dictionary of columns are made from the code, and links out of
+the site become text.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +12,9 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from dipsim.results import dictionary
+
 PACKAGE = Path(__file__).resolve().parent.parent / "dipsim"
-OUTWARD = re.compile(r"\[([^\]]+)\]\(\.\./[^)]+\)")  # to a file beside docs/, which the site does not have
 
 
 def imports() -> dict[str, set[str]]:
@@ -67,9 +70,12 @@ def _heights(found: dict[str, set[str]]) -> dict[str, int]:
 
 def on_pre_build(**_: Any) -> None:
     """Called by mkdocs before it looks for files."""
-    draw(Path(__file__).parent / "reference/imports.svg")
+    reference = Path(__file__).parent / "reference"
+    draw(reference / "imports.svg")
+    (reference / "columns.md").write_text(dictionary.markdown(), encoding="utf-8")
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Called by mkdocs for each page before it is rendered."""
-    return OUTWARD.sub(r"\1", markdown)
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Called by mkdocs for each page before it is rendered. A file beside docs/ is not in the site."""
+    out_of_docs = r"(?:\.\./){%d}" % (page.file.src_uri.count("/") + 1)
+    return re.sub(rf"\[([^\]]+)\]\({out_of_docs}[^)]+\)", r"\1", markdown)

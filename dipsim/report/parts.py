@@ -94,7 +94,7 @@ def label(name: str) -> str:
     """A column's name without its unit, which stands in the cells."""
     for unit, short in (("_bytes_per_s", ""), ("_per_", "/"), ("_bytes", ""), ("_j/", "/")):
         name = name.replace(unit, short)
-    return re.sub(r"_s(?=\.|$)", "", name).replace("_", " ").replace(".", " ", 1 if "_" in name else 0)
+    return re.sub(r"[_.]", " ", re.sub(r"_s(?=\.|$)", "", name))
 
 
 def table(heads: Sequence[tuple[str, str]], rows: Iterable[Sequence[Cell]], name: str) -> str:
