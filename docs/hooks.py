@@ -77,5 +77,5 @@ def on_pre_build(**_: Any) -> None:
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Called by mkdocs for each page before it is rendered. A file beside docs/ is not in the site."""
-    out_of_docs = r"(?:\.\./){%d}" % (page.file.src_uri.count("/") + 1)
+    out_of_docs = r"\.\./" * (page.file.src_uri.count("/") + 1)
     return re.sub(rf"\[([^\]]+)\]\({out_of_docs}[^)]+\)", r"\1", markdown)

@@ -23,7 +23,7 @@ SUMMARY = (  # what the table of policies shows besides speed, price and what to
     *("dram_bytes_per_token", "flash_reads_per_token", "mean_read_bytes", "peak_dram_bytes", "energy_j_per_token"),
 )
 MOST_SPANS = 20_000  # that a page can hold
-MOST_BARS = 6_000
+MOST_BARS = 20_000
 NAMES = SHOWN | {"wait": "waiting"}
 COLOURS = 7  # the classes c0 to c6 of page.css; c7 is grey
 Figures = dict[str, object]  # of one run, by their names in the dictionary
@@ -137,10 +137,10 @@ def _totals(spans: pd.DataFrame) -> str:
     totals = spans.assign(seconds=spans["end_s"] - spans["start_s"]).groupby(by, sort=False)
     rows = [
         [
-            *(Cell(_name(text)) for text in names),
-            *(cell(len(rows), "number"), cell(rows["seconds"].sum(), "s"), cell(rows["bytes"].sum(), "bytes")),
+            *(Cell(policy), Cell(_name(resource)), Cell(kind), Cell(step)),
+            *(cell(len(mine), "number"), cell(mine["seconds"].sum(), "s"), cell(mine["bytes"].sum(), "bytes")),
         ]
-        for names, rows in totals
+        for (policy, resource, kind, step), mine in totals
     ]
     return parts.table(heads, rows, "What one token took")
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from dipsim.basics.files import write
 
-FILE = "columns.md"  # in a folder of results
+COLUMNS = "columns.md"  # in a folder of results
 HEAD = """# Columns
 
 What the columns of the tables mean, and the fields of `summary.json`. All units are SI: bytes, not bits, and 1 GB is
@@ -271,7 +271,7 @@ def markdown(files: Iterable[str] = DICTIONARY) -> str:
 
 def write_columns(out: Path, files: Iterable[str]) -> None:
     """Write `columns.md`, the dictionary of these files, into a folder of results."""
-    write(out / FILE, markdown(files))
+    write(out / COLUMNS, markdown(files))
 
 
 def flatten(value: object, name: str = "") -> dict[str, object]:

@@ -20,7 +20,7 @@ from dipsim.basics import assets
 from dipsim.basics.files import remove_temporary, write
 from dipsim.basics.progress import Progress, silent
 from dipsim.planning.planner import CpuPlanner, Planner
-from dipsim.results.dictionary import write_columns
+from dipsim.results.dictionary import COLUMNS, write_columns
 from dipsim.results.provenance import write_experiment, write_origin
 from dipsim.results.quality import NOT_MEASURED
 from dipsim.study.experiment import Experiment
@@ -85,7 +85,7 @@ def _remove_table(folder: Path) -> None:
     figures = [file for file in folder.glob("*.svg") if file.with_suffix(".png").exists()]
     for file in (*figures, *(figure.with_suffix(".png") for figure in figures)):
         file.unlink()
-    for name in ("sweep.csv", "provenance.json", "report.html"):
+    for name in ("sweep.csv", COLUMNS, "provenance.json", "report.html"):
         (folder / name).unlink(missing_ok=True)
 
 
