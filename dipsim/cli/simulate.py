@@ -160,7 +160,8 @@ def _planners(device: Processor) -> list[Planner]:
 def plot(folder: Annotated[Path, typer.Argument(help="Output folder of a run or a sweep.")]) -> None:
     """Draw the figures of an output folder again."""
     from dipsim.figures.run import draw_run
-    from dipsim.figures.sweep import draw_sweep, is_sweep
+    from dipsim.figures.sweep import draw_sweep
+    from dipsim.figures.sweep_table import is_sweep
 
     draw = draw_sweep if is_sweep(folder) else draw_run
     for path in draw(folder):

@@ -14,7 +14,7 @@ from pydantic_core import from_json
 
 from dipsim.basics.errors import InputError
 from dipsim.basics.files import check_regular, read_text, write
-from dipsim.figures.sweep import is_sweep
+from dipsim.figures.sweep_table import is_sweep
 from dipsim.report import parts, run, sweep
 from dipsim.report.parts import Cell, Section
 from dipsim.results.dictionary import DICTIONARY, flatten

@@ -39,7 +39,7 @@ def page(folder: Path) -> Page:
         Section("policies", "Policies", _policies(runs, found)),
         Section("token", f"Token {spans['token'].iloc[0]}, request by request", drawn),
         Section("latency", "Latency token by token", lines),
-        Section("summary", "Every figure of a policy", _everything(runs, found)),
+        Section("summary", "Every quantity", _everything(runs, found)),
     ]
     title = f"{found[0].get('model', 'A run')} on {runs[0].device}"
     return Page(title, runs[0].setting, shown, {"token": of_token, "latency": of_latency})
@@ -80,18 +80,22 @@ def _policies(runs: list[Run], found: list[Figures]) -> str:
 
 
 def _everything(runs: list[Run], found: list[Figures]) -> str:
-    """A row a figure of `summary.json`, a column a policy with its price."""
-    heads = [("figure", ""), *((f"{run.policy} ({run.price})", "") for run in runs), ("meaning", "")]
+    """A row a field of `summary.json`, a column a policy with its price."""
+    heads = [("quantity", ""), *((f"{run.policy} ({run.price})", "") for run in runs), ("meaning", "")]
     names = dict.fromkeys(name for each in found for name in each if name != "policy")
-    rows = [
-        [Cell(name), *(cell(each.get(name), _unit(name)) for each in found), Cell(_meaning(name))] for name in names
-    ]
-    return parts.details("All that summary.json has", parts.table(heads, rows, "Every figure"))
+    rows = [[Cell(name), *(_value(name, each) for each in found), Cell(_meaning(name))] for name in names]
+    return parts.details("All that summary.json has", parts.table(heads, rows, "Every quantity"))
+
+
+def _value(name: str, each: Figures) -> Cell:
+    value = each.get(name)
+    return parts.price(value, None) if name == "perplexity" else cell(value, _unit(name))
 
 
 def _token(runs: list[Run], spans: pd.DataFrame) -> tuple[str, Any]:
     """The requests of one token, a row a resource, and what each kind of step took in all."""
-    steps = list(dict.fromkeys(spans.sort_values("start_s", kind="stable")["step"]))
+    first = dict.fromkeys(spans.sort_values("start_s", kind="stable")["step"])
+    steps = {step: index for index, step in enumerate(first)}
     by_policy = dict(list(spans.groupby("policy")))
     lengths = pd.Series({run.policy: len(by_policy[run.policy]) for run in runs}).cumsum()
     drawn = [run for run in runs if lengths[run.policy] <= MOST_SPANS]
@@ -100,27 +104,19 @@ def _token(runs: list[Run], spans: pd.DataFrame) -> tuple[str, Any]:
         mine = by_policy[run.policy]
         tracks = sorted(set(zip(mine["resource"], mine["kind"], strict=True)), key=_place)
         rows.append([_name(resource) + ("" if kind == "demand" else f": {kind}") for resource, kind in tracks])
-        times = (1e6 * mine[["request_s", "start_s", "end_s"]]).round(3)
-        boxes.append(
-            [
-                [tracks.index((resource, kind)), layer, steps.index(step), asked, start, end, round(size)]
-                for resource, kind, layer, step, asked, start, end, size in zip(
-                    *(mine[name] for name in ("resource", "kind", "layer", "step")),
-                    *(times[name] for name in times),
-                    mine["bytes"],
-                    strict=True,
-                )
-            ]
-        )
+        row = [tracks.index(track) for track in zip(mine["resource"], mine["kind"], strict=True)]
+        times = ((1e6 * mine[name]).round(3) for name in ("request_s", "start_s", "end_s"))
+        parted = (row, mine["layer"], mine["step"].map(steps), *times, mine["bytes"])
+        boxes.append([list(box) for box in zip(*parted, strict=True)])
     captions = [
         f"{run.policy} · this token {show(by_policy[run.policy]['end_s'].max(), 'time')} · {run.price}" for run in drawn
     ]
-    legend = [(f"c{index % COLOURS}", step) for index, step in enumerate(steps)]
+    legend = [(f"c{index % COLOURS}", step) for step, index in steps.items()]
     content = parts.plots("token", captions, legend)
     if len(drawn) < len(runs):
         content += parts.paragraph(f"{len(runs) - len(drawn)} more policies are in spans.csv.")
     content += parts.details("What it took, step by step", _totals(spans))
-    return content, {"rows": rows, "steps": steps, "spans": boxes}
+    return content, {"rows": rows, "steps": list(steps), "spans": boxes}
 
 
 def _place(track: tuple[str, str]) -> tuple[int, str, bool, str]:
