@@ -33,6 +33,7 @@ _UNITS = {  # dimension: unit -> SI. The order is the order of preference when a
     "energy per byte": _table(_SMALL, {"J/B": 1.0, "J/bit": 8.0}),
     "energy per operation": _table(_SMALL, {"J/FLOP": 1.0}),
 }
+DIMENSIONS = tuple(_UNITS)
 _EXAMPLES = {
     "size": "64 MB",
     "bandwidth": "1.5 GB/s",

@@ -74,7 +74,7 @@ class Plot {
     pen.clip();
     for (const box of this.boxes) {
       if (box.x1 < this.group.from || box.x0 > this.group.to) continue;
-      const left = this.at(box.x0), wide = this.at(box.x1) - left, gap = wide > 5 ? 1 : 0;
+      const left = this.at(box.x0), wide = this.at(box.x1) - left, gap = wide > 8 ? 1 : 0;
       pen.fillStyle = this.group.colours[box.colour];
       pen.fillRect(left, box.y0 * height, Math.max(0.7, wide - gap), (box.y1 - box.y0) * height);
     }

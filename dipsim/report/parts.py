@@ -7,13 +7,15 @@ import json
 import math
 import re
 from base64 import b64encode
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from dipsim.basics.errors import is_plain
-from dipsim.basics.units import show, significant
+from dipsim.basics.units import DIMENSIONS, parse, show, significant
 from dipsim.results.quality import NOT_MEASURED
 
 
@@ -57,13 +59,25 @@ def escape(text: object) -> str:
 
 def cell(value: object, unit: str) -> Cell:
     """A value in its unit, for people. What is no number is shown as it is, nothing as an empty cell."""
-    if value is None or unit in ("text", "as written"):
+    if value is None or unit == "text":
         return Cell("" if value is None else str(value))
+    if unit == "as written":
+        return Cell(str(value), _written(str(value)))
     try:
         number = float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
         return Cell(str(value))
     return Cell(human(number, unit), number) if math.isfinite(number) else Cell(str(value))
+
+
+def _written(text: str) -> float | None:
+    """The number that a value in an experiment stands for, with or without a unit; None if it is none."""
+    readers: list[Callable[[str], float]] = [float]
+    readers += [partial(parse, dimension=dimension, zero=True) for dimension in DIMENSIONS]
+    for read in readers:
+        with suppress(ValueError):
+            return number if math.isfinite(number := read(text)) else None
+    return None
 
 
 def price(perplexity: object, error: object) -> Cell:
@@ -99,7 +113,13 @@ def label(name: str) -> str:
 
 def table(heads: Sequence[tuple[str, str]], rows: Iterable[Sequence[Cell]], name: str) -> str:
     """A table in a container of its own, which scrolls; `heads` are what each column is called, and what it means."""
-    head = "".join(f'<th scope="col" title="{escape(meaning)}">{escape(shown)}</th>' for shown, meaning in heads)
+    rows = list(rows)
+    numbers = [any(row[column].number is not None for row in rows) for column in range(len(heads))]
+    classes = [' class="n"' if number else "" for number in numbers]
+    head = "".join(
+        f'<th scope="col"{right} title="{escape(meaning)}">{escape(shown)}</th>'
+        for (shown, meaning), right in zip(heads, classes, strict=True)
+    )
     body = "\n".join(f"<tr>{''.join(map(str, row))}</tr>" for row in rows)
     return (
         f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(name)}">\n'

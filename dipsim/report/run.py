@@ -131,13 +131,11 @@ def _totals(spans: pd.DataFrame) -> str:
     heads += [("service", "The seconds that they were served, in all."), ("bytes", "")]
     by = ["policy", "resource", "kind", "step"]
     totals = spans.assign(seconds=spans["end_s"] - spans["start_s"]).groupby(by, sort=False)
-    rows = [
-        [
-            *(Cell(policy), Cell(_name(resource)), Cell(kind), Cell(step)),
-            *(cell(len(mine), "number"), cell(mine["seconds"].sum(), "s"), cell(mine["bytes"].sum(), "bytes")),
-        ]
-        for (policy, resource, kind, step), mine in totals
-    ]
+    rows = []
+    for (policy, resource, kind, step), mine in totals:
+        row = [Cell(str(name)) for name in (policy, _name(str(resource)), kind, step)]
+        row += [cell(len(mine), "number"), cell(mine["seconds"].sum(), "s"), cell(mine["bytes"].sum(), "bytes")]
+        rows.append(row)
     return parts.table(heads, rows, "What one token took")
 
 

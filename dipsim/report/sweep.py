@@ -22,8 +22,9 @@ def page(folder: Path) -> Page:
     """What a sweep's folder shows. Raises InputError if its table is missing or not one."""
     read_sweep(folder / "sweep.csv")  # which refuses what is no sweep's
     table = read_table(folder / "sweep.csv", {}, lambda _: TEXT)
-    varying = [name for name in table if varies(table[name]) and name not in (*FIRST, WITH_PRICE, KEY)]
-    same = {name: table[name].iloc[0] for name in table if name not in (*varying, *FIRST, WITH_PRICE, KEY)}
+    others = [name for name in map(str, table) if name not in (*FIRST, WITH_PRICE, KEY)]
+    varying = [name for name in others if varies(table[name])]
+    same = {name: str(table[name].iloc[0]) for name in others if name not in varying}
     title = f"{_names(table['model'], 'models')} on {_names(table['device'], 'devices')}"
     shown = [
         Section("points", "Points", _points(table, [*FIRST, *varying])),

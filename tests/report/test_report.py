@@ -295,6 +295,23 @@ def test_numbers_are_for_people(value, unit, shown):
     assert parts.cell(value, unit).shown == shown
 
 
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("500 MB/s", 5e8),
+        ("1 GB/s", 1e9),
+        ("1 MiB", 2**20),
+        ("0.25", 0.25),
+        ("8 us", 8e-6),
+        ("idle", None),
+        ("inf", None),
+    ],
+)
+def test_what_is_written_with_a_unit_sorts_by_its_size(text, number):
+    found = parts.cell(text, "as written")
+    assert (found.shown, found.number) == (text, number and pytest.approx(number))
+
+
 def test_labels_leave_the_unit_to_the_cells():
     names = ("tokens_per_s", "flash_bytes_per_token", "flash_bandwidth_bytes_per_s", "energy_j_per_token")
     assert [parts.label(name) for name in names] == ["tokens/s", "flash/token", "flash bandwidth", "energy/token"]
