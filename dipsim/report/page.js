@@ -29,7 +29,7 @@ for (const table of document.querySelectorAll("table")) {
 // Plots: boxes over an axis. A box is {x0, x1, y0, y1, colour, text}; those of one y0 are a row. All plots of a group
 // show the same part of the axis.
 
-const LEFT = 64, BOTTOM = 20, MOST_ZOOM = 1e6;
+const BOTTOM = 20, FONT = "12px system-ui, sans-serif", MOST_ZOOM = 1e6;
 
 function style(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(name);
@@ -53,9 +53,9 @@ class Plot {
   }
 
   // pixels of a place on the axis, and back
-  at(x) { return LEFT + (x - this.group.from) / (this.group.to - this.group.from) * this.width; }
-  back(pixel) { return this.group.from + (pixel - LEFT) / this.width * (this.group.to - this.group.from); }
-  get width() { return Math.max(1, this.canvas.clientWidth - LEFT - 1); }
+  at(x) { return this.group.left + (x - this.group.from) / (this.group.to - this.group.from) * this.width; }
+  back(pixel) { return this.group.from + (pixel - this.group.left) / this.width * (this.group.to - this.group.from); }
+  get width() { return Math.max(1, this.canvas.clientWidth - this.group.left - 1); }
 
   draw() {
     const { canvas, height } = this, ratio = window.devicePixelRatio || 1, all = canvas.clientWidth;
@@ -64,13 +64,13 @@ class Plot {
     canvas.height = Math.round((height + BOTTOM) * ratio);
     const pen = canvas.getContext("2d");
     pen.scale(ratio, ratio);
-    pen.font = "12px system-ui, sans-serif";
+    pen.font = FONT;
     pen.fillStyle = style("--band");
-    pen.fillRect(LEFT, 0, this.width, height);
+    pen.fillRect(this.group.left, 0, this.width, height);
     this.drawAxis(pen);
     pen.save();
     pen.beginPath();
-    pen.rect(LEFT, 0, this.width, height);
+    pen.rect(this.group.left, 0, this.width, height);
     pen.clip();
     for (const box of this.boxes) {
       if (box.x1 < this.group.from || box.x0 > this.group.to) continue;
@@ -89,11 +89,11 @@ class Plot {
   }
 
   drawAxis(pen) {
-    const { height, group } = this, across = Math.max(2, Math.floor(this.width / 90));
+    const { height, group, group: { left } } = this, across = Math.max(2, Math.floor(this.width / 90));
     pen.fillStyle = style("--soft");
     pen.textAlign = "right";
     pen.textBaseline = "middle";
-    for (const [y, text] of this.marks) pen.fillText(text, LEFT - 6, Math.min(height - 6, Math.max(6, y * height)), LEFT - 8);
+    for (const [y, text] of this.marks) pen.fillText(text, left - 6, Math.min(height - 6, Math.max(6, y * height)), left - 6);
     pen.textBaseline = "top";
     pen.textAlign = "center";
     const rough = (group.to - group.from) / across, power = 10 ** Math.floor(Math.log10(rough));
@@ -101,15 +101,15 @@ class Plot {
     for (let x = Math.ceil(group.from / step) * step; x <= group.to; x += step) {
       const place = this.at(x);
       pen.fillRect(Math.round(place), height, 1, 4);
-      if (place > LEFT + 10 && place < LEFT + this.width - 20) pen.fillText(this.named(x, step), place, height + 6);
+      if (place > left + 10 && place < left + this.width - 20) pen.fillText(this.named(x, step), place, height + 6);
     }
   }
 
   // the whole height that a box is chosen in: its row, or all of a bar
   rowOf(box) { return this.stacked ? [0, 1] : [box.y0, box.y1]; }
 
-  find(x, y) {
-    const reach = 4 / this.width * (this.group.to - this.group.from);
+  find(x, y, pixels) {
+    const reach = pixels / this.width * (this.group.to - this.group.from);
     let best = null, least = Infinity;
     for (const box of this.boxes) {
       const [top, bottom] = this.rowOf(box);
@@ -153,14 +153,18 @@ class Plot {
       const box = canvas.getBoundingClientRect();
       return [event.clientX - box.left, (event.clientY - box.top) / this.height];
     };
+    const under = event => {
+      const [x, y] = place(event);
+      return this.find(this.back(x), y, event.pointerType === "touch" ? 14 : 4);
+    };
     canvas.addEventListener("pointerdown", event => {
       this.fingers.set(event.pointerId, place(event)[0]);
       canvas.setPointerCapture(event.pointerId);
-      this.choose(this.find(this.back(place(event)[0]), place(event)[1]));
+      this.choose(under(event));
     });
     canvas.addEventListener("pointermove", event => {
-      const [x, y] = place(event), before = this.fingers.get(event.pointerId);
-      if (before === undefined) return this.choose(this.find(this.back(x), y));
+      const [x] = place(event), before = this.fingers.get(event.pointerId);
+      if (before === undefined) return this.choose(under(event));
       const other = [...this.fingers].find(([id]) => id !== event.pointerId);
       this.fingers.set(event.pointerId, x);
       if (!other) {
@@ -199,6 +203,10 @@ class Group {
     const canvases = [...element.querySelectorAll("canvas")];
     this.plots = contents.map((content, index) => new Plot(this, canvases[index], content));
     this.end = Math.max(...contents.map(content => content.end));
+    const pen = canvases[0].getContext("2d"); // the marks of all plots stand left of one line
+    pen.font = FONT;
+    this.left = Math.max(...contents.flatMap(({ marks }) => marks.map(([, text]) => pen.measureText(text).width)));
+    this.left = Math.min(110, this.left + 10);
     [this.from, this.to] = [0, this.end];
     for (const button of element.querySelectorAll("[data-do]")) {
       button.addEventListener("click", () => this.act(button.dataset.do));

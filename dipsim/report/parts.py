@@ -18,6 +18,8 @@ from dipsim.basics.errors import is_plain
 from dipsim.basics.units import DIMENSIONS, parse, show, significant
 from dipsim.results.quality import NOT_MEASURED
 
+LONG = 20  # letters of a cell that may take several lines
+
 
 class Section(NamedTuple):
     """A part of the page: its id, its heading, and its HTML."""
@@ -48,7 +50,8 @@ class Cell:
 
     def __str__(self) -> str:
         if self.number is None:
-            return f"<td>{escape(self.shown)}</td>"
+            kind = ' class="long"' if len(self.shown) > LONG else ""
+            return f"<td{kind}>{escape(self.shown)}</td>"
         return f'<td data-n="{self.number:.6g}">{escape(self.shown)}</td>'
 
 
