@@ -50,7 +50,7 @@ TO_MAP = {  # what a map of gains takes
     "prefetch": "prefetch.when with never among its values, and two more keys that are numbers",
     "drafts": "speculate.draft with 0 and two more values, and one more key that is a number",
 }
-NO_OPTIONS = ("flash", "dram", "compute", "energy", "cache")  # what other swept keys with a dot begin with
+NO_OPTIONS = ("flash", "dram", "compute", "energy", "cache", "bits")  # what other swept keys with a dot begin with
 STREAMED = {"True": "static weights streamed", "False": "static weights in DRAM"}
 THROUGH = {"True": "gaps read through", "False": "gaps left out"}
 

@@ -14,7 +14,7 @@ from dipsim.memory.budget import Budget
 from dipsim.sparsity.policy import Group, Policy
 from dipsim.sparsity.selection import ATTENTION, LM_HEAD
 from dipsim.storage.flash import Flash
-from dipsim.workload.shape import ModelShape
+from dipsim.workload.shape import BitWidths, ModelShape
 
 Start = Literal["warm", "cold", "filled"]
 Scope = Literal["layer", "model"]
@@ -37,7 +37,7 @@ class Setting:
     are not counted. Flash has pages of `page` bytes, 1 for none. `flash` is given if what is read depends on its times:
     gaps are then read through where that is faster. A cache of experts is divided evenly over the layers, or it is one
     over all layers (`scope`). `buffer` bytes of the DRAM hold guesses; the KV caches of `streams` sequences are there
-    at a time; `draft` tokens are verified together with the one before them.
+    at a time; `draft` tokens are verified together with the one before them. `bits` replace those of the model.
     """
 
     policy: Policy
@@ -54,6 +54,11 @@ class Setting:
     buffer: float = 0.0
     streams: int = 1
     draft: int = 0
+    bits: BitWidths | None = None
+
+    def of(self, shape: ModelShape) -> ModelShape:
+        """The model's shape with the setting's bits."""
+        return shape if self.bits is None else shape.model_copy(update={"bits": self.bits})
 
     @property
     def options(self) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from dipsim.study.choices import Choice
 from dipsim.study.clock_options import ClockOptions
 from dipsim.timing.device import Device
 from dipsim.timing.timeline import Timing
-from dipsim.workload.shape import ModelShape
+from dipsim.workload.shape import Bits, ModelShape
 from dipsim.workload.trace import Trace
 
 
@@ -40,6 +40,18 @@ class MlpFraction:
     def bytes(self, shape: ModelShape, length: int, streams: int = 1) -> float:
         """Bytes of DRAM for `streams` sequences of `length` positions."""
         return shape.static_bytes(length, streams) + self.mlp_fraction * shape.mlp_bytes
+
+
+class ChangedBits(Strict):
+    """Bits per value of `mlp`, `attention`, `lm_head` and `kv_cache`, by default the trace's own.
+
+    They may be fractions: 4.5 where 32 values of 4 bits share a scale of 16.
+    """
+
+    mlp: Bits | None = None
+    attention: Bits | None = None
+    lm_head: Bits | None = None
+    kv_cache: Bits | None = None
 
 
 class Cache(Strict):
@@ -91,7 +103,8 @@ class Options(ClockOptions):
     default), gaps are read too where that is faster; without it, layouts and masks take a read to cost its bytes only.
     `eviction` is the name of a rule, by default lfu (lru for experts), or pinned where the layout lays pinned columns
     apart. `timing` is serial, concurrent or pipelined. `stream_static` lets lm_head and attention overflow to Flash.
-    What depends on the clock is told in `ClockOptions`.
+    `bits` replace those that the trace has for a value of `mlp`, `attention`, `lm_head` or `kv_cache`; a perplexity
+    that was measured for others is not shown. What depends on the clock is told in `ClockOptions`.
     """
 
     dram: Dram | None = None
@@ -105,6 +118,7 @@ class Options(ClockOptions):
     eviction: Eviction | None = None
     timing: Timing = "serial"
     stream_static: StrictBool = False
+    bits: ChangedBits | None = None
 
     def eviction_rule(self, shape: ModelShape) -> str:
         """The name of the eviction rule for a model. Raises InputError if the layout cannot be used."""
@@ -119,6 +133,10 @@ class Options(ClockOptions):
         if self.dram is not None and self.cache is not None and self.cache.size is not None:
             raise ValueError("give either dram or cache.size, not both: dram is the caches and all else")
         return self
+
+    def _with_bits(self, shape: ModelShape) -> ModelShape:
+        """The model's shape with the bits of these options."""
+        return shape if self.bits is None else shape.with_bits(self.bits.model_dump(exclude_none=True))
 
     def dram_bytes(self, shape: ModelShape, length: int, device: Device) -> float:
         """The DRAM to simulate, in bytes, for sequences of `length` tokens after the prompt.
@@ -145,7 +163,8 @@ class Options(ClockOptions):
         return size
 
     def settings(self, policies: Iterable[Policy], shape: ModelShape, length: int, device: Device) -> list[Setting]:
-        """What to plan for each policy. Raises InputError if the device has less DRAM."""
+        """What to plan for each policy. Raises InputError if the device has less DRAM, or bits cannot be changed."""
+        own, shape = shape, self._with_bits(shape)
         eviction = self.eviction_rule(shape)
         flash = device.flash if self.read_through and not device.flash.scattered_is_free else None
         page = device.flash.page
@@ -161,6 +180,7 @@ class Options(ClockOptions):
             scope=(self.cache and self.cache.scope) or ("layer" if shape.mixture is None else "model"),
             streams=self.streams,
             draft=self.speculate.draft if self.speculate else 0,
+            bits=None if shape == own else shape.bits,
         )
         flash = None if shape.mixture else flash  # an expert is read by itself, without gaps
         found = []

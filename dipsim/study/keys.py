@@ -38,6 +38,7 @@ def plan_key(of_trace: str, tokens: int, setting: Setting) -> str:
     """The key of a plan, from the hash of its trace, its number of tokens and its setting."""
     policy, file = setting.policy, learned_file(setting.layout)
     contents: dict[str, Any] = {"flash": setting.flash and setting.flash.model_dump()}
+    contents["bits"] = setting.bits and setting.bits.model_dump()
     if file is not None:  # what files hold, wherever they lie
         contents["layout"] = sha256(file)
     if setting.calibration is not None:

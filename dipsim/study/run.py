@@ -44,9 +44,9 @@ def simulate(
 
     `dram` is a size like "60 MB", a number of bytes, or None for all that the device has. `options` are those of an
     experiment: `start` ("warm" by default), `layout` ("columns"), `eviction`, `timing` ("serial"), `tokens` (all),
-    `prompt` (0), `read_through` (True), `calibration`, `stream_static` (False), `cache`, and those of `ClockOptions`:
-    `prefetch`, `speculate`, `streams` (1), `turns`, `contention` (False). Raises InputError if the parts do not fit
-    each other.
+    `prompt` (0), `read_through` (True), `calibration`, `stream_static` (False), `cache`, `bits` (the trace's own; or
+    e.g. {"mlp": 4.5, "kv_cache": 4}), and those of `ClockOptions`: `prefetch`, `speculate`, `streams` (1), `turns`,
+    `contention` (False). Raises InputError if the parts do not fit each other.
     """
     size = f"{dram!r} B" if isinstance(dram, (int, float)) else dram
     checked = parse(Options, {"dram": size, **options}, "simulate")
@@ -76,7 +76,7 @@ def cliff(experiment: Experiment) -> str | None:
     below = [each.setting for each in over_all if each.setting.dram_bytes < (each.cliff_dram_bytes or 0.0)]
     most = max(plans, key=lambda each: each.cliff_dram_bytes or 0.0)
     text = (
-        f"One token uses {show(trace.shape.working_set_bytes, 'size')} of experts. With less than "
+        f"One token uses {show(most.shape.working_set_bytes, 'size')} of experts. With less than "
         f"{show(most.cliff_dram_bytes or 0.0, 'size')} of DRAM a recency cache over all layers (lru, slru) does "
         "not hold them, and hits next to nothing."
     )
