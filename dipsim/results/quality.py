@@ -27,7 +27,7 @@ from dipsim.storage.learned import learned_file
 from dipsim.workload.shape import ModelShape
 from dipsim.workload.trace import Trace
 
-NOT_MEASURED = "not measured"  # what tables and figures say of a perplexity that is not there
+MEASURED, NOT_MEASURED = "measured", "not measured"  # what tables and figures say of a perplexity
 
 
 @dataclass(frozen=True)

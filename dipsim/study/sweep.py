@@ -21,7 +21,7 @@ from dipsim.basics.files import remove_temporary, write
 from dipsim.basics.progress import Progress, silent
 from dipsim.planning.planner import CpuPlanner, Planner
 from dipsim.results.provenance import write_experiment, write_origin
-from dipsim.results.quality import NOT_MEASURED
+from dipsim.results.quality import MEASURED, NOT_MEASURED
 from dipsim.study.experiment import Experiment
 from dipsim.study.keys import digest
 from dipsim.study.passes import RESULTS, Row, compute, split
@@ -114,8 +114,12 @@ def _checksum(key: str, row: Row) -> str:
 def _line(point: Point, row: Row) -> dict[str, Any]:
     """A point's row of the table."""
     planned = point.planned
-    price = (NOT_MEASURED, None) if planned.perplexity is None else (planned.perplexity, planned.standard_error)
-    return {**point.columns, **row, "perplexity": price[0], "perplexity_standard_error": price[1], "key": point.key}
+    price = {
+        "perplexity": planned.perplexity,
+        "perplexity_standard_error": planned.standard_error,
+        "perplexity_source": NOT_MEASURED if planned.perplexity is None else MEASURED,
+    }
+    return {**point.columns, **row, **price, "key": point.key}
 
 
 def _compute(
