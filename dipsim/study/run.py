@@ -83,8 +83,13 @@ def cliff(experiment: Experiment) -> str | None:
     return f"{text}\nWarning: {show(below[0].dram_bytes, 'size')} of DRAM lie below that." if below else text
 
 
-def write_run(experiment: Experiment, results: Sequence[Result], out: Path, timeline: bool = False) -> None:
-    """Write the folder of a run: tables, the experiment as it was resolved, and where everything came from."""
+def write_run(
+    experiment: Experiment, results: Sequence[Result], out: Path, timeline: bool = False, parquet: bool = False
+) -> None:
+    """Write the folder of a run: tables, the experiment as it was resolved, and where everything came from.
+
+    With `parquet` each table is written as .parquet too.
+    """
     files = {
         "trace": assets.find("traces", experiment.trace),
         "device": assets.find("devices", experiment.device),
@@ -95,7 +100,7 @@ def write_run(experiment: Experiment, results: Sequence[Result], out: Path, time
     source = experiment.open_trace().header.source
     clear_results(out)
     provenance.write_origin(out, experiment.resolved(), files, packages, trace_source=source)
-    write_tables(results, out, timeline)
+    write_tables(results, out, timeline, parquet)
 
 
 def _check(trace: Trace, settings: Sequence[Setting], device: Device, options: Options) -> None:

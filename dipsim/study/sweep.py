@@ -22,6 +22,7 @@ from dipsim.basics.progress import Progress, silent
 from dipsim.planning.planner import CpuPlanner, Planner
 from dipsim.results.provenance import write_experiment, write_origin
 from dipsim.results.quality import MEASURED, NOT_MEASURED
+from dipsim.results.table_files import write_table
 from dipsim.study.experiment import Experiment
 from dipsim.study.keys import digest
 from dipsim.study.passes import RESULTS, Row, compute, split
@@ -39,13 +40,14 @@ def sweep(
     workers: int = 1,
     dask: str | None = None,
     planners: Sequence[Planner] = (CpuPlanner(),),
+    parquet: bool = False,
     progress: Progress = silent,
     where: object = "sweep",
 ) -> pd.DataFrame:
     """Compute what is missing of a sweep and write its table; return the table, one row a point.
 
     `workers` processes share the work, or the Dask cluster at the address `dask`. A point is planned by the first of
-    the `planners` that is able. Raises InputError, before anything is computed, if a point cannot run or the folder
+    the `planners` that is able. With `parquet` the table is written as .parquet too. Raises InputError, before anything is computed, if a point cannot run or the folder
     cannot be written; its message begins with `where`.
     """
     wanted = points(experiment, where)
@@ -68,7 +70,7 @@ def sweep(
         progress(what, len(rows), len(wanted))
     rmtree(folder / LAYERS, ignore_errors=True)
     table = pd.DataFrame([_line(point, rows[point.key]) for point in wanted])
-    write(folder / "sweep.csv", table.to_csv(index=False))
+    write_table(folder / "sweep.csv", table, parquet)
     write_origin(folder, experiment.resolved(), _files(wanted))
     return table
 
@@ -83,7 +85,7 @@ def _remove_table(folder: Path) -> None:
     figures = [file for file in folder.glob("*.svg") if file.with_suffix(".png").exists()]
     for file in (*figures, *(figure.with_suffix(".png") for figure in figures)):
         file.unlink()
-    for name in ("sweep.csv", "provenance.json"):
+    for name in ("sweep.csv", "sweep.parquet", "provenance.json"):
         (folder / name).unlink(missing_ok=True)
 
 
