@@ -52,7 +52,13 @@ def run(
     ] = None,
     timing: Annotated[str | None, typer.Option(help="serial, concurrent or pipelined.")] = None,
     tokens: Annotated[int | None, typer.Option(help="Simulate only the first so many tokens.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Output folder; by default results/<experiment>.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Output folder; by default results/<experiment>, or without an experiment file, but with changes to "
+            "the quickstart, results/<trace>-on-<device>."
+        ),
+    ] = None,
     timeline: Annotated[bool, typer.Option("--timeline", help="Also write timeline.json for ui.perfetto.dev.")] = False,
     parquet: Parquet = False,
 ) -> None:
@@ -72,12 +78,13 @@ def run(
         **{"eviction": eviction, "timing": timing, "tokens": tokens},
     }
     changes = {key: value for key, value in given.items() if value is not None}
+    changed = bool(changes or policy or settings or cache)
     resolved = _resolve(path, changes, policy, settings or [], cache)
-    folder = out or Path("results") / path.stem
     with progress_bar() as progress:
-        with named(f"{path} and command line" if changes or policy or settings or cache else path):
+        with named(f"{path} and command line" if changed else path):
             results = run_experiment(resolved, progress, timeline)
             note = cliff(resolved)
+        folder = out or Path("results") / (path.stem if experiment or not changed else _named(resolved))
         progress("writing tables and figures", 0, 1)
         write_run(resolved, results, folder, timeline, parquet)
         draw_run(folder)
@@ -87,6 +94,14 @@ def run(
     console().print(run_table(results))
     print(f"{folder}: summary.json, tokens.csv, layers.csv, spans.csv, figures as .png and .svg", end="")
     print(", timeline.json" if timeline else "")
+
+
+def _named(experiment: Experiment) -> str:
+    """A folder's name for an experiment that has no file of its own."""
+    from dipsim.basics import assets
+
+    trace, device = assets.find("traces", experiment.trace), assets.find("devices", experiment.device)
+    return f"{trace.stem}-on-{device.stem}"
 
 
 def _resolve(

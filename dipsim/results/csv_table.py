@@ -25,7 +25,8 @@ class Column:
     """What a column holds: text of `longest` letters at most, or whole or real numbers from `least` to `most`.
 
     A table without the column has `default` in all rows; without one, that is an error. A number is `empty` where
-    nothing or `blank` stands; without that, nothing must be left out. Of kind `object` are numbers if all are, and text otherwise.
+    nothing or `blank` stands; without that, nothing must be left out. Of kind `object` are numbers if all are, and text
+    otherwise.
     """
 
     kind: type = str

@@ -59,7 +59,8 @@ def clear_results(out: Path) -> None:
 def write_tables(results: Sequence[Result], out: Path, timeline: bool = False, parquet: bool = False) -> None:
     """Write the tables of a run to a folder, each whole or not at all; with `timeline` also `timeline.json`.
 
-    With `parquet` each table is written as .parquet too. `summary.json` is written last: a folder without it is not finished.
+    With `parquet` each table is written as .parquet too. `summary.json` is written last: a folder without it is not
+    finished.
     """
     tables = {
         "tokens.csv": [result.tokens() for result in results],

@@ -47,8 +47,8 @@ def sweep(
     """Compute what is missing of a sweep and write its table; return the table, one row a point.
 
     `workers` processes share the work, or the Dask cluster at the address `dask`. A point is planned by the first of
-    the `planners` that is able. With `parquet` the table is written as .parquet too. Raises InputError, before anything is computed, if a point cannot run or the folder
-    cannot be written; its message begins with `where`.
+    the `planners` that is able. With `parquet` the table is written as .parquet too. Raises InputError, before anything
+    is computed, if a point cannot run or the folder cannot be written; its message begins with `where`.
     """
     wanted = points(experiment, where)
     rows = {point.key: row for point in wanted if (row := _read(folder, point.key)) is not None}
