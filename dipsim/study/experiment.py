@@ -10,7 +10,7 @@ from typing import Annotated, Any, Self
 from pydantic import BeforeValidator, Field, PlainSerializer, StrictBool, WithJsonSchema, model_validator
 
 from dipsim.basics import assets
-from dipsim.basics.errors import InputError
+from dipsim.basics.errors import InputError, named
 from dipsim.basics.fields import Count, Natural, Strict, parse
 from dipsim.basics.files import read_yaml
 from dipsim.basics.units import Size, show
@@ -25,6 +25,7 @@ from dipsim.storage.layouts import load_layout
 from dipsim.storage.learned import learned_file
 from dipsim.study.choices import Choice
 from dipsim.study.clock_options import ClockOptions
+from dipsim.study.paths import moved, seen_from, seen_in
 from dipsim.timing.device import Device
 from dipsim.timing.timeline import Timing
 from dipsim.workload.shape import Bits, ModelShape
@@ -196,6 +197,7 @@ class Options(ClockOptions):
 class Experiment(Options):
     """What to simulate: one trace on one device under several policies, by name or path.
 
+    Paths in a file are seen from its folder; otherwise, as on the command line, from the current one.
     `hardware` changes fields of the device by dotted name. `hot` takes the speed that it sustains. `scale_to` names a
     trace of a larger model: what a read costs besides its bytes is then scaled down by the ratio of the hidden sizes,
     so that it weighs on the columns of this model as it does on those of the larger one. `sweep` lists values for
@@ -212,8 +214,13 @@ class Experiment(Options):
 
     @classmethod
     def load(cls, path: Path) -> Experiment:
-        """Read an experiment file. Raises InputError naming file, field and fix."""
-        return parse(cls, read_yaml(path), path)
+        """Read an experiment file; paths in it are seen from its folder.
+
+        Raises InputError naming file, field and fix.
+        """
+        read = parse(cls, read_yaml(path), path).resolved()
+        with named(path):
+            return parse(cls, moved(read, seen_from(path.parent)), "")
 
     def open_trace(self) -> Trace:
         """Open the trace. Raises InputError if it cannot be used."""
@@ -235,9 +242,10 @@ class Experiment(Options):
             raise InputError(f"policies: {max(labels, key=labels.count)} is there twice; remove one or change it")
         return policies
 
-    def resolved(self) -> dict[str, Any]:
-        """All fields, as a file would say them."""
-        return self.model_dump(mode="json")
+    def resolved(self, folder: Path | None = None) -> dict[str, Any]:
+        """All fields, as a file in a folder would say them, by default in the current one."""
+        data = self.model_dump(mode="json")
+        return data if folder is None else moved(data, seen_in(folder))
 
     def plugin_files(self) -> dict[str, Path]:
         """The file of each policy and of the prefetcher, by what provenance calls it. None of them is loaded."""

@@ -99,7 +99,7 @@ def write_run(
     packages = ("simpy", *provenance.PACKAGES)
     source = experiment.open_trace().header.source
     clear_results(out)
-    provenance.write_origin(out, experiment.resolved(), files, packages, trace_source=source)
+    provenance.write_origin(out, experiment.resolved(out), files, packages, trace_source=source)
     write_tables(results, out, timeline, parquet)
 
 

@@ -57,7 +57,7 @@ def sweep(
         remove_temporary(each)
     if missing:
         _remove_table(folder)
-    write_experiment(folder, experiment.resolved())
+    write_experiment(folder, experiment.resolved(folder))
     what = f"points, {len(rows)} of them from before" if rows else "points"
     progress(what, len(rows), len(wanted))
     plans = {point.key: point.planned.key for point in missing if not point.on_clock}
@@ -71,7 +71,7 @@ def sweep(
     rmtree(folder / LAYERS, ignore_errors=True)
     table = pd.DataFrame([_line(point, rows[point.key]) for point in wanted])
     write_table(folder / "sweep.csv", table, parquet)
-    write_origin(folder, experiment.resolved(), _files(wanted))
+    write_origin(folder, experiment.resolved(folder), _files(wanted))
     return table
 
 
