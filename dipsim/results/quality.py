@@ -76,8 +76,8 @@ _COLUMNS = {  # of those that are no text
 
 def parameters(setting: Setting) -> str:
     """All parameters of the setting's policy, as JSON with sorted keys; of a file its name, wherever it lies."""
-    files = {str(file): file.name for file in setting.policy.files()}
-    named = {name: files.get(str(value), value) for name, value in setting.policy.model_dump(mode="json").items()}
+    files = {file: file.name for file in setting.policy.files()}
+    named = {name: files.get(Path(str(value)), value) for name, value in setting.policy.model_dump(mode="json").items()}
     return json.dumps(named, sort_keys=True)
 
 

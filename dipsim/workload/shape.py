@@ -17,7 +17,7 @@ from dipsim.workload.mixture import Mixture
 MATRICES = ("gate_proj", "up_proj", "down_proj")
 
 
-MEASURED = {"mlp": "expert_bytes", "attention": "dense_bytes"}  # sizes of a mixture that do not follow from bits
+_MEASURED = {"mlp": "expert_bytes", "attention": "dense_bytes"}  # sizes of a mixture that do not follow from bits
 
 
 def _whole(bits: float) -> Any:
@@ -85,7 +85,7 @@ class ModelShape(Strict):
 
     def with_bits(self, changes: Mapping[str, float]) -> ModelShape:
         """The shape with other bits of some parts. Raises InputError for a part whose bytes were measured."""
-        for part, name in MEASURED.items():
+        for part, name in _MEASURED.items():
             if part in changes and self.mixture is not None and getattr(self.mixture, name) is not None:
                 raise InputError(
                     f"bits: {part}: the trace of {self.name or 'the model'} has measured sizes ({name}), which no bits "
