@@ -10,6 +10,7 @@ from hand import DEVICE, hand_trace
 from dipsim.basics.errors import InputError
 from dipsim.basics.fields import parse
 from dipsim.results.table_files import check_parquet, write_table
+from dipsim.results.tables import sweep_table
 from dipsim.study.experiment import Experiment
 from dipsim.study.run import run, write_run
 from dipsim.study.sweep import sweep
@@ -47,7 +48,10 @@ def test_a_sweep_in_both_formats(make, tmp_path):
                 "timing": "serial", "tokens_per_s": 1.0, "text": "t", "model": "hand"}  # fmt: skip
     pd.DataFrame([measured]).to_csv(tmp_path / "hand.quality.csv", index=False)
     chosen, out = make(sweep={"dram": ["352 B", "400 B"]}), tmp_path / "out"
-    sweep(chosen, out, parquet=True)
+    table = sweep(chosen, out, parquet=True)
+    assert list(sweep_table(table).columns[-1].cells) == ["12.50", "not measured"]
+    some = table.assign(perplexity=[12.5, None, None, 12.25])
+    assert list(sweep_table(some).columns[-1].cells) == ["several", "several"]
     written, again = pd.read_csv(out / "sweep.csv"), pd.read_parquet(out / "sweep.parquet")
     assert written.columns.tolist() == again.columns.tolist()
     for table in (written, again):

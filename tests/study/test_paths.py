@@ -86,6 +86,7 @@ def test_results_do_not_depend_on_where_the_folder_lies(folder, monkeypatch, tmp
     swept = {"dram": ["352 B", "400 B"], "own.weights": ["few/w.txt", "few/v.txt"]}
     written(folder, sweep=swept)
     first = sweep(Experiment.load(folder / "mine.yaml"), tmp_path / "a")
+    assert yaml.safe_load((tmp_path / "a/experiment.yaml").read_text())["device"] == "../exp/hand.yaml"
     monkeypatch.chdir(folder)
     second = sweep(Experiment.load(folder / "mine.yaml"), tmp_path / "b")
     (tmp_path / "deep").mkdir()
