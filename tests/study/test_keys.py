@@ -8,6 +8,7 @@ from dipsim.planning.fetch_plan import Setting
 from dipsim.sparsity.plugins import load_policy
 from dipsim.study import keys
 from dipsim.timing.device import Device
+from dipsim.workload.shape import BitWidths
 
 SETTING = Setting(load_policy("dip", keep=0.75), 3000.0)
 OTHER = {
@@ -25,6 +26,8 @@ OTHER = {
     "buffer": 5e6,
     "streams": 2,
     "draft": 3,
+    "bits": BitWidths(mlp=4.5),
+    "split": "best",
 }
 
 

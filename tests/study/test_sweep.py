@@ -142,7 +142,7 @@ def test_rows_are_what_single_runs_find(tiny_trace, tmp_path):
             assert row.tokens_per_s == pytest.approx(summary["tokens_per_s"], rel=1e-12)
             assert row.hit_rate == summary["hit_rate"]
             assert row.latency_p99_s == pytest.approx(summary["latency_s"]["p99"], rel=1e-12)
-            assert row.perplexity == "not measured"
+            assert (row.perplexity, row.perplexity_source) == (None, "not measured")
     written = pd.read_csv(tmp_path / "sweep.csv")
     assert list(written.columns) == list(table.columns)
     assert written["key"].is_unique
