@@ -262,10 +262,11 @@ def test_no_folder_has_one_sweep_beside_the_table_of_another(files, tmp_path, mo
     path, out = files(), tmp_path / "out"
     sweep(Experiment.load(path), out)
     draw_sweep(out)
-    (out / "of-my-own.svg").write_text("<svg/>")
+    for name in ("of-my-own.svg", "report.html"):
+        (out / name).write_text("<svg/>")
     table = (out / "sweep.csv").read_bytes()
     old = {file.name for file in out.iterdir()}
-    assert {"sweep.csv", "provenance.json"} < old
+    assert {"sweep.csv", "columns.md", "provenance.json"} < old
     assert any(name.endswith(".png") for name in old)
     other = Experiment.load(files(sweep={"dram": ["5 kB", "6 kB"]}))
     with monkeypatch.context() as patch:
