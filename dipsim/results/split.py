@@ -98,7 +98,7 @@ def _parts(best: Result) -> list[tuple[Any, ...]]:
         saves = [claim.saves(size) * _seconds(best) for size in sizes]
         rows.append((best.policy, claim.name, claim.layer, float(claim.sizes[-1]), *sizes, *saves))
     unused = [max(0.0, budget.total_bytes - sum(row[place] for row in rows)) for place in (4, 5)]
-    return [*rows, (best.policy, "unused", None, budget.total_bytes, *unused, None, None)]
+    return rows + [(best.policy, "unused", None, budget.total_bytes, *unused, None, None)] * (max(unused) >= 1)
 
 
 def _seconds(best: Result) -> float:
