@@ -23,6 +23,7 @@ OTHER = {
     "page": 4096.0,
     "flash": Device.load("oneplus-12").flash,
     "scope": "model",
+    "split": "best",
     "buffer": 5e6,
     "streams": 2,
     "draft": 3,
