@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dipsim.basics.errors import InputError, named
+from dipsim.basics.errors import InputError
+from dipsim.cli.complaints import named_by_field
+from dipsim.cli.complete import completion
 from dipsim.cli.terminal import apply_settings, console, progress_bar, torch_needed
 
 if TYPE_CHECKING:
@@ -32,17 +34,34 @@ def run(
     experiment: Annotated[
         Path | None, typer.Argument(help="Experiment file; by default the shipped quickstart.")
     ] = None,
-    trace: Annotated[str | None, typer.Option(help="Trace, by name or path.")] = None,
-    device: Annotated[str | None, typer.Option(help="Device, by name or path.")] = None,
-    policy: Annotated[list[str] | None, typer.Option(help="Policy, by name or path; may be repeated.")] = None,
+    trace: Annotated[
+        str | None, typer.Option(help="Trace, by name or path.", autocompletion=completion("traces"))
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Device, by name or path.", autocompletion=completion("devices"))
+    ] = None,
+    policy: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Policy, by name or path, with the file's parameters if it is there; may be repeated.",
+            autocompletion=completion("policies"),
+        ),
+    ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="Policy parameter, POLICY.PARAMETER=VALUE; may be repeated.")
     ] = None,
     dram: Annotated[str | None, typer.Option(help='DRAM for weights and KV cache, e.g. "1.5 GB".')] = None,
-    layout: Annotated[str | None, typer.Option(help="How columns lie in Flash; see `list layouts`.")] = None,
+    layout: Annotated[
+        str | None,
+        typer.Option(help="How columns lie in Flash; see `list layouts`.", autocompletion=completion("layouts")),
+    ] = None,
     start: Annotated[str | None, typer.Option(help="warm, cold or filled caches.")] = None,
     eviction: Annotated[
-        str | None, typer.Option(help="none, lru, lfu, lfru, slru, s3-fifo, pinned, belady or optimal.")
+        str | None,
+        typer.Option(
+            help="none, lru, lfu, lfru, slru, s3-fifo, pinned, belady or optimal.",
+            autocompletion=completion("evictions"),
+        ),
     ] = None,
     cache: Annotated[
         str | None, typer.Option(help='Bytes for caches alone, instead of --dram, e.g. "4000 MiB".')
@@ -56,19 +75,22 @@ def run(
     from dipsim.basics import assets
     from dipsim.figures.run import draw_run
     from dipsim.results.tables import heading, run_table
+    from dipsim.study.experiment import Experiment
     from dipsim.study.run import cliff, write_run
     from dipsim.study.run import run as run_experiment
 
     path = experiment or assets.find("examples", "quickstart")
-    given = {
+    options = {
         **{"trace": trace, "device": device, "dram": dram, "layout": layout, "start": start},
         **{"eviction": eviction, "timing": timing, "tokens": tokens},
     }
-    changes = {key: value for key, value in given.items() if value is not None}
-    resolved = _resolve(path, changes, policy, settings or [], cache)
+    changes = {key: value for key, value in options.items() if value is not None}
+    begun = Experiment.load(path).resolved()
+    given = {*changes, *(["policies"] if policy or settings else []), *(["cache"] if cache else [])}
     folder = out or Path("results") / path.stem
     with progress_bar() as progress:
-        with named(f"{path} and command line" if changes or policy or settings or cache else path):
+        with named_by_field(path, given):
+            resolved = _resolve(begun, changes, policy, settings or [], cache)
             results = run_experiment(resolved, progress, timeline)
             note = cliff(resolved)
         progress("writing tables and figures", 0, 1)
@@ -77,29 +99,33 @@ def run(
     if note:
         print(note)
     print(heading(results))
-    console().print(run_table(results))
+    console().print(run_table(results, console().width))
     print(f"{folder}: summary.json, tokens.csv, layers.csv, spans.csv, figures as .png and .svg", end="")
     print(", timeline.json" if timeline else "")
 
 
 def _resolve(
-    path: Path, changes: dict[str, Any], policies: list[str] | None, settings: list[str], cache: str | None
+    data: dict[str, Any], changes: dict[str, Any], policies: list[str] | None, settings: list[str], cache: str | None
 ) -> Experiment:
-    """The experiment of a file with what the command line changes."""
+    """The experiment of a file's data with what the command line changes."""
     from dipsim.basics.fields import parse
     from dipsim.study.experiment import Experiment, policy_entries
 
-    data = Experiment.load(path).resolved()
     if cache is not None:  # what the command line says takes the place of what the file says, either way
         data |= {"dram": None, "cache": {**(data["cache"] or {}), "size": cache}}
     elif "dram" in changes and data["cache"] is not None:
         data["cache"]["size"] = None
     data |= changes
-    if policies:
-        data["policies"] = policies
     chosen = policy_entries(data)
+    if policies:
+        known = {name: [entry for entry in chosen for key in entry if _spelt(key) == _spelt(name)] for name in policies}
+        chosen = [entry for name in policies for entry in known[name] or [{name: {}}]]
     apply_settings(chosen, settings)
-    return parse(Experiment, data | {"policies": chosen}, "command line" if changes or policies or cache else path)
+    return parse(Experiment, data | {"policies": chosen}, "")
+
+
+def _spelt(policy: str) -> str:
+    return policy.replace("_", "-")
 
 
 @commands.command()

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dipsim.basics.errors import InputError
+from dipsim.basics.errors import InputError, did_you_mean
 from dipsim.basics.files import parse_yaml
 from dipsim.basics.progress import Progress
 
@@ -32,8 +32,11 @@ def apply_settings(chosen: list[dict[str, dict[str, Any]]], settings: list[str])
         name, dot, parameter = target.rpartition(".")
         given = parse_yaml(value, f"--set {setting}")
         if not (equals and dot and set_parameter(chosen, name, parameter, given)):
-            known = ", ".join(key for entry in chosen for key in entry)
-            raise InputError(f"--set {setting}: write POLICY.PARAMETER=VALUE with a policy of this run ({known})")
+            known = [key for entry in chosen for key in entry]
+            hint = did_you_mean(name, known)
+            raise InputError(
+                f"--set {setting}: write POLICY.PARAMETER=VALUE with a policy of this run ({', '.join(known)}){hint}"
+            )
 
 
 @contextlib.contextmanager
