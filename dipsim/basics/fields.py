@@ -76,7 +76,7 @@ def _written(data: Any, place: Place, missing: bool) -> Place:
     for index, part in enumerate(place):
         here = isinstance(data, dict) and part in data
         if here or (isinstance(data, (list, tuple)) and isinstance(part, int)):
-            data = data[part]  # type: ignore[index]
+            data = data[part]
         elif not (missing and index == len(place) - 1):
             continue
         found.append(part)
