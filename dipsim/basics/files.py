@@ -125,21 +125,22 @@ def parse_yaml(text: str, where: object) -> Any:
         raise InputError(f"{where}: is not plain YAML: {one_line(error)}") from None
 
 
-def line_of(path: Path, text: str) -> int | None:
-    """The line of a YAML file with the field that a text begins with, like `flash.page: ` or `dip: keep: `.
-
-    None if it has no such field. Of what is missing, it is the line of what it is missing from.
-    """
+def compose(path: Path) -> yaml.Node | None:
+    """The nodes of a YAML file, which know their lines; None of a file that cannot be read."""
     try:
-        return _line(_Loader(read_text(path)).get_single_node(), text)
+        return _Loader(read_text(path)).get_single_node()
     except (InputError, yaml.YAMLError, ValueError, RecursionError):  # which whoever reads it tells
         return None
 
 
-def _line(node: yaml.Node | None, text: str) -> int | None:
+def line_of(node: yaml.Node | None, text: str) -> int | None:
+    """The line of the field that a text begins with, like `flash.page: ` or `dip: keep: `; None if there is none.
+
+    Of what is missing, it is the line of what it is missing from.
+    """
     for name, key, value in _entries(node):
         if text.startswith((f"{name}.", f"{name}: ")):
-            return _line(value, text[len(name) + 1 :].lstrip()) or key.start_mark.line + 1
+            return line_of(value, text[len(name) + 1 :].lstrip()) or key.start_mark.line + 1
     return None
 
 

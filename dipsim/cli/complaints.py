@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import NoReturn
 
+from yaml import Node
+
 from dipsim.basics.errors import InputError
-from dipsim.basics.files import line_of
+from dipsim.basics.files import compose, line_of
 
 LONGEST = 2000  # letters of a line
 MOST = 50  # lines
@@ -27,24 +30,30 @@ def fail(*messages: str, status: int = 2) -> NoReturn:
     sys.exit(status)
 
 
-def located(message: str) -> str:
-    """A complaint with the line of the YAML file that it is about, if it begins with a file and a field of it."""
+def located(*messages: str) -> list[str]:
+    """Complaints, each with the line of the YAML file that it is about, if it begins with a file and a field of it."""
+    nodes = cache(compose)  # for this call only
+    return [_located(message, nodes) for message in messages]
+
+
+def _located(message: str, nodes: Callable[[Path], Node | None]) -> str:
     parts = message.split(": ")
     files = [index for index, part in enumerate(parts) if part.endswith((".yaml", ".yml")) and len(part) < 250]
     for index in reversed(files):  # an experiment may name a device's file, whose field it is
-        if Path(parts[index]).is_file() and (line := _line(Path(parts[index]), ": ".join(parts[index + 1 :]))):
+        path, text = Path(parts[index]), ": ".join(parts[index + 1 :])
+        if path.is_file() and (line := _line(nodes(path), text)):
             return f"{message} (line {line})"
     return message
 
 
-def _line(path: Path, text: str) -> int | None:
+def _line(node: Node | None, text: str) -> int | None:
     """The line of a file that a complaint about it is about. At a point of a sweep, it is that of a swept value."""
     point, _, rest = text.partition("): ")
     if not point.startswith("point ("):
-        return line_of(path, re.sub("^policy ", "policies: ", text))
+        return line_of(node, re.sub("^policy ", "policies: ", text))
     swept = re.sub("^policy (.*?): |^hardware: ", lambda found: f"{found[1]}." if found[1] else "", rest)
-    sweep, line = line_of(path, "sweep: "), line_of(path, f"sweep: {swept}")
-    return line if line != sweep else _line(path, rest) or sweep
+    sweep, line = line_of(node, "sweep: "), line_of(node, f"sweep: {swept}")
+    return line if line != sweep else _line(node, rest) or sweep
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import typer
 from pydantic import BaseModel
 
 from dipsim.basics.errors import InputError, collected, named
-from dipsim.cli.complaints import fail, located
+from dipsim.cli.complaints import MOST, fail, located
 from dipsim.cli.terminal import console
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def check(
     try:
         print(f"{file}: ok, {_check(file)}")
     except InputError as error:
-        fail(*map(located, error.all))
+        fail(*located(*error.all[:MOST]), *error.all[MOST:])
 
 
 def _check(file: Path) -> str:

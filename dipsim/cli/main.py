@@ -39,7 +39,7 @@ def main() -> NoReturn:
         sys.stdout.flush()  # here, where a full disk is one line
         sys.exit(status)
     except InputError as error:
-        fail(and_more(located(error.all[0]), *error.all[1:]))
+        fail(and_more(*located(error.all[0]), *error.all[1:]))
     except typer.TyperException as error:  # an unknown command or option, a missing argument
         message = error.format_message().rstrip(".").replace("Value error, ", "").replace("Input should", "must")
         fail(f"{message}; see `python -m dipsim{_command(error)} --help`")

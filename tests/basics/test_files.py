@@ -4,7 +4,7 @@ import pytest
 
 from dipsim.basics.errors import InputError
 from dipsim.basics.fields import parse
-from dipsim.basics.files import line_of, read_yaml, write
+from dipsim.basics.files import compose, line_of, read_yaml, write
 from dipsim.timing.device import Device
 
 BOMB = "a0: &a0 [1]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 20)}]\n" for n in range(1, 9))
@@ -176,11 +176,11 @@ other: *a
 )
 def test_the_line_of_a_field(tmp_path, text, line):
     (tmp_path / "a.yaml").write_text(LINES)
-    assert line_of(tmp_path / "a.yaml", text) == line
+    assert line_of(compose(tmp_path / "a.yaml"), text) == line
 
 
 @pytest.mark.parametrize("text", ["a: [1", BOMB, "a: " + "[" * 31 + "]" * 31, "", "a: \x07"])
 def test_what_cannot_be_read_has_no_lines(tmp_path, text):
     (tmp_path / "a.yaml").write_text(text)
-    assert line_of(tmp_path / "a.yaml", "a: must be") is None
-    assert line_of(tmp_path / "missing.yaml", "a: must be") is None
+    assert line_of(compose(tmp_path / "a.yaml"), "a: must be") is None
+    assert compose(tmp_path / "missing.yaml") is None
