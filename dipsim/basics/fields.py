@@ -74,8 +74,8 @@ def _written(data: Any, place: Place, missing: bool) -> Place:
     """A place as the data has it: without what pydantic adds to it, such as the members of a union."""
     found: list[int | str] = []
     for index, part in enumerate(place):
-        here = isinstance(data, dict) and part in data
-        if here or (isinstance(data, (list, tuple)) and isinstance(part, int)):
+        keyed = isinstance(data, dict) and part in data
+        if keyed or (isinstance(data, (list, tuple)) and isinstance(part, int) and part < len(data)):
             data = data[part]
         elif not (missing and index == len(place) - 1):
             continue

@@ -17,6 +17,7 @@ class Whole(Strict):
     title: str
     part: Part | None = None
     parts: tuple[Part, ...] = ()
+    pair: tuple[int, int] = (1, 2)
     by_name: dict[str, Part] = {}  # noqa: RUF012, pydantic copies it
 
 
@@ -37,6 +38,8 @@ def complaints(data):
         ({"part": 7}, "part: must be a mapping, like {key: value} (got 7)"),
         ({"parts": {}}, "parts: must be a list"),
         ({"part": {"rate": "x"}}, "part.rate: must be a valid integer (got 'x')"),  # and no member of the union
+        ({"pair": [3]}, "pair.1: is required but missing"),
+        ({"pair": [3, 4, 5]}, "pair: has too many values"),
         ({"by_name": {7: {}}}, "by_name.7: must be a valid string (got 7)"),
     ],
 )
