@@ -9,6 +9,7 @@ import typer
 
 from dipsim.basics.errors import InputError, named
 from dipsim.basics.progress import Progress
+from dipsim.cli.complete import completion
 from dipsim.cli.terminal import apply_settings, console, must_end, progress_bar, torch_needed
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ commands = typer.Typer()
 
 @commands.command("fit-recipe")
 def fit_recipe(
-    trace: Annotated[str, typer.Argument(help="Recorded trace, by name or path.")],
+    trace: Annotated[str, typer.Argument(help="Recorded trace, by name or path.", autocompletion=completion("traces"))],
     out: Annotated[Path, typer.Option(help="The recipe to write, ending in .yaml.")],
 ) -> None:
     """Fit a recipe for synthetic traces to a recorded trace."""
@@ -37,15 +38,26 @@ def fit_recipe(
 
 @commands.command("learn-layout")
 def learn_layout(
-    trace: Annotated[str, typer.Argument(help="Trace to learn from, by name or path.")],
+    trace: Annotated[
+        str, typer.Argument(help="Trace to learn from, by name or path.", autocompletion=completion("traces"))
+    ],
     out: Annotated[Path, typer.Option(help="The layout to write, ending in .layout.safetensors.")],
     layout: Annotated[str, typer.Option(help="popularity, hot-apart or coactivation.")] = "coactivation",
-    policy: Annotated[str, typer.Option(help="Policy whose columns are laid out, by name or path.")] = "dip",
+    policy: Annotated[
+        str,
+        typer.Option(help="Policy whose columns are laid out, by name or path.", autocompletion=completion("policies")),
+    ] = "dip",
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="Policy parameter, POLICY.PARAMETER=VALUE; may be repeated.")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="What columns will be read from, by name or path.")] = None,
-    scale_to: Annotated[str | None, typer.Option(help="Scale the device's reads to this trace's columns.")] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="What columns will be read from, by name or path.", autocompletion=completion("devices")),
+    ] = None,
+    scale_to: Annotated[
+        str | None,
+        typer.Option(help="Scale the device's reads to this trace's columns.", autocompletion=completion("traces")),
+    ] = None,
     tokens: Annotated[int | None, typer.Option(help="Learn from the first so many; by default half.")] = None,
     pinned: Annotated[float, typer.Option(help="Share of the MLP that DRAM will hold.")] = 0.5,
 ) -> None:
@@ -196,7 +208,7 @@ def evaluate(
     results = [result for _, result in found]
     write_quality(rows, folder / "quality.csv")
     write_summary(results, folder)
-    console().print(run_table(results))
+    console().print(run_table(results, console().width))
     measured = pd.DataFrame([asdict(row) for row in rows])
     baseline = "experts" if loaded.routers else "dense"
     written = ["quality.csv", "summary.json"]
@@ -249,7 +261,7 @@ def calibrate_precision(
 
 @commands.command("train-predictor")
 def train_predictor(
-    trace: Annotated[str, typer.Argument(help="Recorded trace, by name or path.")],
+    trace: Annotated[str, typer.Argument(help="Recorded trace, by name or path.", autocompletion=completion("traces"))],
     out: Annotated[Path, typer.Option(help="The networks to write, ending in .safetensors.")],
     fraction: Annotated[float, typer.Option(help="Share of the neurons that matter.")] = 0.5,
     rank: Annotated[int, typer.Option(help="Hidden size of the networks.")] = 64,
@@ -274,7 +286,9 @@ def adapt(
     model: Annotated[str, typer.Option(help="smollm2-135m, a folder, a .gguf file or a Hugging Face id.")],
     text: Annotated[Path, typer.Option(help="UTF-8 text to train on; not the one to evaluate on.")],
     out: Annotated[Path, typer.Option(help="Folder for the adapter.")],
-    policy: Annotated[str, typer.Option(help="Policy, by name or path.")] = "dip",
+    policy: Annotated[
+        str, typer.Option(help="Policy, by name or path.", autocompletion=completion("policies"))
+    ] = "dip",
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="Policy parameter, POLICY.PARAMETER=VALUE; may be repeated.")
     ] = None,

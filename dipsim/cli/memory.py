@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dipsim.basics.errors import named
-from dipsim.cli.terminal import console, progress_bar, resolve
+from dipsim.cli.terminal import changed, console, progress_bar
 
 commands = typer.Typer()
 
@@ -31,10 +30,9 @@ def plan_memory(
     from dipsim.study.memory import write_memory
 
     changes = {} if dram is None else {"dram": dram}
-    resolved = resolve(experiment, changes, policy, settings or [])
     folder = out or Path("results") / f"{experiment.stem}-memory"
     with progress_bar() as progress:
-        with named(f"{experiment} and command line" if changes or policy or settings else experiment):
+        with changed(experiment, changes, policy, settings) as resolved:
             pairs = plan(resolved, progress)
         write_memory(resolved, pairs, folder)
         draw_memory(folder)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dipsim.cli.terminal import console, default_folder, progress_bar, resolve
+from dipsim.cli.terminal import changed, console, default_folder, progress_bar
 
 if TYPE_CHECKING:
     from dipsim.study.solve import Answer, Target
@@ -47,13 +47,11 @@ def solve(
     from dipsim.study.solve import solve as find
 
     path = experiment or assets.find("examples", "quickstart")
-    changes = {"trace": trace, "device": device, "tokens": tokens}
-    resolved = resolve(
-        path, {key: value for key, value in changes.items() if value is not None}, policy, settings or []
-    )
+    options = {"trace": trace, "device": device, "tokens": tokens}
+    changes = {key: value for key, value in options.items() if value is not None}
+    with changed(path, changes, policy, settings) as resolved:
+        folder = out or default_folder(experiment, resolved, changes or policy or settings, f"-{unknown}")
     wanted = Target.read(target)
-    changed = bool(policy or settings or any(value is not None for value in changes.values()))
-    folder = out or default_folder(experiment, resolved, changed, f"-{unknown}")
     with progress_bar() as progress:
         answers = find(
             resolved,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import cycle, product
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, NullLocator
 
+from dipsim.basics.errors import InputError, did_you_mean, quoted
 from dipsim.basics.units import significant
 from dipsim.figures.style import COLOURS, DASHES, LUMINANCE, MARKERS, STYLE, blank_figure, save_figure
-from dipsim.results.folder import Run, read_experts, read_tables
+from dipsim.results.folder import Run, read_experts, read_tables, tables_of
+from dipsim.results.result import Result
 
 LOOKS = {  # what a token waits for: its name, colour (Okabe and Ito's) and hatch
     "flash": ("Flash", "#0072B2", ""),
@@ -48,14 +51,38 @@ def draw_run(folder: Path) -> list[Path]:
     runs, (tokens, layers, spans) = read_tables(folder)
     experts = read_experts(folder, runs)
     with style.context(["default", STYLE]):
-        figures = {
-            "latency": _latency(runs, tokens),
-            "policies": _policies(runs),
-            "hit_rate_by_layer": _hit_rate(runs, layers),
-            "token_gantt": _gantt(runs, spans),
-            **({} if experts is None else {"experts_by_layer": _experts(runs, experts)}),
-        }
+        figures = {name: draw() for name, draw in _figures(runs, tokens, layers, spans, experts).items()}
         return [path for name, figure in figures.items() for path in save_figure(figure, folder / name)]
+
+
+def plot(results: Result | Sequence[Result], figure: str = "policies") -> Figure:
+    """Draw results that are in memory: those of different policies in one setting, or only one.
+
+    The figures are those of a run's folder: `policies`, `latency`, `hit_rate_by_layer`, `token_gantt` and, of experts,
+    `experts_by_layer`. A notebook shows what is returned; `savefig` writes it. Raises InputError for any other figure,
+    and for results that are not of one setting.
+    """
+    runs, (tokens, layers, spans), experts = tables_of([results] if isinstance(results, Result) else results)
+    known = _figures(runs, tokens, layers, spans, experts)
+    if figure not in known:
+        raise InputError(
+            f"plot: {quoted(figure)} is not one of the figures {', '.join(known)}{did_you_mean(figure, known)}"
+        )
+    with style.context(["default", STYLE]):
+        return known[figure]()
+
+
+def _figures(
+    runs: list[Run], tokens: pd.DataFrame, layers: pd.DataFrame, spans: pd.DataFrame, experts: pd.DataFrame | None
+) -> dict[str, Callable[[], Figure]]:
+    """What draws each figure of a run, by its name."""
+    return {
+        "latency": partial(_latency, runs, tokens),
+        "policies": partial(_policies, runs),
+        "hit_rate_by_layer": partial(_hit_rate, runs, layers),
+        "token_gantt": partial(_gantt, runs, spans),
+        **({} if experts is None else {"experts_by_layer": partial(_experts, runs, experts)}),
+    }
 
 
 def _latency(runs: list[Run], table: pd.DataFrame) -> Figure:

@@ -8,6 +8,7 @@ figure depend on nothing but the tables and the version of matplotlib.
 from __future__ import annotations
 
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +30,24 @@ METADATA: dict[str, Any] = {"png": {"Software": None}, "svg": {"Date": None}}
 LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue
 LETTER = 0.073  # inches, of the setting
 MOST_PIXELS = 60_000  # of a side: a PNG cannot have more than 65,535
+SHOWN_DPI = 72  # of a figure in a notebook
 HEADER = 0.65  # inches above the panels, for title and setting
+
+
+class ShownFigure(Figure):
+    """A figure that notebooks show by itself, also without pyplot."""
+
+    def _repr_png_(self) -> bytes:
+        content = BytesIO()
+        self.savefig(content, format="png", dpi=SHOWN_DPI, metadata=METADATA["png"])
+        return content.getvalue()
 
 
 def blank_figure(title: str, setting: str, width: float, height: float) -> Figure:
     """A figure of this size in inches, below a header of title and setting."""
     height += HEADER
     width = max(width, LETTER * max(map(len, setting.splitlines()), default=0))  # the setting is never cut off
-    figure = Figure(figsize=(width, height))
+    figure = ShownFigure(figsize=(width, height))
     figure.set_layout_engine("constrained", w_pad=0.1, h_pad=0.08, rect=(0, 0, 1, 1 - HEADER / height))
     figure.text(0.1 / width, 1 - 0.1 / height, title, size=13, weight="bold", va="top")
     figure.text(0.1 / width, 1 - 0.36 / height, setting, color="0.35", va="top")

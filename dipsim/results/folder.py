@@ -66,19 +66,25 @@ def write_tables(results: Sequence[Result], out: Path, timeline: bool = False, p
     With `parquet` each table is written as .parquet too. `summary.json` is written last: a folder without it is not
     finished.
     """
+    tables = _tables(results)
+    for name, table in tables.items():
+        write_table(out / name, table, parquet)
+    write_columns(out, (*tables, "summary.json"))
+    if timeline:
+        write(out / "timeline.json", partial(perfetto.write_events, results))
+    write_summary(results, out)
+
+
+def _tables(results: Sequence[Result]) -> dict[str, pd.DataFrame]:
+    """The tables of a run, by the names of their files."""
     tables = {
         "tokens.csv": [result.tokens() for result in results],
         "layers.csv": [result.layers() for result in results],
         "spans.csv": [result.spans(shown_token(result.plan.rows)) for result in results],
     }
     experts = [table for result in results if (table := result.experts()) is not None]
-    tables |= {EXPERTS: experts} if experts else {}
-    for name, parts in tables.items():
-        write_table(out / name, pd.concat(parts, ignore_index=True), parquet)
-    write_columns(out, (*tables, "summary.json"))
-    if timeline:
-        write(out / "timeline.json", partial(perfetto.write_events, results))
-    write_summary(results, out)
+    parts = tables | ({EXPERTS: experts} if experts else {})
+    return {name: pd.concat(each, ignore_index=True) for name, each in parts.items()}
 
 
 def write_summary(results: Sequence[Result], out: Path) -> None:
@@ -140,6 +146,7 @@ class Run(Strict, extra="ignore"):
         return " · ".join((self.device, f"DRAM {show(self.dram_bytes, 'size')}", *memory, tokens))
 
 
+ONE_RUN = "each policy must stand there once, and all in the same setting"
 _RUNS = TypeAdapter(Annotated[list[Run], Field(min_length=1)])
 
 
@@ -150,6 +157,21 @@ def read_tables(folder: Path) -> tuple[list[Run], list[pd.DataFrame]]:
     """
     runs = read_runs(folder)
     return runs, [_table(folder, name, runs) for name in TABLES if name != EXPERTS]
+
+
+def tables_of(results: Sequence[Result]) -> tuple[list[Run], list[pd.DataFrame], pd.DataFrame | None]:
+    """What would be read back of results if they were written: runs, tables, and uses of experts.
+
+    Raises InputError if they are not those of one run.
+    """
+    try:
+        runs = _RUNS.validate_python([result.summary() for result in results])
+    except ValidationError as error:
+        complain(error, "results")
+    if not _are_one(runs):
+        raise InputError(f"results: {ONE_RUN}")
+    tables = _tables(results)
+    return runs, [tables[name] for name in TABLES if name != EXPERTS], tables.get(EXPERTS)
 
 
 def read_experts(folder: Path, runs: list[Run]) -> pd.DataFrame | None:
@@ -166,9 +188,13 @@ def read_runs(folder: Path) -> list[Run]:
         runs = _RUNS.validate_json(read_text(path))
     except ValidationError as error:
         complain(error, path)
-    if len({run.policy for run in runs}) < len(runs) or len({run.setting for run in runs}) > 1:
-        _refuse(folder, path.name, "each policy must stand there once, and all in the same setting")
+    if not _are_one(runs):
+        _refuse(folder, path.name, ONE_RUN)
     return runs
+
+
+def _are_one(runs: list[Run]) -> bool:
+    return len({run.policy for run in runs}) == len(runs) and len({run.setting for run in runs}) == 1
 
 
 def _table(folder: Path, name: str, runs: list[Run]) -> pd.DataFrame:

@@ -43,12 +43,17 @@ def heading(results: Sequence[Result]) -> str:
     )
 
 
-def run_table(results: Sequence[Result]) -> Table:
-    """One row a policy. Parts of the time that are zero for all policies are left out."""
+def run_table(results: Sequence[Result], width: int = 130) -> Table:
+    """One row a policy. Parts of the time that are zero for all policies are left out.
+
+    Where the terminal has less than 120 columns, so are latencies, which speeds tell, and how much more is read than
+    was missing.
+    """
     summaries = [result.summary() for result in results]
     parts = [part for part in summaries[0]["parts_s"] if any(summary["parts_s"][part] for summary in summaries)]
     rows = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    amplified = any(summary["read_amplification"] > 1.005 for summary in summaries)
+    narrow = width < 120
+    amplified = not narrow and any(summary["read_amplification"] > 1.005 for summary in summaries)
     energy = any(summary["energy_j_per_token"] is not None for summary in summaries)
     guessed = any("guesses_per_token" in summary for summary in summaries)
     settings = [
@@ -58,7 +63,7 @@ def run_table(results: Sequence[Result]) -> Table:
         rows.add_column(name.removesuffix("_bytes"), no_wrap=True, vertical="bottom")
     rows.add_column("policy", overflow="fold")
     numbers = (
-        *("tokens/s", "ms/token", *(f"{part} time" for part in parts), "hit rate", "MLP read"),
+        *("tokens/s", *(() if narrow else ("ms/token",)), *(f"{part} time" for part in parts), "hit rate", "MLP read"),
         *(("read amplification", "mean read") if amplified else ()),
         *(("guesses read", "used") if guessed else ()),
         *(("mJ/token",) if energy else ()),
@@ -72,7 +77,7 @@ def run_table(results: Sequence[Result]) -> Table:
             *(show(summary[name], "size") if name == "dram_bytes" else summary[name] for name in settings),
             escape(summary["policy"]),
             f"{summary['tokens_per_s']:.2f}",
-            f"{1e3 * mean:.2f}",
+            *(() if narrow else (f"{1e3 * mean:.2f}",)),
             *(f"{summary['parts_s'][part] / mean:.1%}" for part in parts),
             f"{summary['hit_rate']:.1%}",
             f"{summary['mlp_fraction_read']:.1%}",
@@ -93,24 +98,28 @@ def _guesses(fates: dict[str, float] | None) -> tuple[str, str]:
 
 
 def _millijoules(joules: float | None) -> str:
-    return "unknown" if joules is None else significant(1e3 * joules)
+    return "unknown" if joules is None or joules != joules else significant(1e3 * joules)
 
 
 def sweep_table(points: pd.DataFrame) -> Table:
     """One row a policy of a sweep, from the slowest of its points to the fastest."""
     rows = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     rows.add_column("policy", overflow="fold")
-    for name in ("points", "tokens/s", "hit rate", "perplexity"):
+    energy = points["energy_j_per_token"].notna().any()
+    to = " to\n" if energy else " to "  # so that one more column fits
+    for name in ("points", "tokens/s", "hit rate", *(("mJ/token",) if energy else ()), "perplexity"):
         rows.add_column(name, justify="right", no_wrap=True)
     for policy, mine in points.groupby("policy", sort=False):
         speeds, hits = mine["tokens_per_s"], mine["hit_rate"]
+        joules = mine["energy_j_per_token"].astype(float)
         measured = mine["perplexity"].dropna().map("{:.2f}".format)
         prices = list(dict.fromkeys([*measured, *[NOT_MEASURED] * (len(measured) < len(mine))]))
         rows.add_row(
             escape(str(policy)),
             str(len(mine)),
-            f"{speeds.min():.2f} to {speeds.max():.2f}",
-            f"{hits.min():.1%} to {hits.max():.1%}",
+            f"{speeds.min():.2f}{to}{speeds.max():.2f}",
+            f"{hits.min():.1%}{to}{hits.max():.1%}",
+            *((to.join(dict.fromkeys(map(_millijoules, (joules.min(), joules.max())))),) if energy else ()),
             prices[0] if len(prices) == 1 else "several",
         )
     return rows

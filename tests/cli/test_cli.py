@@ -161,7 +161,9 @@ def test_what_an_experiment_cannot_do_names_its_file_once(here, cli_run, command
     assert (status, err.count("exp.yaml"), err.count("\n")) == (2, 1, 1)
     assert err.startswith("error: exp.yaml: prefetch: buffer: 1 B does not hold the ")
     (here / "exp.yaml").write_text("trace: 3\n")
-    assert cli_run(command, "exp.yaml")[2].count("exp.yaml") == 1
+    lines = cli_run(command, "exp.yaml")[2].splitlines()
+    assert lines[0].removesuffix(" (and 1 more)") == "error: exp.yaml: trace: must be a valid string (got 3) (line 1)"
+    assert lines[1:] == ["error: exp.yaml: policies: is required but missing"] * (command == "check")
     assert not (here / "results").exists()
 
 
@@ -242,7 +244,10 @@ BAD = [
     (["run", "exp.yaml", "--tokens", "99"], "tokens: 99 asked for"),
     (["run", "exp.yaml", "--tokens", "0"], "tokens"),
     (["run", "exp.yaml", "--tokens", "x"], "--tokens"),
-    (["run", "exp.yaml", "--policy", "dop"], "dop: no such policy; shipped: cache-prior, dense"),
+    (
+        ["run", "exp.yaml", "--policy", "dop"],
+        "command line: policies: dop: no such policy (did you mean dip?); shipped: cache-prior, dense",
+    ),
     (["run", "exp.yaml", "--policy", "dip-ca", "--eviction", "belady"], "belady needs to know"),
     (["run", "exp.yaml", "--set", "dip.keep=2"], "policy dip: keep"),
     (["run", "exp.yaml", "--set", "dip.kep=0.5"], "policy dip: kep: unknown key"),

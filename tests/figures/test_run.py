@@ -158,7 +158,7 @@ def test_a_missing_table_says_what_to_run(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "complaint"),
     [
-        ("summary.json", "{}", "summary.json: Input should be a valid"),
+        ("summary.json", "{}", "summary.json: must be a list"),
         ("summary.json", "[]", "summary.json: must not be empty"),
         ("summary.json", "\x00", "summary.json: Invalid JSON"),
         ("summary.json", '[{"policy": "dense"}]', "device: is required but missing"),
