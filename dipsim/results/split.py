@@ -11,7 +11,7 @@ import pandas as pd
 
 from dipsim.basics.files import write
 from dipsim.basics.units import show, significant
-from dipsim.results.csv_table import AMOUNT, TEXT, Column, read_table
+from dipsim.results.csv_table import AMOUNT, POSITIVE, TEXT, Column, read_table
 from dipsim.results.folder import MEMORY, SPLITS
 from dipsim.results.quality import NOT_MEASURED
 from dipsim.results.result import Result
@@ -25,7 +25,8 @@ _MEMORY = {
 }
 _SPLITS = {
     **dict.fromkeys(("model", "device", "policy", "split", "perplexity"), TEXT),
-    **dict.fromkeys(("dram_bytes", "tokens", "flash_predicted_s", "flash_s", "latency_s", "hit_rate"), AMOUNT),
+    **dict.fromkeys(("dram_bytes", "tokens", "latency_s"), POSITIVE),
+    **dict.fromkeys(("flash_predicted_s", "flash_s", "hit_rate"), AMOUNT),
     "latency_predicted_s": _OR_NOTHING,  # nothing where Flash and the rest run side by side
 }
 
