@@ -11,7 +11,7 @@ import pandas as pd
 
 from dipsim.basics.files import write
 from dipsim.basics.units import show, significant
-from dipsim.results.csv_table import AMOUNT, SMALLEST, TEXT, Column, read_table
+from dipsim.results.csv_table import AMOUNT, POSITIVE, SMALLEST, TEXT, Column, read_table
 from dipsim.results.dictionary import write_columns
 from dipsim.results.folder import MEMORY, SPLITS
 from dipsim.results.quality import MEASURED, NOT_MEASURED
@@ -26,7 +26,8 @@ _MEMORY = {
 }
 _SPLITS = {
     **dict.fromkeys(("model", "device", "policy", "split", "perplexity_source"), TEXT),
-    **dict.fromkeys(("dram_bytes", "tokens", "flash_predicted_s", "flash_s", "latency_s", "hit_rate"), AMOUNT),
+    **dict.fromkeys(("dram_bytes", "tokens", "latency_s"), POSITIVE),
+    **dict.fromkeys(("flash_predicted_s", "flash_s", "hit_rate"), AMOUNT),
     "perplexity": Column(float, SMALLEST, empty=np.nan),
     "latency_predicted_s": _OR_NOTHING,  # nothing where Flash and the rest run side by side
 }
