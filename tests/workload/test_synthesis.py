@@ -5,6 +5,8 @@ import re
 import subprocess
 import sys
 import tracemalloc
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +22,10 @@ from dipsim.workload.recorded import write_trace
 from dipsim.workload.synthetic import sample_signal, statistics_at
 from dipsim.workload.trace import TENSORS, Header
 
-SHIPPED = ("llama-3-8b", "mistral-7b", "phi-3-medium", "phi-3-mini", "smollm2-135m-synthetic", "turbosparse-mistral")
+SHIPPED = {  # and rows of statistics
+    **dict.fromkeys(("phi-3-medium", "phi-3-mini", "smollm2-135m-synthetic", "turbosparse-mistral"), 30),
+    **{"llama-3-8b": 32, "mistral-7b": 32, "llama-2-13b": 40},
+}
 SIGNAL = Signal(
     scale=0.5, scale_spread=0.2, scale_tail=0.1, mean=-0.4, mean_spread=0.6, mean_tail=0.1, tail=0.05, correlation=0.4
 )
@@ -108,10 +113,59 @@ def test_statistics_are_interpolated_by_depth():
 def test_shipped_recipes_open(name):
     opened = Trace.open(name)
     assert opened.name == name
-    assert len(opened.statistics) == 30
+    assert len(opened.statistics) == SHIPPED[name]
     assert opened.shape.name == name.removesuffix("-synthetic")
     last = values(opened, opened.shape.num_hidden_layers - 1, 2)
     assert all(np.isfinite(a).all() for a in last)
+
+
+@pytest.fixture(scope="module")
+def marginals():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "benchmarks"))
+        import marginals
+
+    return marginals
+
+
+@pytest.mark.parametrize(("name", "layer"), [("llama-3-8b", 1), ("mistral-7b", 24), ("llama-2-13b", 38)])
+def test_three_models_have_their_own_marginals_and_smollm2s_popularity(marginals, name, layer):
+    opened, like = Trace.open(name), Trace.open(fit.LIKE).statistics
+    wanted = marginals.measured(name)
+    assert marginals.MODELS[name] in opened.recipe.description
+    assert {len(rows) for rows in wanted.values()} == {SHIPPED[name]}
+
+    def largest(trace):
+        acts = trace.layer(layer, 32)
+        return {
+            signal: np.abs(marginals.log_quantiles(getattr(acts, signal)) - wanted[signal][layer]).max()
+            for signal in wanted
+        }
+
+    assert max(largest(opened).values()) < 0.06
+    assert largest(replace(opened, statistics=like))["glu"] > 0.15
+    changed = {"mlp_input": {"tail", "scale_spread"}, "gate_proj": {"scale", "mean"}, "up_proj": set()}
+    for index, row in enumerate(opened.statistics):
+        there = statistics_at(like, index / (len(opened.statistics) - 1))
+        for tensor in TENSORS:
+            kept = set(Signal.model_fields) - changed[tensor]
+            ours, theirs = (getattr(each, tensor).model_dump(include=kept) for each in (row, there))
+            assert ours == pytest.approx(theirs, rel=1e-3)
+
+
+@pytest.mark.slow
+def test_the_shipped_marginals_are_the_fit_of_the_measured(marginals, checkout):
+    name, layer = "mistral-7b", 24
+    opened, like = Trace.open(name), Trace.open(fit.LIKE)
+    start = marginals.shortened(statistics_at(like.statistics, layer / 31))
+    found = marginals.fit_layer(start, {key: rows[layer] for key, rows in marginals.measured(name).items()})
+    for tensor in TENSORS:
+        shipped = getattr(opened.statistics[layer], tensor).model_dump()
+        assert getattr(found, tensor).model_dump() == pytest.approx(shipped, rel=0.02, abs=1e-3)
+    rows = marginals.agreement({name: (replace(opened, statistics=like.statistics), opened)})
+    page = (checkout / "docs/synthesis.md").read_text(encoding="utf-8")
+    for row in rows:
+        assert f"| {' | '.join(row)} |" in page, "run `python benchmarks/marginals.py --write`"
 
 
 def test_a_large_model_is_drawn_a_layer_at_a_time():
