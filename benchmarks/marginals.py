@@ -1,14 +1,14 @@
 """Recipes with the marginals of real models: how large |MLP input| and |GLU| are, by TEAL's histograms.
 
-`python benchmarks/marginals.py` fits the recipes of three models, compares what they draw with what was measured and
-with what they drew with SmolLM2's marginals, and prints the tables of docs/synthesis.md. `--write` also writes the
-recipes, the tables and the figure.
+`python benchmarks/marginals.py` compares what the recipes of three models draw with what was measured, and with what
+they would draw with SmolLM2's statistics. It prints the tables of docs/synthesis.md; `--write` also puts them and the
+figure there. `--fit` fits the recipes first and writes them.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -22,13 +22,13 @@ from scipy.optimize import minimize
 from dipsim.basics.arrays import Float32s, Floats
 from dipsim.basics.files import sha256
 from dipsim.figures.style import COLOURS, STYLE, blank_figure
+from dipsim.planning.planner import plan
 from dipsim.results.quality import NOT_MEASURED
 from dipsim.results.result import Result
 from dipsim.sparsity.plugins import load_policy
-from dipsim.sparsity.policy import Policy
-from dipsim.study.experiment import MlpFraction
-from dipsim.study.run import simulate
+from dipsim.study.experiment import Options
 from dipsim.timing.device import Device
+from dipsim.timing.recurrence import timeline
 from dipsim.workload import Trace
 from dipsim.workload.fit import LIKE
 from dipsim.workload.recipe import Depth, Signal
@@ -37,7 +37,7 @@ from dipsim.workload.trace import TENSORS, Activations
 
 DATA = ROOT / "benchmarks/data/teal/quantiles.csv"
 MODELS = {"llama-3-8b": "Llama-3-8B", "mistral-7b": "Mistral-7B", "llama-2-13b": "Llama-2-13B"}
-LEVELS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+LEVELS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.7, 0.8, 0.9, 0.95)
 # The tensor that a fit of a signal changes, and which of its statistics: limits, and the first step of the search
 Changed = Mapping[str, tuple[str, tuple[str, ...]]]
 CHANGED: Changed = {"mlp_input": ("mlp_input", ("tail", "scale_spread")), "glu": ("gate_proj", ("scale", "mean"))}
@@ -60,12 +60,13 @@ LIMITS = {  # of a statistic, and the first step of the search
 }
 NEAR = 1e-4  # what a step away costs, as much as 0.3 % in each of ten quantiles: of equals, the smallest change
 NEURONS, TOKENS = 4096, 32  # drawn for a fit
-COMPARED, SIMULATED = 64, 128  # tokens
+COMPARED, SIMULATED = 32, 64  # tokens
 POLICIES = (load_policy("dip", keep=0.5), load_policy("dip-ca", keep=0.5, gamma=0.5))
 DEVICES = {"paper": "columns", "oneplus-12": "auto"}  # each with a layout
 WHEN = ("before", "after")
 Pair = tuple[SyntheticTrace, SyntheticTrace]  # before and after
 Quantiles = dict[str, Floats]  # logarithms over the median [layers, levels], by signal
+Compared = tuple[Quantiles, Quantiles, Quantiles]  # measured, before, after
 
 
 def measured(name: str) -> Quantiles:
@@ -88,8 +89,8 @@ def drawn(trace: Trace) -> Quantiles:
 
 def log_quantiles(values: Float32s) -> Floats:
     """Logarithms of the quantiles of |values| over the median."""
-    found = np.log(np.quantile(np.abs(values), LEVELS))
-    return np.asarray(found - found[LEVELS.index(0.5)])
+    sizes = np.abs(values)
+    return np.asarray(np.log(np.quantile(sizes, LEVELS) / np.median(sizes)))
 
 
 def fitted(trace: SyntheticTrace, changed: Changed = CHANGED) -> SyntheticTrace:
@@ -163,20 +164,13 @@ def short(value: float) -> float:
     return float(f"{value:.4g}")
 
 
-def errors(trace: SyntheticTrace) -> Quantiles:
-    """How far off the log-quantiles of what it draws are."""
-    wanted = measured(trace.name)
-    return {signal: np.abs(found - wanted[signal]) for signal, found in drawn(trace).items()}
-
-
-def agreement(pairs: Mapping[str, Pair]) -> Rows:
-    """Errors over all layers and levels of each model."""
+def agreement(found: Mapping[str, Compared]) -> Rows:
+    """Errors of log-quantiles over all layers and levels of each model."""
     rows = [["recipe", "signal", *(f"{what} error {when}" for what in ("mean", "largest") for when in WHEN)]]
-    for name, pair in pairs.items():
-        before, after = map(errors, pair)
+    for name, (wanted, *both) in found.items():
         for signal in CHANGED:
-            both = (before[signal], after[signal])
-            values = [error.mean() for error in both] + [error.max() for error in both]
+            errors = [np.abs(each[signal] - wanted[signal]) for each in both]
+            values = [error.mean() for error in errors] + [error.max() for error in errors]
             rows.append([f"`{name}`", f"`{signal}`", *(f"{value:.3f}" for value in values)])
     return rows
 
@@ -186,65 +180,74 @@ def changes(pairs: Mapping[str, Pair]) -> Rows:
     columns = [f"{what} {when}" for what in ("hit rate", "tokens/s") for when in WHEN]
     rows = [["recipe", "device", "layout", "policy", *columns, "perplexity"]]
     for name, pair in pairs.items():
-        for device, layout in DEVICES.items():
-            for policy in POLICIES:
-                results = [run(trace, device, policy) for trace in pair]
-                cells = [f"{100 * r.hit_rate:.1f}%" for r in results] + [f"{r.tokens_per_s:.2f}" for r in results]
-                rows.append([f"`{name}`", device, f"`{layout}`", f"`{policy.label}`", *cells, NOT_MEASURED])
+        for before, after in zip(*map(run, pair), strict=True):
+            rates = (f"{100 * result.hit_rate:.1f}%" for result in (before, after))
+            speeds = (f"{result.tokens_per_s:.2f}" for result in (before, after))
+            at = (before.device.name, f"`{before.plan.setting.layout}`", f"`{before.policy}`")
+            rows.append([f"`{name}`", *at, *rates, *speeds, NOT_MEASURED])
     return rows
 
 
 def others(before: SyntheticTrace) -> Rows:
-    """Errors and hit rates where a fit changes other statistics."""
+    """Errors and hit rates on `paper` where a fit changes other statistics."""
     rates = (f"hit rate, `{policy.label}`" for policy in POLICIES)
     rows = [["changed", *(f"mean error of `{signal}`" for signal in CHANGED), *rates, "perplexity"]]
+    wanted = measured(before.name)
     for name, changed in OTHERS.items():
         trace = fitted(before, changed)
-        cells = [f"{error.mean():.3f}" for error in errors(trace).values()]
-        cells += [f"{100 * run(trace, 'paper', policy).hit_rate:.1f}%" for policy in POLICIES]
+        cells = [f"{np.abs(found - wanted[signal]).mean():.3f}" for signal, found in drawn(trace).items()]
+        cells += [f"{100 * result.hit_rate:.1f}%" for result in run(trace, ("paper",))]
         rows.append([name, *cells, NOT_MEASURED])
     return rows
 
 
-def run(trace: Trace, device: str, policy: Policy) -> Result:
-    """The policy with half of the MLP in DRAM."""
-    dram = MlpFraction(0.5).bytes(trace.shape, SIMULATED)
-    return simulate(trace, policy, Device.load(device), dram=dram, layout=DEVICES[device], tokens=SIMULATED)
+def run(trace: Trace, devices: Iterable[str] = DEVICES) -> list[Result]:
+    """Each policy on each device, half of the MLP in DRAM."""
+    cases = []
+    for device in map(Device.load, devices):
+        options = Options.model_validate({"dram": {"mlp_fraction": 0.5}, "layout": DEVICES[device.name]})
+        cases += [(device, setting) for setting in options.settings(POLICIES, trace.shape, SIMULATED, device)]
+    plans = plan(trace, [setting for _, setting in cases], SIMULATED)
+    return [
+        Result(each, device, timeline(each, device, "serial")) for each, (device, _) in zip(plans, cases, strict=True)
+    ]
 
 
-def figure(pairs: Mapping[str, Pair]) -> Figure:
-    """The 95 % quantile over the median in every layer: measured, before and after."""
+def figure(found: Mapping[str, Compared]) -> Figure:
+    """The 95 % quantile over the median in every layer."""
     setting = f"95 % quantile of the magnitude over its median, {COMPARED} tokens drawn · perplexity: {NOT_MEASURED}"
     shown = blank_figure("Marginals of three models", setting, 9, 4.6)
-    axes = shown.subplots(len(CHANGED), len(pairs), sharey="row")
-    for column, (name, pair) in enumerate(pairs.items()):
-        lines = [("measured", measured(name), "o"), *zip(WHEN, map(drawn, pair), ("--", "-"), strict=True)]
+    axes = shown.subplots(len(CHANGED), len(found), sharey="row")
+    for column, (name, lines) in enumerate(found.items()):
         for panel, signal in zip(axes[:, column], CHANGED, strict=True):
-            for colour, (label, quantiles, look) in zip(COLOURS, lines, strict=False):
+            looks = zip(lines, ("measured", *WHEN), ("o", "--", "-"), COLOURS, strict=False)
+            for quantiles, label, look, colour in looks:
                 panel.plot(np.exp(quantiles[signal][:, -1]), look, ms=3, color=colour, label=label)
             panel.set(title=f"{name}: |{signal}|", xlabel="layer")
     axes[0, -1].legend()
     return shown
 
 
+def opened(name: str) -> SyntheticTrace:
+    """A recipe's trace."""
+    trace = Trace.open(name)
+    assert isinstance(trace, SyntheticTrace)
+    return trace
+
+
 def main() -> int:
-    like, pairs = Trace.open(LIKE), dict[str, Pair]()
-    assert isinstance(like, SyntheticTrace)
-    for name in MODELS:
-        shipped = Trace.open(name)
-        assert isinstance(shipped, SyntheticTrace)
-        before = replace(shipped, statistics=like.statistics)
-        pairs[name] = (before, fitted(before))
-        if "--write" in sys.argv:
-            write(pairs[name][1])
-    tables = {
-        "marginals": agreement(pairs),
-        "marginal changes": changes(pairs),
-        "other marginals": others(pairs["llama-3-8b"][0]),
-    }
-    show(tables, ROOT / "docs/synthesis.md")
+    like = opened(LIKE).statistics
+    if "--fit" in sys.argv:
+        for name in MODELS:
+            write(fitted(replace(opened(name), statistics=like)))
+    pairs = {name: (replace(opened(name), statistics=like), opened(name)) for name in MODELS}
+    found: dict[str, Compared] = {name: (measured(name), drawn(a), drawn(b)) for name, (a, b) in pairs.items()}
+    page = ROOT / "docs/synthesis.md"
+    show({"marginals": agreement(found)}, page)
     with style.context(["default", STYLE]):
-        keep(figure(pairs), "synthesis/marginals")
+        keep(figure(found), "synthesis/marginals")
+    show({"marginal changes": changes(pairs)}, page)
+    show({"other marginals": others(pairs["llama-3-8b"][0])}, page)
     return 0
 
 
