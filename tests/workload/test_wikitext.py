@@ -34,6 +34,7 @@ def test_headings_rare_words_and_lonely_sentences_go():
     assert (
         plain(f" = Title . And . = \n \n {one} {rare} {two} \n {rare} {one} \n {one} \n") == "First one. Second one!\n"
     )
+    assert plain(f" {one} At St. <unk> it ended . {two} \n") == "First one. Second one!\n"
     assert plain(f" {rare} {rare} \n\n = = A = = \n") == ""
 
 
