@@ -62,7 +62,7 @@ NEAR = 1e-4  # what a step away costs, as much as 0.3 % in each of ten quantiles
 NEURONS, TOKENS = 4096, 32  # drawn for a fit
 COMPARED, SIMULATED = 32, 64  # tokens
 POLICIES = (load_policy("dip", keep=0.5), load_policy("dip-ca", keep=0.5, gamma=0.5))
-DEVICES = {"paper": "columns", "oneplus-12": "auto"}  # each with a layout
+DEVICES = {"paper": "columns", "oneplus-12": "popularity"}  # each with a layout
 WHEN = ("before", "after")
 Pair = tuple[SyntheticTrace, SyntheticTrace]  # before and after
 Quantiles = dict[str, Floats]  # logarithms over the median [layers, levels], by signal
