@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -102,6 +103,29 @@ def recipe(
     made = from_config(shape, tokens, seed)
     made.write(out)
     print(f"{out}: {made.tokens} tokens of {made.model.name}")
+
+
+@commands.command("text")
+def plain_text(
+    raw: Annotated[Path, typer.Argument(help="test.txt or valid.txt of WikiText-2, tokenised, with <unk>.")],
+    out: Annotated[Path, typer.Option(help="The text to write.")],
+) -> None:
+    """Make the text that the shipped perplexities were measured on from WikiText-2 as it is published."""
+    from dipsim.basics.files import read_text, sha256, write
+    from dipsim.workload.wikitext import MEASURED, plain
+
+    text = plain(read_text(raw))
+    if not text:
+        raise InputError(f"{raw}: is no split of WikiText-2 with a space around each token; see docs/how-to/text.md")
+    write(out, text)
+    split = MEASURED.get(sha256(out))
+    print(f"{out}: {text.count(chr(10))} paragraphs" + (f", the {split} split as it was measured" if split else ""))
+    if split is None:
+        print(
+            f"warning: {out}: is not the text of the shipped figures, nor the one they were learned from; a perplexity "
+            "of it does not compare with theirs",
+            file=sys.stderr,
+        )
 
 
 @commands.command()

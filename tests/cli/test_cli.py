@@ -12,10 +12,12 @@ import pytest
 import yaml
 from rich.console import Console
 
+from dipsim.basics.files import sha256
 from dipsim.results import tables as report
 from dipsim.sparsity.plugins import load_policy
 from dipsim.study.run import simulate
 from dipsim.timing.device import Device
+from dipsim.workload import wikitext
 
 
 @pytest.fixture
@@ -183,6 +185,17 @@ def test_a_sweep_says_why_there_is_no_map_of_gains(here, cli_run, swept, missing
     assert (here / "results/exp/prefetch.png").exists() is ("prefetch.lanes" in swept)
 
 
+def test_text_says_whether_it_is_the_measured_one(here, cli_run, monkeypatch):
+    (here / "raw.txt").write_text(" = Jam = \n \n It is jam . It 's sweet . \n")
+    status, out, err = cli_run("text", "raw.txt", "--out", "jam.txt")
+    assert (status, out, err.count("\n")) == (0, "jam.txt: 1 paragraphs\n", 1)
+    assert err.startswith("warning: jam.txt: is not the text of the shipped figures")
+    assert (here / "jam.txt").read_text() == "It is jam. It's sweet.\n"
+    monkeypatch.setattr(wikitext, "MEASURED", {sha256(here / "jam.txt"): "jam"})
+    known = (0, "jam.txt: 1 paragraphs, the jam split as it was measured\n", "")
+    assert cli_run("text", "raw.txt", "--out", "jam.txt") == known
+
+
 @pytest.mark.parametrize("of", ["device", "experiment"])
 def test_schema_is_json_schema(of, cli_run):
     status, out, _ = cli_run("schema", of)
@@ -277,6 +290,8 @@ BAD = [
     (["report", "nowhere", "--out", "page.pdf"], "--out page.pdf: a report must end in .html"),
     (["recipe", "--shape", "config.json", "--out", "r.yaml", "--tokens", "0"], "recipe: tokens"),
     (["record", "--model", "x", "--text", "t.txt", "--out", "trace.bin"], "must end in .safetensors"),
+    (["text", "exp.yaml", "--out", "t.txt"], "exp.yaml: is no split of WikiText-2"),
+    (["text", "tiny.safetensors", "--out", "t.txt"], "tiny.safetensors: is not a UTF-8 text file"),
 ]
 
 
