@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dipsim.basics.errors import InputError, named
-from dipsim.cli.terminal import apply_settings, console, progress_bar, torch_needed
+from dipsim.cli.terminal import apply_settings, console, progress_bar, say, torch_needed
 
 if TYPE_CHECKING:
     from dipsim.planning.planner import Planner
@@ -65,7 +65,7 @@ def run(
         **{"eviction": eviction, "timing": timing, "tokens": tokens},
     }
     changes = {key: value for key, value in given.items() if value is not None}
-    resolved = _resolve(path, changes, policy, settings or [], cache)
+    resolved = resolve(path, changes, policy, settings or [], cache)
     folder = out or Path("results") / path.stem
     with progress_bar() as progress:
         with named(f"{path} and command line" if changes or policy or settings or cache else path):
@@ -75,14 +75,14 @@ def run(
         write_run(resolved, results, folder, timeline)
         draw_run(folder)
     if note:
-        print(note)
-    print(heading(results))
+        say(note)
+    say(heading(results))
     console().print(run_table(results))
     print(f"{folder}: summary.json, tokens.csv, layers.csv, spans.csv, figures as .png and .svg", end="")
     print(", timeline.json" if timeline else "")
 
 
-def _resolve(
+def resolve(
     path: Path, changes: dict[str, Any], policies: list[str] | None, settings: list[str], cache: str | None
 ) -> Experiment:
     """The experiment of a file with what the command line changes."""

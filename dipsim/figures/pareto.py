@@ -16,8 +16,12 @@ BUDGETS = (0.1, 0.2, 0.5, 1.0)
 
 
 def label(row: Any) -> str:
-    """`dip-ca(gamma=0.5, keep=0.7)` without parameters that are zero."""
-    shown = [part for part in row["parameters"].strip("{}").replace('"', "").split(", ") if not part.endswith(": 0")]
+    """`dip-ca(gamma=0.5, keep=0.7)` without parameters that are 0 or false."""
+    shown = [
+        part
+        for part in row["parameters"].strip("{}").replace('"', "").split(", ")
+        if not part.endswith((": 0", ": false"))
+    ]
     return f"{row['policy']}({', '.join(shown).replace(': ', '=')})" if any(shown) else row["policy"]
 
 

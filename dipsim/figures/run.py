@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from itertools import cycle, product
 from pathlib import Path
 from typing import Any
@@ -18,26 +17,10 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from dipsim.basics.units import significant
-from dipsim.figures.style import COLOURS, DASHES, LUMINANCE, MARKERS, STYLE, blank_figure, save_figure
+from dipsim.figures.style import COLOURS, DASHES, LUMINANCE, MARKERS, STYLE, blank_figure, looks_of, save_figure
 from dipsim.results.folder import Run, read_experts, read_tables
 
-LOOKS = {  # what a token waits for: its name, colour (Okabe and Ito's) and hatch
-    "flash": ("Flash", "#0072B2", ""),
-    "dram": ("DRAM", "#E69F00", "/////"),
-    "compute": ("compute", "#009E73", "...."),
-    "wait": ("waiting", "#BBBBBB", "xxxx"),
-}
-
-
-FURTHER = ("#CC79A7", "#D55E00", "#56B4E9", "#F0E442")  # of further tiers and units of compute
 KINDS = {"demand": "", "interrupt": ": interrupted", "guess": ": guesses", "fill": ": fills"}  # what a request is for
-
-
-def _looks(names: Iterable[str]) -> dict[str, tuple[str, str, str]]:
-    """How each of these resources looks, and waiting last; those of a device's own are told apart by colour."""
-    further = [name for name in names if name not in LOOKS]
-    own = {name: (name, colour, "") for name, colour in zip(further, cycle(FURTHER), strict=False)}
-    return {name: look for name, look in LOOKS.items() if name != "wait"} | own | {"wait": LOOKS["wait"]}
 
 
 def draw_run(folder: Path) -> list[Path]:
@@ -66,7 +49,7 @@ def _latency(runs: list[Run], table: pd.DataFrame) -> Figure:
     grid = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
     times = [name for name in map(str, table) if name.endswith("_s") and name not in ("start_s", "latency_s")]
     names = [name.removesuffix("_s") for name in times]
-    looks = {part: look for part, look in _looks(names).items() if part in names}
+    looks = {part: look for part, look in looks_of(names).items() if part in names}
     parts = {part: look for part, look in looks.items() if table[f"{part}_s"].max() > 1e-6 * table["latency_s"].max()}
     for index, (run, axes) in enumerate(zip(runs, grid, strict=False)):
         mine = table[table["policy"] == run.policy]
@@ -204,7 +187,7 @@ def _gantt(runs: list[Run], table: pd.DataFrame) -> Figure:
         mine = table[table["policy"] == run.policy]
         heading = f"{run.policy} · {significant(mine['end'].max())} ms · {run.price}"
         panels[0].text(0, y, heading, weight="bold", va="center", in_layout=False)  # may reach into the next panel
-        for (resource, (name, *_)), kind in product(_looks(table["resource"].unique()).items(), KINDS):
+        for (resource, (name, *_)), kind in product(looks_of(table["resource"].unique()).items(), KINDS):
             if len(row := mine[(mine["resource"] == resource) & (mine["kind"] == kind)]):
                 y += 1
                 ticks[y] = name + KINDS[kind]

@@ -210,6 +210,7 @@ class Result:
         }
         return {
             "policy": self.policy,
+            "model": plan.shape.name,
             "device": self.device.name,
             "start": plan.setting.start,
             "layout": plan.setting.layout,

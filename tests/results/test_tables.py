@@ -1,0 +1,70 @@
+"""The terminal's tables: 80 columns hold them, in pieces if need be, and nothing is cut."""
+
+import io
+
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from dipsim.results.labels import short
+from dipsim.results.tables import Pieces, budget_table
+
+
+def printed(table, columns):
+    console = Console(width=columns, file=io.StringIO())
+    console.print(table)
+    lines = [line.rstrip() for line in console.file.getvalue().splitlines()]
+    assert max(map(len, lines)) <= columns
+    return lines
+
+
+NUMBERS = {
+    **{name: ["1234567.8", "2.0"] for name in ("tokens/s", "read amplification", "mean read", "used", "mJ/token")},
+    "perplexity": ["not measured", "17.24 ± 0.07"],
+}
+LABELS = {"dram": ["64 MB", "65 MB"], "policy": ["dip-ca(keep=0.75, gamma=0.5, fixed_top_n=16)", "x" * 30]}
+
+
+@pytest.mark.parametrize(("columns", "pieces"), [(80, 2), (60, 3), (200, 1)])
+def test_a_table_that_is_too_wide_comes_in_pieces(columns, pieces):
+    lines = printed(Pieces(LABELS, NUMBERS, "perplexity"), columns)
+    heads = [line.split() for line in lines if line.split()[:2] == ["dram", "policy"]]
+    assert len(heads) == pieces
+    assert heads[0][-1] == "perplexity"
+    assert sum(head.count("tokens/s") for head in heads) == 1
+    text = "\n".join(lines)
+    assert text.count("1234567.8") == 5
+    assert text.count("64 MB") == pieces
+    assert "…" not in text
+
+
+def test_what_just_fits_is_one_piece():
+    """Edges of 2, a label of 6, and numbers of 3 and 10 with a space before each."""
+    table = Pieces({"policy": ["dense"]}, {"a": ["1.0"], "perplexity": ["1"]}, "perplexity")
+    assert [sum("policy" in line for line in printed(table, columns)) for columns in (24, 23)] == [1, 2]
+
+
+def test_each_budget_has_its_ratio_and_below_it_what_gives_it():
+    best = pd.DataFrame({
+        "mlp_fraction": [0.3], "policy": ["dip-ca"],
+        "+0.1": ["1.24x"], "+0.1 setting": ["dip-ca(gamma=0.5, keep=0.9, calibration='/a/b/c.safetensors')"],
+        "+0.5": [""], "+0.5 setting": [""],
+    })  # fmt: skip
+    lines = printed(budget_table(best), 80)
+    assert next(line.split() for line in lines if line) == ["MLP", "in", "DRAM", "policy", "+0.1", "+0.5"]
+    words = " ".join(lines).split()
+    assert words[-6:] == ["30%", "dip-ca", "1.24x", "gamma=0.5", "keep=0.9", "calibration='c.safetensors'"]
+
+
+@pytest.mark.parametrize(
+    ("label", "said"),
+    [
+        ("precision(calibration='/a/b/q4.safetensors', keep=0.5)", "precision(calibration='q4.safetensors', keep=0.5)"),
+        ("mine(of=../x.py)", "mine(of=x.py)"),
+        ("./layouts/own.safetensors", "own.safetensors"),
+        ("dip-ca(keep=0.75, gamma=0.5)", "dip-ca(keep=0.75, gamma=0.5)"),
+        ("folder/", "folder/"),
+    ],
+)
+def test_a_path_is_said_by_its_file(label, said):
+    assert short(label) == said
