@@ -13,9 +13,14 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from dipsim.basics.arrays import Floats
 from dipsim.basics.files import write
+from dipsim.basics.units import significant
+from dipsim.results.quality import NOT_MEASURED
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#E69F00")
 MARKERS, DASHES = "osD^vPX*", ("-", "--", "-.", ":")
@@ -58,6 +63,28 @@ def blank_figure(title: str, setting: str, width: float, height: float) -> Figur
     figure.text(0.1 / width, 1 - 0.1 / height, title, size=13, weight="bold", va="top")
     figure.text(0.1 / width, 1 - 0.36 / height, setting, color="0.35", va="top")
     return figure
+
+
+def draw_prices(axes: Axes, perplexities: Floats, errors: Floats) -> None:
+    """Perplexities, a row each, as points with error bars where they are known; the axis begins near them.
+
+    What was not measured is NaN, and said.
+    """
+    rows, known = np.arange(len(perplexities)), ~np.isnan(perplexities)
+    axes.set_title("perplexity (lower is better)")
+    for row in rows[~known]:
+        axes.text(0.03, row, NOT_MEASURED, transform=axes.get_yaxis_transform(), va="center_baseline")
+    if not known.any():
+        axes.set_xticks([])
+        return
+    at, reach = perplexities[known], np.nan_to_num(errors[known])
+    axes.errorbar(at, rows[known], xerr=reach, fmt="D", color="#D55E00", ms=5, capsize=3, elinewidth=1.2)
+    low, high = (at - reach).min(), (at + reach).max()
+    span = max(high - low, 0.02 * high)
+    axes.set_xlim(low - 0.1 * span, high + 0.75 * span)
+    for row, price, error in zip(rows[known], at, reach, strict=True):
+        text = significant(price, 4) + (f" ± {significant(error, 1)}" if error else "")
+        axes.annotate(text, (price + error, row), (5, 0), textcoords="offset points", va="center_baseline")
 
 
 def save_figure(figure: Figure, path: Path) -> list[Path]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import textwrap
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -30,7 +29,7 @@ from dipsim.results.csv_table import (
     read_table,
     refuse_rows,
 )
-from dipsim.results.labels import short
+from dipsim.results.labels import short, wrapped
 from dipsim.results.quality import NOT_MEASURED
 from dipsim.results.result import Result, shown_token
 from dipsim.timing.timeline import BREAKDOWN
@@ -114,7 +113,7 @@ class Run(Strict, extra="ignore"):
     @property
     def label(self) -> str:
         """The policy, in lines that fit beside a figure."""
-        return textwrap.fill(short(self.policy), 32, break_on_hyphens=False)
+        return wrapped(self.policy)
 
     @property
     def price(self) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pandas as pd
 
@@ -69,6 +69,14 @@ _COLUMNS = {  # of those that are no text
     "memory": Column(default="", longest=LONGEST_JSON),
     "parameters": Column(longest=LONGEST_JSON),
 }
+
+
+def prices(column: pd.Series[Any]) -> pd.Series[float]:
+    """The perplexities of a sweep's column; NaN where none was measured, which is said in words or by an empty cell.
+
+    Raises ValueError if there is anything else.
+    """
+    return pd.to_numeric(column.mask(column.isin([NOT_MEASURED, ""]))).astype(float)
 
 
 def parameters(setting: Setting) -> str:

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from dipsim.basics.units import show, significant
 from dipsim.results.labels import short
-from dipsim.results.quality import NOT_MEASURED
+from dipsim.results.quality import NOT_MEASURED, prices
 from dipsim.results.result import Result
 from dipsim.timing.service import page_fault_share
 
@@ -152,13 +152,13 @@ def sweep_table(points: pd.DataFrame) -> Table:
         rows.add_column(name, justify="right", no_wrap=True)
     for policy, mine in points.groupby("policy", sort=False):
         speeds, hits = mine["tokens_per_s"], mine["hit_rate"]
-        prices = list(dict.fromkeys(mine["perplexity"].map(lambda p: p if isinstance(p, str) else f"{p:.2f}")))
+        found = list(dict.fromkeys(_priced(price, None) for price in prices(mine["perplexity"])))
         rows.add_row(
             escape(short(str(policy))),
             str(len(mine)),
             f"{speeds.min():.2f} to {speeds.max():.2f}",
             f"{hits.min():.1%} to {hits.max():.1%}",
-            prices[0] if len(prices) == 1 else "several",
+            found[0] if len(found) == 1 else "several",
         )
     return rows
 
