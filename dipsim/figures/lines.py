@@ -37,7 +37,8 @@ def draw_lines(table: pd.DataFrame, along: str, fixed: str) -> Figure:
     """
     ranks = table.groupby("case")[fixed].rank(method="dense")
     middle = (ranks.groupby(table["case"]).max() + 1) // 2
-    head, table = _title(table, along, fixed), table[ranks == table["case"].map(middle)]
+    middle_only = swept_alone(table, fixed)
+    table = table[ranks == table["case"].map(middle)]
     key = "other" if varies(table["other"]) else "policy"
     panels = list(table.groupby(["trace", "policy"] if key == "other" else ["trace"], sort=False))
     names = list(dict.fromkeys(table[key]))
@@ -51,10 +52,10 @@ def draw_lines(table: pd.DataFrame, along: str, fixed: str) -> Figure:
     wide = max(wide, 7)
     columns = max(1, int(wide / 4.5))
     high += (0.2 if key == "other" else 0.36) * math.ceil(len(names) / columns)
-    figure = blank_figure(head, table["setting"].iloc[0], wide, high)
+    figure = blank_figure(_title(table, along, fixed, middle_only), table["setting"].iloc[0], wide, high)
     rows_columns = (len(shown), len(panels)) if len(panels) > 1 else (1, len(shown))
     grid = figure.subplots(*rows_columns, squeeze=False).reshape(len(shown), len(panels))
-    for (value, label, factor), line in zip(shown, grid, strict=True):
+    for row, ((value, label, factor), line) in enumerate(zip(shown, grid, strict=True)):
         for axes, (title, rows) in zip(line, panels, strict=True):
             for name, (colour, marker, dash) in looks.items():
                 mine = rows[rows[key] == name].sort_values(axis)
@@ -62,11 +63,11 @@ def draw_lines(table: pd.DataFrame, along: str, fixed: str) -> Figure:
             if axis == DRAM and rows[CLIFF].notna().any():
                 _mark_cliff(axes, rows[CLIFF].max() / scale)
             lines = [wrapped(str(part)) for part in title]
-            if line is grid[0]:
+            if row == 0:
                 axes.set_title("\n".join([*lines, price(rows)] if key == "other" else lines), weight="bold")
             of = table[table["trace"] == rows["trace"].iloc[0]] if value == "tokens_per_s" else table
             axes.set_ylim(0, 1.05 * factor * of[value].max())  # speeds of models differ too much for one scale
-            axes.set_xlabel(unit if line is grid[-1] or len(panels) == 1 else "")
+            axes.set_xlabel(unit if row == len(shown) - 1 or len(panels) == 1 else "")
             axes.xaxis.set_major_locator(MaxNLocator(8, steps=(1, 2, 5, 10)))
         line[0].set_ylabel(label)
     labels = names
@@ -85,11 +86,11 @@ def _mark_cliff(axes: Axes, at: float) -> None:
     )  # fmt: skip
 
 
-def _title(table: pd.DataFrame, along: str, fixed: str) -> str:
+def _title(table: pd.DataFrame, along: str, fixed: str, middle_only: bool) -> str:
     """What is on the axis, and what is held; nothing of what each device or trace has of its own."""
     names = {DRAM: "DRAM", FLASH: "Flash"}
     values = table[fixed].unique()
-    middle = f", {names[fixed]} of middle size" if swept_alone(table, fixed) else ""
+    middle = f", {names[fixed]} of middle size" if middle_only else ""
     held = f", {names[fixed]} {show(values[0], NAMES[fixed][1])}" if len(values) == 1 else middle
     return f"Speed against {names[along]}{held}"
 

@@ -59,9 +59,10 @@ def draw_maps(rows: pd.DataFrame, value: str, title: str) -> Figure:
         axes.remove()
     assert image is not None
     bar = figure.colorbar(image, ax=list(grid[: len(policies)]), pad=0.01)
-    ticks = LEVELS[(low <= LEVELS) & (high >= LEVELS)]
-    ticks = ticks if len(ticks) >= FEWEST else np.geomspace(low, high, FEWEST)
-    bar.set_ticks(list(ticks), labels=[f"{float(f'{tick:.3g}'):,g}" for tick in ticks])
+    ticks = {level: f"{level:,g}" for level in LEVELS.tolist() if low <= level <= high}
+    if len(ticks) < FEWEST:
+        ticks = {level: significant(level) for level in np.geomspace(low, high, FEWEST).tolist()}
+    bar.set_ticks(list(ticks), labels=list(ticks.values()))
     bar.minorticks_off()
     return figure
 

@@ -83,7 +83,9 @@ def _latency(runs: list[Run], table: pd.DataFrame) -> Figure:
         axes.annotate(note, (0, 1), (0, 4), xycoords="axes fraction", textcoords="offset points", va="bottom")
         axes.set_xlim(edges[0] - 0.02 * len(mine), edges[-1])  # the first token, with a cold cache, is a spike
         if len(beyond := mine.iloc[:-1][mine["latency_s"].iloc[:-1] > top]):
-            axes.annotate(_clipped(beyond, scale, unit), (0.04, 0.985), xycoords="axes fraction", va="top", fontsize=8)
+            after = (float(edges[0] + beyond.index.max() - mine.index[0] + 1), 0.985)
+            axes.annotate(_clipped(beyond, scale, unit), after, (3, 0), ("data", "axes fraction"), "offset points",
+                          va="top", fontsize=8)  # fmt: skip
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
         axes.set_xlabel("token" if index + columns >= len(runs) else "")
         axes.set_ylabel(f"latency ({unit})" if index % columns == 0 else "")
@@ -109,7 +111,7 @@ def _top(table: pd.DataFrame) -> float:
 def _clipped(tokens: pd.DataFrame, scale: float, unit: str) -> str:
     """What a panel says of tokens that it does not show whole."""
     first, highest = tokens["token"].iloc[0], significant(tokens["latency_s"].max() / scale)
-    return f"← token {first}: {highest} {unit}" if len(tokens) == 1 else f"{len(tokens)} tokens up to {highest} {unit}"
+    return f"← {f'token {first}:' if len(tokens) == 1 else f'{len(tokens)} tokens up to'} {highest} {unit}"
 
 
 def _policies(runs: list[Run]) -> Figure:

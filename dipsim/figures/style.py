@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from dipsim.basics.arrays import Floats
 from dipsim.basics.files import write
@@ -81,10 +82,11 @@ def draw_prices(axes: Axes, perplexities: Floats, errors: Floats) -> None:
     axes.errorbar(at, rows[known], xerr=reach, fmt="D", color="#D55E00", ms=5, capsize=3, elinewidth=1.2)
     low, high = (at - reach).min(), (at + reach).max()
     span = max(high - low, 0.02 * high)
-    axes.set_xlim(low - 0.1 * span, high + 0.75 * span)
+    axes.set_xlim(low - 0.1 * span, high + 0.9 * span)
+    axes.xaxis.set_major_locator(MaxNLocator(4, steps=(1, 2, 5, 10)))
     for row, price, error in zip(rows[known], at, reach, strict=True):
-        text = significant(price, 4) + (f" ± {significant(error, 1)}" if error else "")
-        axes.annotate(text, (price + error, row), (5, 0), textcoords="offset points", va="center_baseline")
+        text = significant(price, 4) + (f" ± {error:.2f}" if error else "")
+        axes.annotate(text, (price + error, row), (7, 0), textcoords="offset points", va="center_baseline")
 
 
 def save_figure(figure: Figure, path: Path) -> list[Path]:

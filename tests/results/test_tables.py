@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from dipsim.results.labels import short
-from dipsim.results.tables import Pieces, budget_table
+from dipsim.results.tables import Pieces, budget_table, sweep_table
 
 
 def printed(table, columns):
@@ -54,6 +54,19 @@ def test_each_budget_has_its_ratio_and_below_it_what_gives_it():
     assert next(line.split() for line in lines if line) == ["MLP", "in", "DRAM", "policy", "+0.1", "+0.5"]
     words = " ".join(lines).split()
     assert words[-6:] == ["30%", "dip-ca", "1.24x", "gamma=0.5", "keep=0.9", "calibration='c.safetensors'"]
+
+
+@pytest.mark.parametrize("missing", ["not measured", "", None])
+def test_a_policy_of_a_sweep_is_a_row_with_its_prices(missing):
+    points = pd.DataFrame({
+        "policy": ["precision(calibration='/far/q4.safetensors')"] * 2 + ["dip"] * 2,
+        "tokens_per_s": [1.0, 2.0, 30.0, 40.0], "hit_rate": [0.5, 0.75, 0.1, 0.2],
+        "perplexity": [missing, missing, 17.25, missing],
+    })  # fmt: skip
+    lines = printed(sweep_table(points), 80)
+    assert "1.00 to 2.00 50.0% to 75.0% not measured" in " ".join(" ".join(lines).split())
+    assert "30.00 to 40.00 10.0% to 20.0% several" in " ".join(" ".join(lines).split())
+    assert "far" not in " ".join(lines)
 
 
 @pytest.mark.parametrize(
