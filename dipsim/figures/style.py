@@ -82,7 +82,7 @@ def draw_prices(axes: Axes, perplexities: Floats, errors: Floats) -> None:
     axes.errorbar(at, rows[known], xerr=reach, fmt="D", color="#D55E00", ms=5, capsize=3, elinewidth=1.2)
     low, high = (at - reach).min(), (at + reach).max()
     span = max(high - low, 0.02 * high)
-    axes.set_xlim(low - 0.1 * span, high + 0.9 * span)
+    axes.set_xlim(low - 0.1 * span, high + 1.1 * span)
     axes.xaxis.set_major_locator(MaxNLocator(4, steps=(1, 2, 5, 10)))
     for row, price, error in zip(rows[known], at, reach, strict=True):
         text = significant(price, 4) + (f" ± {error:.2f}" if error else "")

@@ -44,8 +44,9 @@ def heading(results: Sequence[Result]) -> str:
     paging = f"\n{faults:.0%} of what is resident pages in: the device has less DRAM free" if faults else ""
     scope = f" over the {plan.setting.scope}" if plan.of_experts else ""
     return (
-        f"{plan.shape.name} on {results[0].device.name}: {plan.tokens} tokens{begun}, layout {plan.setting.layout}, "
-        f"{plan.setting.eviction}{scope}, {timeline.timing}{clock}{paging}\n"
+        f"{plan.shape.name} on {results[0].device.name}: {plan.tokens} tokens{begun}\n"
+        f"layout {short(plan.setting.layout)}, eviction {plan.setting.eviction}{scope}, timing {timeline.timing}"
+        f"{clock}{paging}\n"
         f"DRAM {show(budget.total_bytes, 'size')} = {' + '.join(parts)}"
     )
 
