@@ -11,7 +11,6 @@ from typing import Any
 from matplotlib.figure import Figure
 
 PACKAGE = Path(__file__).resolve().parent.parent / "dipsim"
-OUTWARD = re.compile(r"\[([^\]]+)\]\(\.\./[^)]+\)")  # to a file beside docs/, which the site does not have
 
 
 def imports() -> dict[str, set[str]]:
@@ -70,6 +69,7 @@ def on_pre_build(**_: Any) -> None:
     draw(Path(__file__).parent / "reference/imports.svg")
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Called by mkdocs for each page before it is rendered."""
-    return OUTWARD.sub(r"\1", markdown)
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Called by mkdocs for each page before it is rendered: the site does not have what lies beside docs/."""
+    up = r"\.\./" * (1 + page.file.src_uri.count("/"))
+    return re.sub(rf"\[([^\]]+)\]\({up}[^)]+\)", r"\1", markdown)

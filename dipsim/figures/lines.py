@@ -66,7 +66,7 @@ def draw_lines(table: pd.DataFrame, along: str, fixed: str) -> Figure:
             if row == 0:
                 axes.set_title("\n".join([*lines, price(rows)] if key == "other" else lines), weight="bold")
             of = table[table["trace"] == rows["trace"].iloc[0]] if value == "tokens_per_s" else table
-            axes.set_ylim(0, 1.05 * factor * of[value].max())  # speeds of models differ too much for one scale
+            axes.set_ylim(0, 1.05 * factor * of[value].max() or 1)  # speeds of models differ too much for one scale
             axes.set_xlabel(unit if row == len(shown) - 1 or len(panels) == 1 else "")
             axes.xaxis.set_major_locator(MaxNLocator(8, steps=(1, 2, 5, 10)))
         line[0].set_ylabel(label)

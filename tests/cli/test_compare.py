@@ -52,7 +52,9 @@ def test_folders_are_compared_as_they_are(here, cli_run):
     before = (here / "one/summary.json").read_bytes()
     status, out, _ = cli_run("compare", "one", "two/")
     assert status == 0
-    assert "different: eviction lfu / lru\n" in out
+    head = " ".join(out.split())  # in lines of 80 letters
+    assert head.startswith("the same: tiny · paper · DRAM ")
+    assert " · layout columns · timing serial · start warm · 3 tokens different: eviction lfu / lru" in head
     assert (here / "one/summary.json").read_bytes() == before
     assert set(pd.read_csv("results/compare/compare.csv")["policy"]) == {
         "dense", "dip", "dip(keep=0.75)", "dip-ca(keep=0.75, gamma=0.5, fixed_top_n=2)"}  # fmt: skip

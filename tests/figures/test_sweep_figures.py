@@ -120,6 +120,7 @@ def test_axes_are_in_units_of_the_data(sweep, drawn):
     ("speeds", "ticks"),
     [
         ((1.2, 1.25, 1.3, 1.4), ["1.20", "1.30", "1.40"]),
+        ((1.4, 1.5, 1.6, 1.9), ["1.40", "1.63", "1.90"]),
         ((4.0, 4.0, 4.0, 4.0), ["3.81", "4.00", "4.20"]),
         ((1.0, 2.0, 3.0, 5.0), ["1", "1.5", "2", "3", "5"]),
     ],
@@ -153,8 +154,8 @@ def test_devices_are_categories(sweep, drawn):
     assert list(figures) == ["policies"]
     speed, _, prices = figures["policies"].axes
     assert labels(speed.get_yticklabels()) == ["slow · dense", "slow · dip", "fast · dense", "fast · dip"]
-    assert said(figures["policies"])[1].startswith("m (t) · layout columns · start warm · eviction lru")
-    assert "DRAM" not in said(figures["policies"])[1]
+    fixed = "m (t) · layout columns · start warm · eviction lru · scope layer · timing serial · 64 tokens"
+    assert said(figures["policies"])[1] == fixed
     assert [text.get_text() for text in prices.texts] == ["10.00", "11.00 ± 0.25"] * 2
     assert prices.get_xlim() == pytest.approx((10 - 0.125, 11.25 + 1.375))  # the data span 1.25
 
