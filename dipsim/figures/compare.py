@@ -41,10 +41,11 @@ def draw_compare(table: pd.DataFrame, setting: str) -> Figure:
     left = np.zeros(len(table))
     for name, (_, colour, hatch) in parts.items():
         width = table[f"{name}_s"].to_numpy() / scale
-        bars = time.barh(places, width, 0.8, left=left, color=colour, hatch=hatch, edgecolor="white", lw=0)
+        time.barh(places, width, 0.8, left=left, color=colour, hatch=hatch, edgecolor="white", lw=0)
         left += width
-    time.bar_label(bars, [significant(total) for total in left], padding=3)
-    time.set_xlim(0, 1.15 * left.max())
+    for y, total in zip(places, left, strict=True):
+        time.annotate(significant(total), (total, y), (3, 0), textcoords="offset points", va="center_baseline")
+    time.set_xlim(0, 1.15 * left.max() or 1)
     time.set_title(f"what a token waited for ({unit})")
     for y, text in headings.items():
         speed.text(0, y, text, weight="bold", va="center", in_layout=False)  # may reach into the next panel
@@ -53,7 +54,7 @@ def draw_compare(table: pd.DataFrame, setting: str) -> Figure:
     speed.set_yticks(places, table["compared"])
     speed.set_ylim(max(places) + 0.7, -0.7)
     handles = [Patch(facecolor=colour, hatch=hatch, edgecolor="white", lw=0) for _, colour, hatch in parts.values()]
-    figure.legend(handles, [name for name, *_ in parts.values()], loc="outside lower center", ncols=len(parts))
+    figure.legend(handles, [name for name, *_ in parts.values()], loc="outside lower center", ncols=len(parts) or 1)
     return figure
 
 

@@ -105,7 +105,7 @@ def _top(table: pd.DataFrame) -> float:
     rank = table.groupby("policy")["latency_s"].rank(method="first", ascending=False)
     few = rank <= (table.groupby("policy")["latency_s"].transform("size") * FEW).clip(lower=1)
     highest, rest = table["latency_s"].max(), table.loc[~few, "latency_s"].max()
-    return float(1.25 * rest if highest > DWARFS * rest else 1.05 * highest)
+    return float(1.25 * rest if highest > DWARFS * rest > 0 else 1.05 * highest or 1)
 
 
 def _clipped(tokens: pd.DataFrame, scale: float, unit: str) -> str:

@@ -102,3 +102,12 @@ def test_every_bar_says_its_speed_its_price_and_where_the_time_went() -> None:
     assert time.get_title() == "what a token waited for (ms)"
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["Flash", "DRAM"]  # no compute, no waiting
     assert [text.get_text() for text in time.texts] == ["50.0", "20.0", "25.0", "12.5"]
+
+
+def test_tokens_that_waited_for_nothing_that_is_told_have_no_bars() -> None:
+    figure = draw_compare(
+        rows([compared("a", run("dense", 20.0, parts_s={})), compared("b", run("dense", 30.0))]), "tiny"
+    )
+    assert [text.get_text() for text in figure.axes[1].texts] == ["0", "33.3"]
+    bare = draw_compare(rows([compared(name, run("dense", 20.0, parts_s={})) for name in "ab"]), "tiny")
+    assert not bare.axes[1].patches

@@ -112,6 +112,7 @@ REST = [0.02] * 59
         ({"dense": [0.2] * 60, "dip": [0.02] * 60}, 210.0, []),
         ({"dense": [0.05] * 60, "dip": [*REST, 0.4]}, 62.5, ["← token 59: 400 ms"]),
         ({"dense": [0.02]}, 21.0, []),
+        ({"dense": [0.02, 0.0, 0.0]}, 21.0, []),
     ],
 )
 def test_a_spike_does_not_flatten_the_rest(
