@@ -1,7 +1,7 @@
 """How right dipsim is on the machine it runs on: calibrates it, and replays runs by layout and reads under way.
 
-`python benchmarks/calibrate.py --file PATH` prints the tables of docs/calibrate.md; `--write` also puts them there. It
-takes a few minutes, in which nothing else should run.
+`python benchmarks/calibrate.py --file PATH` prints the tables of docs/how-to/calibrate.md; `--write` also puts them
+there. It takes a few minutes, in which nothing else should run.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def main() -> int:
         "replays": compared(found),
         "ranking": ranking(found),
     }
-    show(tables, ROOT / "docs/calibrate.md")
+    show(tables, ROOT / "docs/how-to/calibrate.md")
     return 0
 
 

@@ -1,8 +1,8 @@
 """What a run on the clock costs, and where its time goes: 1,000 tokens of a mixture of 48 layers, with prefetch.
 
-`python benchmarks/clock.py` prints the tables of docs/performance.md (about three minutes); `--write` also puts them
-there, `--check` exits with 1 if the run takes 20 s of processor time or more. The trace is the shipped recipe of
-Qwen3-30B-A3B with more tokens.
+`python benchmarks/clock.py` prints the tables of docs/background/performance.md (about three minutes); `--write` also
+puts them there, `--check` exits with 1 if the run takes 20 s of processor time or more. The trace is the shipped recipe
+of Qwen3-30B-A3B with more tokens.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from dipsim.timing.recurrence import timeline
 from dipsim.timing.timeline import Timeline
 from dipsim.workload import Trace
 
-PAGE = page.ROOT / "docs/performance.md"
+PAGE = page.ROOT / "docs/background/performance.md"
 TOKENS, PROMPT, TARGET_S = 1000, 28, 20.0
 REPEATS = 2  # of which the least counts: others may use this machine, too
 DRAM, BUFFER = 5e9, 20e6

@@ -1,8 +1,9 @@
 """Planning on a GPU against planning on two cores: settings x tokens a second, and where the one overtakes the other.
 
-`python benchmarks/cuda.py` prints the tables of docs/performance.md. Settings are DIP-CA's gamma x keep x DRAM size,
-with LFU. Plans are compared, array by array, before anything is timed. The processor plans a few layers and its time is
-scaled up; beyond the third row it is a line through the two before: it grows linearly (docs/scaling.png).
+`python benchmarks/cuda.py` prints the tables of docs/background/performance.md. Settings are DIP-CA's gamma x keep x
+DRAM size, with LFU. Plans are compared, array by array, before anything is timed. The processor plans a few layers and
+its time is scaled up; beyond the third row it is a line through the two before: it grows linearly
+(docs/background/scaling.png).
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """What every shipped device says, and where each figure comes from.
 
-`python benchmarks/devices.py` prints the tables of docs/devices.md; `--write` also puts them and the figure there.
+`python benchmarks/devices.py` prints the tables of docs/reference/devices.md; `--write` also puts them and the figure
+there.
 """
 
 from __future__ import annotations
@@ -92,9 +93,9 @@ def draw() -> Figure:
 
 
 def main() -> int:
-    show({"overview": overview(), "figures": figures()}, ROOT / "docs/devices.md")
+    show({"overview": overview(), "figures": figures()}, ROOT / "docs/reference/devices.md")
     with style.context(["default", STYLE]):
-        keep(draw(), "devices/throughput")
+        keep(draw(), "reference/devices/throughput")
     return 0
 
 

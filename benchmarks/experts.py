@@ -1,8 +1,8 @@
 """What dipsim says of mixtures of experts, beside what a phone measured and what others replayed.
 
-`python benchmarks/experts.py` prints the tables of docs/experts.md; `--write` also puts them and the figures there. The
-recordings are in benchmarks/data/oneplus-15r, and the device is fitted in benchmarks/phone.py. With `--speed` it also
-plans a trace of 10,000 tokens, beside a plain replay in Python.
+`python benchmarks/experts.py` prints the tables of docs/background/experts.md; `--write` also puts them and the figures
+there. The recordings are in benchmarks/data/oneplus-15r, and the device is fitted in benchmarks/phone.py. With
+`--speed` it also plans a trace of 10,000 tokens, beside a plain replay in Python.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from dipsim.study.sweep import sweep
 from dipsim.timing.device import Device
 from dipsim.workload import Trace
 
-PAGE = ROOT / "docs/experts.md"
+PAGE = ROOT / "docs/background/experts.md"
 MODELS = {QWEN: "qwen", GEMMA: "gemma"}
 RECORDED_HITS = {QWEN: 74.88, GEMMA: 76.78}  # per cent, prompt included, as the engine wrote them
 CURVES: dict[str, tuple[str, Scope]] = {  # of the engine's own offline replay: its name, rule and scope
@@ -49,7 +49,7 @@ CURVES: dict[str, tuple[str, Scope]] = {  # of the engine's own offline replay: 
     "layer": ("lru", "layer"),
     "layerlfu": ("lfu", "layer"),
 }
-PUBLISHED = (  # of the engine's docs/benchmarks.md: Gemma with 8 experts a token; run, MiB and tokens/s
+PUBLISHED = (  # of the engine's page of benchmarks: Gemma with 8 experts a token; run, MiB and tokens/s
     (PhoneRun("gemma_stream", GEMMA), 904, 1.61),
     (PhoneRun("gemma_c2000_l2", GEMMA, lanes=2, cache=2000), 366, 2.08),
     (PhoneRun("gemma_c2000_l4", GEMMA, cache=2000), 366, 2.24),
@@ -337,7 +337,7 @@ def swept() -> pd.DataFrame:
 def _copy(figure: Path) -> None:
     """With `--write` on the command line, put a figure into the documentation."""
     if "--write" in sys.argv:
-        target = ROOT / "docs/experts" / figure.name
+        target = ROOT / "docs/background/experts" / figure.name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(figure, target)
 
@@ -355,7 +355,7 @@ def main() -> None:
         "policies": policies(),
         "low-bits": answers(low_bits()),
     }
-    keep(draw_phone(), "experts/phone")
+    keep(draw_phone(), "background/experts/phone")
     show(tables | ({"speed": speed()} if "--speed" in sys.argv else {}), PAGE)
 
 

@@ -1,7 +1,7 @@
 """What layout, reads and masks do on each device: runs `examples/hardware/*.yaml`, or what is missing of them.
 
-`python benchmarks/hardware.py` prints the tables of docs/hardware.md; `--write` also puts them and the figures there.
-`--measured FOLDER ...` keeps what evaluations of a real model found, for two of the tables.
+`python benchmarks/hardware.py` prints the tables of docs/background/hardware.md; `--write` also puts them and the
+figures there. `--measured FOLDER ...` keeps what evaluations of a real model found, for two of the tables.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ BY_HAND: dict[str, tuple[dict[str, object], tuple[float, ...]]] = {  # popularit
     "3.7 GB/s, 8 us": ({"read_bandwidth": "3.7 GB/s", "command_time": "8 us"}, (1.02, 1.03, 1.31)),
     "7 GB/s, 1 us": ({"read_bandwidth": "7 GB/s", "command_time": "1 us"}, (1.14, 1.20, 2.11)),
 }
-MEASURED = ROOT / "docs/hardware/worth.csv"
+MEASURED = ROOT / "docs/background/hardware/worth.csv"
 RATIOS, RATES = np.geomspace(0.005, 200, 29), np.linspace(0.45, 0.95, 11)
 
 
@@ -309,9 +309,9 @@ def main() -> int:
         "starts": starts(simulate("hardware/start", ["trace", "start", "tokens"])),
     }
     tables["worth"], tables["curves"] = worth()
-    show(tables, ROOT / "docs/hardware.md")
+    show(tables, ROOT / "docs/background/hardware.md")
     with style.context(["default", STYLE]):
-        keep(draw_map(pd.concat([table, more])), "hardware/map")
+        keep(draw_map(pd.concat([table, more])), "background/hardware/map")
     return 0
 
 

@@ -1,7 +1,8 @@
 """Open loop against closed loop: the shipped trace, and the pruned model itself, on the same 256 tokens.
 
-`python benchmarks/open_closed.py --text test_clean.txt` prints the table of docs/accuracy.md: how far hit rate, bytes
-from Flash and tokens/s of a recorded trace are from those of the model whose activations the masks really change.
+`python benchmarks/open_closed.py --text test_clean.txt` prints the table of docs/background/accuracy.md: how far hit
+rate, bytes from Flash and tokens/s of a recorded trace are from those of the model whose activations the masks really
+change.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Bits instead of zeros on a real model, beside DIP and DIP-CA: the tables and the figure of docs/precision.md.
+"""Bits instead of zeros on a real model, beside DIP and DIP-CA: tables and figure of docs/background/precision.md.
 
 `python benchmarks/precision.py` prints the tables; `--write` also puts them and the figure there.
 `--measured TABLE ...` keeps what evaluations found, from their `quality.csv`, and `--trained TABLE ...` what they found
@@ -138,7 +138,7 @@ def main() -> int:
             collect(sys.argv[sys.argv.index(option) + 1 :], path)
             return 0
     table = measured(MEASURED)
-    keep(pareto(table), "precision/pareto")
+    keep(pareto(table), "background/precision/pareto")
     shares, on_paper = {"mlp_fraction": "DRAM, share of the MLP", "tokens": "tokens"}, table["device"] == "paper"
     tables = {
         "budgets": budgets(table),
@@ -146,7 +146,7 @@ def main() -> int:
         "real": points(table[~on_paper], {"device": "device"}),
         "trained": points(measured(TRAINED), shares),
     }
-    show(tables, Path(ROOT / "docs/precision.md"))
+    show(tables, Path(ROOT / "docs/background/precision.md"))
     return 0
 
 

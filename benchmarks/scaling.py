@@ -1,7 +1,7 @@
 """Time and memory of planning against tokens, layers and settings, up to a model of 70 billion parameters.
 
-`python benchmarks/scaling.py` draws docs/scaling.png and prints what it shows. Every point is a process of its own,
-so that its peak memory is its own; times are of the processor.
+`python benchmarks/scaling.py` draws docs/background/scaling.png and prints what it shows. Every point is a process of
+its own, so that its peak memory is its own; times are of the processor.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def main() -> None:
             for value, (seconds, memory) in zip(values, found[varied, name], strict=True):
                 print(f"{name}, {value} {varied}: {seconds:.2f} s, {memory:.0f} MB", flush=True)
     with style.context(["default", STYLE]):
-        draw(found).savefig(ROOT / "docs/scaling.png", metadata=METADATA["png"])
+        draw(found).savefig(ROOT / "docs/background/scaling.png", metadata=METADATA["png"])
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """How much faster than the straightforward simulator (`baseline.py`), at the size of Phi-3-Medium.
 
-`python benchmarks/speed.py` prints the table of docs/performance.md; `--write` also puts it there, `--check` exits with
-1 if a target is missed, `--quick` plans 2 of the 40 layers, multiplies, and does not time plans. Baseline and dipsim
-take turns in one process, results must be equal before times count, times are of the processor
+`python benchmarks/speed.py` prints the table of docs/background/performance.md; `--write` also puts it there, `--check`
+exits with 1 if a target is missed, `--quick` plans 2 of the 40 layers, multiplies, and does not time plans. Baseline
+and dipsim take turns in one process, results must be equal before times count, times are of the processor
 (`time.process_time`), and ratios are medians with their range.
 """
 
@@ -37,7 +37,7 @@ from dipsim.timing.recurrence import timeline
 from dipsim.timing.timeline import TIMINGS
 from dipsim.workload import Trace
 
-PAGE = Path(__file__).resolve().parent.parent / "docs/performance.md"
+PAGE = Path(__file__).resolve().parent.parent / "docs/background/performance.md"
 HIDDEN, NEURONS, LAYERS = 5120, 17920, 40
 REPEATS, TOKENS = 5, 64
 POLICIES = ("dense", "magnitude", "gate", "up", "dip", "dip-ca")
@@ -172,8 +172,8 @@ def decode(
     for layer in scores:
         for group, values, capacity in zip(groups, layer, capacities, strict=True):
             if policy.cache_aware:
-                caches = LayerCaches(policy, group, eviction, capacity, values.shape[1])
-                masks, residents = aware_masks(caches, values, (0,))
+                caches = LayerCaches(policy, group, eviction, (capacity,), values.shape[1])
+                masks, residents = aware_masks(caches, 0, values, (0,))
             else:
                 masks = blind_masks(group, values)
                 residents = find_residents(masks, capacity, eviction, (0,))

@@ -1,7 +1,7 @@
 """Does a synthetic trace hit the cache as the recorded one it was fitted to does? And which statistics does it take?
 
-`python benchmarks/synthesis.py` prints the tables of docs/synthesis.md and exits with 1 if a hit rate is off by more
-than the bound; `--write` also puts them there.
+`python benchmarks/synthesis.py` prints the tables of docs/background/synthesis.md and exits with 1 if a hit rate is off
+by more than the bound; `--write` also puts them there.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dipsim.workload.fit import LIKE
 from dipsim.workload.synthetic import SyntheticTrace
 from dipsim.workload.trace import TENSORS
 
-PAGE = Path(__file__).resolve().parent.parent / "docs/synthesis.md"
+PAGE = Path(__file__).resolve().parent.parent / "docs/background/synthesis.md"
 RECORDED = "smollm2-135m"
 BOUND = 2.0  # points
 EVICTIONS: tuple[str, ...] = ("lfu", "lru")
@@ -123,7 +123,7 @@ def tables(found: Sequence[Row], variants: dict[str, float]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--write", action="store_true", help="put the tables into docs/synthesis.md")
+    parser.add_argument("--write", action="store_true", help="put the tables into docs/background/synthesis.md")
     arguments = parser.parse_args()
     shipped = Trace.open(LIKE)
     assert isinstance(shipped, SyntheticTrace)

@@ -1,7 +1,7 @@
 """Is the routing of a synthetic mixture of experts that of the recorded trace it was fitted to, and what does it take?
 
-`python benchmarks/synthesis_routing.py` prints the tables of docs/synthesis.md and exits with 1 if a hit rate of a
-shipped recipe is off by more than the bound; `--write` also puts them there.
+`python benchmarks/synthesis_routing.py` prints the tables of docs/background/synthesis.md and exits with 1 if a hit
+rate of a shipped recipe is off by more than the bound; `--write` also puts them there.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dipsim.workload.routing import Routing
 from dipsim.workload.routing_fit import fit_routing
 from dipsim.workload.synthetic import SyntheticTrace
 
-PAGE = Path(__file__).resolve().parent.parent / "docs/synthesis.md"
+PAGE = Path(__file__).resolve().parent.parent / "docs/background/synthesis.md"
 SHIPPED = ("qwen3-30b-a3b", "gemma-4-26b-a4b")  # with a recipe each
 OTHER = {  # recorded traces, each with another model whose routing it is compared with
     "qwen3-30b-a3b": "gemma-4-26b-a4b",
@@ -206,7 +206,7 @@ def table(title: str, columns: dict[str, tuple[Floats, Floats]]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--write", action="store_true", help="put the tables into docs/synthesis.md")
+    parser.add_argument("--write", action="store_true", help="put the tables into docs/background/synthesis.md")
     arguments = parser.parse_args()
     found = {name: compare(name) for name in OTHER}
     text = tables(found)

@@ -1,6 +1,6 @@
 """Checks dipsim against closed forms, an independent simulator, the reference's figures and measured hardware.
 
-`python benchmarks/validate.py` prints the table of docs/validation.md and exits with 1 if a bound is missed;
+`python benchmarks/validate.py` prints the table of docs/background/validation.md and exits with 1 if a bound is missed;
 `--write` also puts the table there.
 """
 
@@ -191,7 +191,7 @@ def main() -> int:
     rows = [row for part in (cache, model, clock, flash) for row in part()]
     print(table(rows))
     if "--write" in sys.argv:
-        page = ROOT / "docs/validation.md"
+        page = ROOT / "docs/background/validation.md"
         text = re.sub(
             r"(<!-- table -->\n).*?(\n<!-- end -->)",
             lambda m: m[1] + table(rows) + m[2],

@@ -1,7 +1,8 @@
 """When do prefetch and drafts pay? Maps of a phone, a Mac and a PC, and three published cases beside dipsim.
 
-`python benchmarks/whatif.py` prints the tables of docs/whatif.md and draws its maps; `--write` also puts them there. It
-runs what is missing of the sweeps, some minutes on two cores. Points that were computed are kept in `results/whatif`.
+`python benchmarks/whatif.py` prints the tables of docs/background/whatif.md and draws its maps; `--write` also puts
+them there. It runs what is missing of the sweeps, some minutes on two cores. Points that were computed are kept in
+`results/whatif`.
 """
 
 from __future__ import annotations
@@ -112,7 +113,7 @@ def swept(machine: Machine, name: str) -> pd.DataFrame:
     sweep(what, folder, workers=len(os.sched_getaffinity(0)), progress=_say(folder.name))
     rows = gains(read_sweep(folder / "sweep.csv"), of)
     with style.context(["default", STYLE]):
-        keep(draw_gains(rows, of), f"whatif/{folder.name}")
+        keep(draw_gains(rows, of), f"background/whatif/{folder.name}")
     return rows
 
 
@@ -240,7 +241,7 @@ def main() -> None:
         "maps": summary(found),
         "published": published(),
     }
-    show(tables, ROOT / "docs/whatif.md")
+    show(tables, ROOT / "docs/background/whatif.md")
 
 
 if __name__ == "__main__":

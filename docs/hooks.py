@@ -70,6 +70,6 @@ def on_pre_build(**_: Any) -> None:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Called by mkdocs for each page before it is rendered: the site does not have what lies beside docs/."""
-    up = r"\.\./" * (1 + page.file.src_uri.count("/"))
-    return re.sub(rf"\[([^\]]+)\]\({up}[^)]+\)", r"\1", markdown)
+    """Called by mkdocs for each page before it is rendered: a link to a file beside docs/ becomes its text."""
+    out = "../" * (page.file.src_uri.count("/") + 1)
+    return re.sub(rf"\[([^\]]+)\]\({re.escape(out)}[^)]+\)", r"\1", markdown)

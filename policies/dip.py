@@ -22,7 +22,7 @@ class Dip(Policy):
 
     @property
     def p_in(self) -> float:
-        """The paper's split of `keep`, a straight line in logit space (docs/background.md, section 2)."""
+        """The paper's split of `keep`, a straight line in logit space (docs/background/equations.md, section 2)."""
         if self.keep == 1:
             return 1.0
         logit = 0.9849930711 * log(self.keep / (1 - self.keep)) + 0.2997647759

@@ -1,4 +1,4 @@
-"""Approximate caching: cache-aware masking that fills the mask class by class (docs/background.md, section 2)."""
+"""Approximate caching: cache-aware masking, class by class (docs/background/equations.md, section 2)."""
 
 from typing import Annotated, Any
 

@@ -1,7 +1,7 @@
 """Bits instead of zeros: what is not worth reading is not left out, but computed at the precision that is resident.
 
 Each weight is held as a prefix of its own 4-bit code, by default as two bits; Flash brings the others of just the rows
-and columns that matter for a token. One price serves all layers, matrices and tokens (docs/precision.md).
+and columns that matter for a token. One price serves all layers, matrices and tokens (docs/background/precision.md).
 """
 
 from collections.abc import Sequence

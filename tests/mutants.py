@@ -23,7 +23,9 @@ ROOT = Path(__file__).resolve().parent.parent
 COPIED = ("pyproject.toml", "README.md", "dipsim", "policies", "tests", "traces", "devices", "examples", "benchmarks")
 PATIENCE = 120  # seconds, after which tests that hang count as failed
 
-EVICTION = "memory/test_eviction.py memory/test_unit_cache.py memory/test_eviction_by_hand.py"
+EVICTION = (
+    "memory/test_further_rules.py memory/test_eviction.py memory/test_unit_cache.py memory/test_eviction_by_hand.py"
+)
 TESTS = {  # the module's tests, those that fail first in front
     "dipsim/memory/cache.py": "memory/test_cache_by_hand.py memory/test_cache.py memory/test_against_slow.py",
     "dipsim/memory/eviction/rule.py": "memory/test_eviction_by_hand.py memory/test_eviction.py "
@@ -105,9 +107,8 @@ LISTED = [  # (file, what is there, what is put there)
     ("dipsim/planning/masks.py", "scores[here], masks=masks[here], residents=residents[here])",
      "scores[here], masks=masks[here], residents=residents[here], position=begin)"),
     ("dipsim/sparsity/selection.py", "np.asarray(scores >= (score_threshold", "np.asarray(scores > (score_threshold"),
-    ("dipsim/planning/masks.py", "choose_and_run(caches, caches.cache(begin_with), scores[here]",
-     "cache = cache if begin else caches.cache(begin_with)\n"
-     "        choose_and_run(caches, cache, scores[here]"),
+    ("dipsim/planning/masks.py", "cache = caches.cache(layer, begin_with)",
+     "cache = cache if begin else caches.cache(layer, begin_with)"),
     ("dipsim/sparsity/selection.py", "< len(seen) or len({group.name for group in groups}) < len(groups):",
      "< len(seen):"),
     ("dipsim/sparsity/selection.py", "or not 0 <= group.k <= size:", "or not 0 < group.k <= size:"),

@@ -59,6 +59,6 @@ def test_the_signs_of_what_was_tried(latencies):
 
 
 def test_the_page_shows_every_run_of_the_phone(checkout, phone):
-    page = Path(checkout / "docs/experts.md").read_text(encoding="utf-8")
+    page = Path(checkout / "docs/background/experts.md").read_text(encoding="utf-8")
     for run in phone.RUNS:
         assert f"| `{run.name}` |" in page

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "dipsim"
-MAY_IMPORT = {  # docs/design.md tells the story; a package imports itself, and these
+MAY_IMPORT = {  # docs/background/design.md tells the story; a package imports itself, and these
     "basics": set(),
     "workload": {"basics"},
     "sparsity": {"basics", "workload"},

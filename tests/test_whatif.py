@@ -23,11 +23,11 @@ def whatif(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def test_the_page_shows_every_map_and_the_machines_as_they_are(checkout: Path, whatif: ModuleType) -> None:
-    page = (checkout / "docs/whatif.md").read_text(encoding="utf-8")
+    page = (checkout / "docs/background/whatif.md").read_text(encoding="utf-8")
     for machine in whatif.MACHINES:
         for name in machine.maps():
             assert f"(whatif/{machine.name}-{name}.png)" in page
-            assert (checkout / f"docs/whatif/{machine.name}-{name}.png").stat().st_size > 10_000
+            assert (checkout / f"docs/background/whatif/{machine.name}-{name}.png").stat().st_size > 10_000
     for row in whatif.machines():
         assert f"| {' | '.join(row)} |" in page, "run `python benchmarks/whatif.py --write`"
 

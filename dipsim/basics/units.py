@@ -33,6 +33,8 @@ _UNITS = {  # dimension: unit -> SI. The order is the order of preference when a
     "rate": _table(_DECIMAL, {"/s": 1.0}),
     "energy per byte": _table(_SMALL, {"J/B": 1.0, "J/bit": 8.0}),
     "energy per operation": _table(_SMALL, {"J/FLOP": 1.0}),
+    "energy per token": _table(_SMALL, {"J/token": 1.0}),
+    "speed": {"tokens/s": 1.0},
 }
 _EXAMPLES = {
     "size": "64 MB",
@@ -42,6 +44,8 @@ _EXAMPLES = {
     "rate": "2 G/s",
     "energy per byte": "52 pJ/bit",
     "energy per operation": "1 pJ/FLOP",
+    "energy per token": "20 mJ/token",
+    "speed": "10 tokens/s",
 }
 _WRITTEN = {
     "size": ("GB", "MB", "kB", "B"),
@@ -51,6 +55,8 @@ _WRITTEN = {
     "rate": ("G/s", "M/s", "k/s", "/s"),
     "energy per byte": ("nJ/B", "pJ/bit", "pJ/B"),
     "energy per operation": ("nJ/FLOP", "pJ/FLOP"),
+    "energy per token": ("J/token", "mJ/token", "uJ/token"),
+    "speed": ("tokens/s",),
 }
 _QUANTITY = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*([^\d\s.+-]\S*)?\s*")
 
@@ -78,6 +84,12 @@ def parse(text: object, dimension: str, zero: bool = False) -> float:
             f"{text!r} must be {'0 or more' if zero else 'more than 0'}, and below 1e21 in SI units; {like}"
         )
     return value
+
+
+def dimension_of(text: object) -> str | None:
+    """The dimension of a string that has a unit; None of anything else."""
+    match = _QUANTITY.fullmatch(text) if isinstance(text, str) and len(text) <= LONGEST else None
+    return next((name for name, units in _UNITS.items() if match and match[2] in units), None)
 
 
 def write(value: float, dimension: str) -> str:

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dipsim.basics.errors import InputError, named
-from dipsim.cli.simulate import resolve
-from dipsim.cli.terminal import console, progress_bar, say
+from dipsim.cli.terminal import console, progress_bar, resolve, say
 
 if TYPE_CHECKING:
     from dipsim.results.folder import Run
@@ -44,7 +43,7 @@ def compare(
     if experiment is not None and not devices:
         raise InputError(f"--experiment {experiment}: no device to run it on; name one, or leave the option out")
     read = {folder: _read(folder) for folder, text in zip(folders, things, strict=True) if text not in devices}
-    wanted = {out / name: resolve(path, {"device": text}, None, [], None) for text, name in devices.items()}
+    wanted = {out / name: resolve(path, {"device": text}, None, []) for text, name in devices.items()}
     _run(wanted, path)
     read |= {folder: _read(folder) for folder in wanted}
     compared = [Compared(name, *read[folder]) for folder, name in zip(folders, names, strict=True)]

@@ -6,16 +6,15 @@ import os
 from contextlib import nullcontext
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dipsim.basics.errors import InputError, named
-from dipsim.cli.terminal import apply_settings, console, progress_bar, say, torch_needed
+from dipsim.cli.terminal import console, progress_bar, resolve, say, torch_needed
 
 if TYPE_CHECKING:
     from dipsim.planning.planner import Planner
-    from dipsim.study.experiment import Experiment
 
 commands = typer.Typer()
 
@@ -82,26 +81,6 @@ def run(
     print(", timeline.json" if timeline else "")
 
 
-def resolve(
-    path: Path, changes: dict[str, Any], policies: list[str] | None, settings: list[str], cache: str | None
-) -> Experiment:
-    """The experiment of a file with what the command line changes."""
-    from dipsim.basics.fields import parse
-    from dipsim.study.experiment import Experiment, policy_entries
-
-    data = Experiment.load(path).resolved()
-    if cache is not None:  # what the command line says takes the place of what the file says, either way
-        data |= {"dram": None, "cache": {**(data["cache"] or {}), "size": cache}}
-    elif "dram" in changes and data["cache"] is not None:
-        data["cache"]["size"] = None
-    data |= changes
-    if policies:
-        data["policies"] = policies
-    chosen = policy_entries(data)
-    apply_settings(chosen, settings)
-    return parse(Experiment, data | {"policies": chosen}, "command line" if changes or policies or cache else path)
-
-
 @commands.command()
 def sweep(
     experiment: Annotated[Path, typer.Argument(help="Experiment file with a sweep.")],
@@ -157,11 +136,14 @@ def _planners(device: Processor) -> list[Planner]:
 
 
 @commands.command()
-def plot(folder: Annotated[Path, typer.Argument(help="Output folder of a run or a sweep.")]) -> None:
+def plot(folder: Annotated[Path, typer.Argument(help="Output folder of any command that draws.")]) -> None:
     """Draw the figures of an output folder again."""
+    from dipsim.figures.memory import draw_memory
     from dipsim.figures.run import draw_run
-    from dipsim.figures.sweep import draw_sweep, is_sweep
+    from dipsim.figures.solve import draw_solve
+    from dipsim.figures.sweep import draw_sweep
 
-    draw = draw_sweep if is_sweep(folder) else draw_run
+    by_table = {"sweep.csv": draw_sweep, "solve.csv": draw_solve, "memory.csv": draw_memory}
+    draw = next((draw for name, draw in by_table.items() if (folder / name).is_file()), draw_run)
     for path in draw(folder):
         print(path)

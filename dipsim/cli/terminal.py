@@ -1,4 +1,4 @@
-"""What the commands share: the terminal's width, a progress bar, settings given as POLICY.PARAMETER=VALUE."""
+"""What the commands share: the terminal's width, a progress bar, an experiment that the command line changes."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dipsim.basics.errors import InputError
 from dipsim.basics.files import parse_yaml
 from dipsim.basics.progress import Progress
+
+if TYPE_CHECKING:
+    from dipsim.study.experiment import Experiment
 
 PERIOD_S = 10.0  # between lines about progress
 
@@ -34,6 +37,26 @@ def apply_settings(chosen: list[dict[str, dict[str, Any]]], settings: list[str])
         if not (equals and dot and set_parameter(chosen, name, parameter, given)):
             known = ", ".join(key for entry in chosen for key in entry)
             raise InputError(f"--set {setting}: write POLICY.PARAMETER=VALUE with a policy of this run ({known})")
+
+
+def resolve(
+    path: Path, changes: dict[str, Any], policies: list[str] | None, settings: list[str], cache: str | None = None
+) -> Experiment:
+    """The experiment of a file with what the command line changes."""
+    from dipsim.basics.fields import parse
+    from dipsim.study.experiment import Experiment, policy_entries
+
+    data = Experiment.load(path).resolved()
+    if cache is not None:  # what the command line says takes the place of what the file says, either way
+        data |= {"dram": None, "cache": {**(data["cache"] or {}), "size": cache}}
+    elif "dram" in changes and data["cache"] is not None:
+        data["cache"]["size"] = None
+    data |= changes
+    if policies:
+        data["policies"] = policies
+    chosen = policy_entries(data)
+    apply_settings(chosen, settings)
+    return parse(Experiment, data | {"policies": chosen}, "command line" if changes or policies or cache else path)
 
 
 @contextlib.contextmanager

@@ -46,7 +46,7 @@ COLUMNS: dict[str, Column] = {
 DRAM, FLASH = "dram_bytes", "flash_bandwidth_bytes_per_s"
 ON_AXES = ("flash.read_bandwidth", "cache.size")  # what is swept and drawn along an axis
 NAMES = {DRAM: ("DRAM", "size"), FLASH: ("Flash read bandwidth", "bandwidth")}
-CLOCK = ("streams", "turns", "contention")  # swept keys without a dot that have columns of their own
+OWN = ("streams", "turns", "contention", "split")  # swept keys without a dot that have columns of their own
 WITHOUT: dict[str, tuple[str, Any]] = {"prefetch": ("prefetch.when", "never"), "drafts": ("speculate.draft", 0)}
 TO_MAP = {  # what a map of gains takes
     "prefetch": "prefetch.when with never among its values, and two more keys that are numbers",
@@ -131,7 +131,7 @@ def join_columns(table: pd.DataFrame, names: Sequence[str]) -> pd.Series[str]:
 
 def is_swept(name: str) -> bool:
     """Whether a column is a swept key of a device, of an option or of a plugin."""
-    return "." in name or name in CLOCK
+    return "." in name or name in OWN
 
 
 def is_own(name: str, of: str) -> bool:
@@ -147,7 +147,7 @@ def varies(values: pd.Series[Any]) -> bool:
 
 def price(rows: pd.DataFrame) -> str:
     """The perplexity of these points, from the lowest to the highest."""
-    known = rows["perplexity"].dropna()
+    known = prices(rows["perplexity"]).dropna()
     if known.empty:
         return f"perplexity: {NOT_MEASURED}"
     low, high = float(known.min()), float(known.max())

@@ -45,10 +45,10 @@ class Batch:
     """The caches of members of one kind, those of the same key side by side, in adjacent layers.
 
     Rows are ordered by ranking (the members of a key), layer and member, so a ranking has a block [L, D] of rows.
-    `scores` are those of each key, [L, T, N], float32 or float64.
+    `scores` are those of each key, [L, T, N], float32 or float64, from layer `begin` on.
     """
 
-    def __init__(self, members: Sequence[Member], scores: dict[ScoresKey, Tensor]) -> None:
+    def __init__(self, members: Sequence[Member], scores: dict[ScoresKey, Tensor], begin: int) -> None:
         builder, self.columns = members[0].builder, members[0].caches.columns
         _, self.aware, eviction = members[0].kind
         rule = eviction_rule(eviction)
@@ -59,7 +59,13 @@ class Batch:
         self.rows = [member.caches for ranking in self.rankings for _ in range(self.layers) for member in ranking]
         self.k = torch.tensor([caches.group.k for caches in self.rows], dtype=torch.int32, device=device)
         self.nan = torch.zeros_like(self.k, dtype=torch.uint8)
-        capacities = torch.tensor([caches.capacity for caches in self.rows], dtype=torch.int32, device=device)
+        held = [
+            member.caches.capacities[begin + layer]
+            for ranking in self.rankings
+            for layer in range(self.layers)
+            for member in ranking
+        ]
+        capacities = torch.tensor(held, dtype=torch.int32, device=device)
         self.caches = kernels.Caches(capacities, self.columns, rule, builder.tokens)
         self.future: Tensor | None = None
         if self.aware:

@@ -110,7 +110,7 @@ class GpuPlanner:
                 here = range(begin, min(begin + together, layers.stop))
                 scores = _all_scores(members, islice(reading, len(here)), len(here), self.device)
                 for _, same in groupby(members, lambda member: member.kind):
-                    recorded.append(recorder.submit(_record, here, Batch(list(same), scores).run()))
+                    recorded.append(recorder.submit(_record, here, Batch(list(same), scores, begin).run()))
                 del scores  # before the next are made
                 for layer in here:
                     progress(self.task, layer + 1, layers.stop)

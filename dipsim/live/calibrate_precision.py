@@ -2,7 +2,7 @@
 
 A pass over calibration text gives moments (`moments.py`), and another one typical scores. From the moments come the
 bases that are nearest to the exact weights where it matters, and the errors of all levels. The formulas are in
-docs/precision.md.
+docs/background/precision.md.
 """
 
 from __future__ import annotations

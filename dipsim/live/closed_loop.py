@@ -225,7 +225,7 @@ class SparseMlp:
         if group.price is not None:
             masks = builder.priced_masks(mine, self.layer, values.reshape(-1, values.shape[-1])).reshape(values.shape)
             return masks, np.broadcast_to(builder.placement(mine, self.layer).resident, values.shape)
-        caches = self.caches.setdefault(group.name, [mine.cache(begin_with) for _ in values])
+        caches = self.caches.setdefault(group.name, [mine.cache(self.layer, begin_with) for _ in values])
         masks, residents = np.zeros(values.shape, dtype=bool), np.zeros(values.shape, dtype=bool)
         for index, cache in enumerate(caches):
             here = {"masks": masks[index], "residents": residents[index]}
@@ -256,8 +256,8 @@ class SparseMlp:
     def _residents(self, builder: PlanBuilder, caches: LayerCaches, masks: Mask) -> Mask:
         if builder.sees_memory:
             return _in_a_row(self.residents[caches.group.name])
-        begin_with = builder.begin_with(caches, self.layer)
-        return find_residents(masks, caches.capacity, caches.eviction, builder.sequence_starts, begin_with)
+        capacity, begin_with = caches.capacities[self.layer], builder.begin_with(caches, self.layer)
+        return find_residents(masks, capacity, caches.eviction, builder.sequence_starts, begin_with)
 
 
 def _in_a_row(parts: Sequence[Mask]) -> Mask:

@@ -1,7 +1,7 @@
 """The 4-bit codes of a model's MLPs, as its GGUF file has them, and the weights of each level of precision.
 
 A code is nested: its highest bits are a code of fewer bits. Each level has scales of its own, fitted by
-`calibrate_precision.py`; the highest has the file's, in 8 bits (docs/precision.md).
+`calibrate_precision.py`; the highest has the file's, in 8 bits (docs/background/precision.md).
 """
 
 from __future__ import annotations

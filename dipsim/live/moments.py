@@ -2,7 +2,7 @@
 
 Gradients are of the loss of the text's own next tokens, and of others which the model draws. Their moments are the
 empirical Fisher information and Fisher information, the curvature of the divergence from the dense model; both
-together did better than each (docs/precision.md).
+together did better than each (docs/background/precision.md).
 """
 
 from __future__ import annotations

@@ -19,9 +19,10 @@ from dipsim.live.closed_loop import LiveActivations, as_numpy, check_alone, spar
 from dipsim.live.codes import nested_weights
 from dipsim.live.experts import meets_layers_in_turn, rerouted
 from dipsim.live.models import LoadedModel, hooked
-from dipsim.planning.builder import PlanBuilder
+from dipsim.planning.builder import PlanBuilder, make_builders
 from dipsim.planning.fetch_plan import FetchPlan, Setting
 from dipsim.planning.placer import Placer
+from dipsim.planning.split import learn_splits
 from dipsim.sparsity.policy import Policy
 from dipsim.sparsity.ranking import score_threshold
 from dipsim.sparsity.selection import checked_groups
@@ -45,7 +46,7 @@ def measure(
     """
     sequences, length = ids.shape
     starts = tuple(range(0, sequences * length, length))
-    builders = [PlanBuilder(loaded.shape, setting, sequences * length, starts) for setting in settings]
+    builders = make_builders(loaded.shape, settings, sequences * length, starts)
     check_alone(builders)
     step = 1 if meets_layers_in_turn(builders[0]) else length
     with torch.inference_mode(), _decided(loaded, builders, limits):
@@ -57,6 +58,7 @@ def _decided(
     loaded: LoadedModel, builders: Sequence[PlanBuilder], limits: Sequence[dict[str, float]]
 ) -> AbstractContextManager[Any]:
     """Inside, the plans' policy decides what each layer computes with: its experts, or the columns of its MLP."""
+    learn_splits(builders, loaded.shape)
     if loaded.routers:
         return rerouted(loaded.routers, builders)
     placer = Placer(builders, loaded.shape)

@@ -1,7 +1,7 @@
 """Measures a machine, and makes a device of what was found.
 
 Flash is timed over read sizes and reads under way, in passes that visit all of them, each time at other addresses. A
-point is the median of its passes. The method and its limits are in docs/calibrate.md.
+point is the median of its passes. The method and its limits are in docs/how-to/calibrate.md.
 """
 
 from __future__ import annotations

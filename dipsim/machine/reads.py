@@ -14,6 +14,7 @@ from dipsim.machine.disk import LARGEST
 from dipsim.planning.builder import LayerCaches, PlanBuilder
 from dipsim.planning.fetch_plan import FetchPlan, Setting
 from dipsim.planning.planner import CpuPlanner
+from dipsim.planning.split import learn_splits
 from dipsim.storage.placement import Fetch
 from dipsim.storage.runs import unpack
 from dipsim.workload.trace import Trace
@@ -57,6 +58,7 @@ def reads_of(trace: Trace, setting: Setting, tokens: int, shown: int, page: int,
         masked[position], end = _spans(fetch, counted[-shown:], end)
 
     builder.watch = watch
+    learn_splits([builder], trace.shape, trace, progress=progress)
     CpuPlanner().fill(trace, [builder], range(trace.shape.num_hidden_layers), progress)
     plan = builder.finish()
     steps: list[list[Batch]] = []  # what each of the tokens reads there

@@ -1,6 +1,6 @@
 """Divides the DRAM: static parts first, then matrices that are read whole, then equal caches, or one of experts.
 
-The equations are in docs/background.md, section 3.
+The equations are in docs/background/equations.md, section 3.
 """
 
 from __future__ import annotations
@@ -27,9 +27,13 @@ class Budget:
     whole_resident_bytes: float  # matrices that the policy reads whole: resident part
     whole_streamed_bytes: float  # and the part read from Flash for every token
     cache_bytes: float
-    capacities: tuple[int, ...]  # columns cached of each matrix of each group, in one layer; experts as they fit evenly
+    capacities: tuple[int | tuple[int, ...], ...]  # columns of each group in every layer, or in each; experts likewise
     unused_bytes: float
     buffer_bytes: float = 0.0  # for guesses
+
+    def in_layers(self, layers: int) -> list[tuple[int, ...]]:
+        """The capacity of each group in each of so many layers."""
+        return [each if isinstance(each, tuple) else (each,) * layers for each in self.capacities]
 
     @property
     def used_bytes(self) -> float:

@@ -2,7 +2,7 @@
 
 A token presents its whole mask at once. Resident columns of the mask are hits. The mask is then made resident, and
 residents outside it make room. Where the mask alone exceeds the capacity, all hits stay and some newcomers take the
-places left. Who leaves and who enters is the eviction rule's choice (docs/background.md, section 4).
+places left. Who leaves and who enters is the eviction rule's choice (docs/background/equations.md, section 4).
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ class ColumnCache:
         self.resident: Mask = np.zeros(columns, dtype=bool) if resident is None else resident
         self.found = 0  # hits of the last token
         self.rule = rule(columns, masks) if rule.needs_future else rule(columns)
+        self.rule.capacity = float(self.capacity)
+        self.rule.admit(self.resident, self.resident, self.resident)
         self._size = int(np.count_nonzero(self.resident))
 
     def step(self, mask: Mask) -> Mask:

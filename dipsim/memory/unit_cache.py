@@ -2,7 +2,7 @@
 
 A batch finds its hits, then all of it is made resident, then units outside it leave until the rest fits: no batch
 evicts its own units, so a batch that is larger than the budget stays until the next one comes. This is how engines that
-stream experts work (docs/background.md, section 10).
+stream experts work (docs/background/equations.md, section 10).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A unit's depth is the bytes of all units whose last use is not older than its own, itself included. It only grows until
 the unit is used again. So an LRU cache holds exactly the units whose depth does not exceed its budget, and those of the
-batch before, which it may not evict (docs/background.md, section 10).
+batch before, which it may not evict (docs/background/equations.md, section 10).
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from dipsim.basics.limits import check_memory
 from dipsim.memory.budget import Budget, allocate, column_bytes
 from dipsim.memory.cache import ColumnCache, lowest
 from dipsim.memory.eviction import eviction_rule
+from dipsim.memory.split import Split
 from dipsim.planning.expert_reads import check_experts, expert_pieces
 from dipsim.planning.fetch_plan import Encoded, FetchPlan, Setting, warm_up_tokens
 from dipsim.planning.precision import Precision, has_levels
@@ -43,6 +44,7 @@ from dipsim.workload.trace import sequences
 
 LESS = "ask for fewer tokens, or a smaller model"
 LEAST_BYTES = 1e-6  # what is less comes from rounding
+ANY_BYTES = 2.0**60  # of a DRAM whose budget somebody else decides
 PREDICTOR_BITS = 16  # per weight that a policy brings along
 ScoresKey = tuple[type[Policy], str, Group]  # equal where scores and rankings are
 
@@ -54,7 +56,7 @@ class LayerCaches:
     policy: Policy
     group: Group
     eviction: str
-    capacity: int
+    capacities: tuple[int, ...]  # in each layer
     columns: int
 
     @cached_property
@@ -62,9 +64,9 @@ class LayerCaches:
         """What the scores and rankings depend on."""
         return type(self.policy), self.policy.label, self.group
 
-    def cache(self, begin_with: Mask | None = None) -> ColumnCache:
-        """A cache at the start of a sequence, for an eviction that does not need the future."""
-        return ColumnCache(self.columns, self.capacity, self.eviction, resident=begin_with)
+    def cache(self, layer: int, begin_with: Mask | None = None) -> ColumnCache:
+        """The cache of a layer at the start of a sequence, for an eviction that does not need the future."""
+        return ColumnCache(self.columns, self.capacities[layer], self.eviction, resident=begin_with)
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,9 @@ class PlanBuilder:
         self.shape, self.setting, self.tokens, self.sequence_starts = shape, setting, tokens, starts
         self.prompts = [(begin, min(end, tokens)) for begin, end in prompts if begin < tokens]
         self.groups = checked_groups(policy, shape)
-        check_memory(_least_memory(shape, self.groups, tokens), f"{tokens} tokens of {shape.name or 'the model'}", LESS)
+        self.least_bytes = 6 * 8.0 * tokens * (len(self.groups) + 1) * shape.num_hidden_layers  # six numbers a step
+        activations = shape.layer_memory(tokens) if self.groups else 0.0
+        check_memory(self.least_bytes + activations, f"{tokens} tokens of {shape.name or 'the model'}", LESS)
         self.layout = load_layout(setting.layout)
         self.rule = rule = eviction_rule(setting.eviction)
         self.sees_memory = sees_memory(policy, self.groups)
@@ -144,7 +148,7 @@ class PlanBuilder:
             self.warm_up = max(end - begin for begin, end in self.prompts)
             if not self.counted.any():
                 raise InputError(f"tokens: the first {tokens} are all of the prompt; ask for more")
-        self.budget: Budget = allocate(
+        budget = allocate(
             shape,
             self.groups,
             setting.dram_bytes,
@@ -157,23 +161,46 @@ class PlanBuilder:
         )
         self.precision: Precision | None = None
         if levelled:
-            self.precision = Precision(shape, setting, self.groups, self.budget.cache_bytes + self.budget.unused_bytes)
-            self.budget = self.precision.budget(self.budget)
-        self.caches = tuple(
-            LayerCaches(policy, group, setting.eviction, capacity, shape.axis_size(group.axis) * len(group.copies))
-            for group, capacity in zip(self.groups, self.budget.capacities, strict=True)
-        )
+            self.precision = Precision(shape, setting, self.groups, budget.cache_bytes + budget.unused_bytes)
+            budget = self.precision.budget(budget)
         whole = (WHOLE,) if whole_matrices(self.groups) or shape.whole_mlp_bytes.any() or levelled else ()
         self._steps = (ATTENTION, *whole, *(group.name for group in self.groups))  # of a layer
         counted = int(np.count_nonzero(self.counted))
         self._arrays = _empty_arrays(
             shape, self.groups, setting.page, counted, len(self._steps) * shape.num_hidden_layers + 1
         )
+        self.split: Split | None = None
         self.encoded: Encoded | None = None
         self.uses: Ints | None = None
         self._placed: dict[int, list[Placement]] = {}
         self.watch: Callable[[LayerCaches, int, Fetch], object] = _unwatched  # sees what each layer's masks read
-        self._enter_static(position[self.counted])
+        self._position = position[self.counted]
+        self.divide(budget)
+
+    def divide(self, budget: Budget) -> None:
+        """Take this budget: the capacities of its caches, and what it lets every token read."""
+        self.budget = budget
+        self.caches = tuple(
+            LayerCaches(
+                self.setting.policy,
+                group,
+                self.setting.eviction,
+                capacities,
+                self.shape.axis_size(group.axis) * len(group.copies),
+            )
+            for group, capacities in zip(self.groups, budget.in_layers(self.shape.num_hidden_layers), strict=True)
+        )
+        self._enter_static(self._position)
+
+    def trial(self, tokens: int, starts: tuple[int, ...], capacities: Sequence[tuple[int, ...]]) -> PlanBuilder:
+        """A builder of the same setting for other tokens: from a cold start, with caches of these `capacities` of each
+        group in each layer. Columns lie as they lie here.
+        """
+        setting = replace(self.setting, dram_bytes=ANY_BYTES, start="cold", split="even")
+        trial = PlanBuilder(self.shape, setting, tokens, starts)
+        trial.divide(replace(self.budget, capacities=tuple(capacities)))
+        trial._placed = self._placed
+        return trial
 
     @property
     def arrays(self) -> dict[str, NDArray[Any]]:
@@ -197,10 +224,10 @@ class PlanBuilder:
         By `rankings` and `pinned`, of each group as `layers.{layer}.{group}`, somebody else has decided what to pin.
         Raises InputError if the layout cannot be learned or does not fit.
         """
-        sites = [self._site(caches) for caches in self.caches]
+        sites = [self._site(caches, layer) for caches in self.caches]
         if scores:
             pairs = zip(sites, self.caches, scores, strict=True)
-            sites = [replace(site, **self._calibration(caches, values)) for site, caches, values in pairs]
+            sites = [replace(site, **self._calibration(caches, site, values)) for site, caches, values in pairs]
         if rankings is None or pinned is None:
             self._placed[layer] = self.layout.place(layer, sites, self.setting.flash)
         else:
@@ -219,7 +246,7 @@ class PlanBuilder:
         """The columns [N] that are resident when a sequence begins; None if there are none."""
         if self.rule.fixed:
             return self.placement(caches, layer).resident
-        return lowest(caches.columns, caches.capacity) if self.setting.start == "filled" else None
+        return lowest(caches.columns, caches.capacities[layer]) if self.setting.start == "filled" else None
 
     def priced_masks(self, caches: LayerCaches, layer: int, scores: Numbers) -> Mask:
         """What tokens want of one group with a price, [T, N], by scores [T, N]."""
@@ -242,7 +269,8 @@ class PlanBuilder:
         else:  # a cache never shrinks by itself
             starts = sequences(self.sequence_starts, self.tokens)
             seen = max(int(ones(np.bitwise_or.reduce(pack(masks[begin:end])))) for begin, end in starts)
-            held = caches.capacity if self.setting.start == "filled" else min(caches.capacity, seen)
+            capacity = caches.capacities[layer]
+            held = capacity if self.setting.start == "filled" else min(capacity, seen)
         wanted, hits = ones(pack(used)), ones(pack(used & residents))
         self.record(
             caches,
@@ -313,7 +341,7 @@ class PlanBuilder:
             return self.shape.expert_bytes
         return np.full(self.shape.num_hidden_layers, len(group.matrices) * column_bytes(self.shape, group))
 
-    def _site(self, caches: LayerCaches) -> Site:
+    def _site(self, caches: LayerCaches, layer: int) -> Site:
         group = caches.group
         matrices, length = len(group.matrices), self.shape.unit_length(group.matrices[0], group.axis)
         places = [length if group.axis == "input" or name == "down_proj" else 1 for name in group.matrices]
@@ -323,15 +351,14 @@ class PlanBuilder:
             columns=caches.columns,
             column_bytes=column_bytes(self.shape, group),
             rows=sum(places),
-            pinned=caches.capacity if self.rule.fixed else 0,
+            pinned=caches.capacities[layer] if self.rule.fixed else 0,
             page=self.setting.page,
         )
 
-    def _calibration(self, caches: LayerCaches, scores: Numbers) -> dict[str, Any]:
+    def _calibration(self, caches: LayerCaches, site: Site, scores: Numbers) -> dict[str, Any]:
         """What a site knows of calibration tokens with these scores [T, N]."""
         policy, group = caches.policy, caches.group
         if group.price is not None:  # what they would read if nothing were pinned
-            site = self._site(caches)
             anywhere = self.layout.laid_out(site, 0, np.arange(site.columns))
             return {"masks": worth_reading(scores, group.price, anywhere, self.setting.flash)}
 
@@ -356,6 +383,7 @@ class PlanBuilder:
             step=self._steps * len(layers) + (LM_HEAD,),
             admits=self.rule.caches and not self.rule.fixed and self.precision is None,
             warm_up=self.warm_up,
+            split=self.split,
             encoded=self.encoded,
             uses=self.uses,
             **self._arrays,  # type: ignore[arg-type]
@@ -406,10 +434,18 @@ def _unwatched(_caches: LayerCaches, _layer: int, _fetch: Fetch) -> None:
     """Nobody looks."""
 
 
-def _least_memory(shape: ModelShape, groups: Sequence[Group], tokens: int) -> float:
-    """Bytes that planning takes at least: six numbers a token and step, and a layer's activations for masks."""
-    plan = 6 * 8.0 * tokens * (len(groups) + 1) * shape.num_hidden_layers
-    return plan + (shape.layer_memory(tokens) if groups else 0.0)
+def make_builders(
+    shape: ModelShape,
+    settings: Sequence[Setting],
+    tokens: int,
+    starts: tuple[int, ...],
+    prompts: Sequence[tuple[int, int]] = (),
+) -> list[PlanBuilder]:
+    """The builders of plans that are made side by side. Raises InputError as one does, and for want of memory."""
+    builders = [PlanBuilder(shape, setting, tokens, starts, prompts) for setting in settings]
+    what = f"{len(builders)} plans of {tokens} tokens of {shape.name or 'the model'}"
+    check_memory(sum(builder.least_bytes for builder in builders), what, LESS)
+    return builders
 
 
 def _empty_arrays(

@@ -110,12 +110,20 @@ class Replay:
         self.scopes = [slice(0, len(self.layers))]
         if first.setting.scope == "layer":
             self.scopes = [slice(place, place + 1) for place in range(len(self.layers))]
-        self.budgets = [builder.budget.cache_bytes / len(self.scopes) for builder in self.builders]
+        self.budgets = [self._budgets(builder) for builder in self.builders]  # of each, of each scope
         size = (first.tokens, len(self.layers), len(self.copies))
         self.wanted = np.zeros(size, dtype=np.int64)  # of a prompt, in the row of its first token
         self.found = np.zeros((len(same), *size), dtype=np.int64)
         self.held = np.zeros((len(same), len(self.layers)))
         self.uses = np.zeros((first.shape.num_hidden_layers, self.experts), dtype=np.int64)
+
+    def _budgets(self, builder: PlanBuilder) -> list[float]:
+        """Bytes of each cache of a plan: equal, unless its budget says what each layer has."""
+        budget, scopes = builder.budget, len(self.scopes)
+        if not isinstance(budget.capacities[0], tuple):
+            return [budget.cache_bytes / scopes] * scopes
+        held: list[float] = (np.array(budget.capacities[0])[self.layers] * self.size).tolist()
+        return held
 
     def sizes(self, scope: slice) -> Floats:
         """Bytes of the units of some layers, those of one after those of the one before."""
@@ -139,16 +147,17 @@ class Replay:
         counted = np.flatnonzero(self.first.counted)
         self.uses[self.layers] = [each.uses(counted, self.experts) for each in chosen]
         for stretches in self.stretches():
-            for scope in self.scopes:
+            for place, scope in enumerate(self.scopes):
+                budgets = [each[place] for each in self.budgets]
                 requests = self._requests(chosen[scope], stretches)
                 self._count(requests, stretches, scope, self.wanted[..., 0])
                 sizes = self.sizes(scope)
                 if rule.name == "lru":
                     cycle = scope.stop - scope.start
-                    hits = lru_hits(requests, sizes, self.budgets, cycle)
+                    hits = lru_hits(requests, sizes, budgets, cycle)
                     largest = np.bincount(requests.batch, sizes[requests.units], 1).max()  # may exceed its budget
                     asked = float(sizes[np.unique(requests.units)].sum())
-                for index, budget in enumerate(self.budgets):
+                for index, budget in enumerate(budgets):
                     if pinned is not None:
                         resident = pinned[index][scope].ravel()
                         found, most = resident[requests.units], float(sizes[resident].sum())
@@ -183,8 +192,9 @@ class Replay:
 
     def caches_of(self, chosen: Sequence[Chosen] | None) -> list[UnitCache]:
         """New caches of the only plan; with what each layer's tokens `chosen`, they hold what is pinned by that."""
-        (budget,) = self.budgets
-        caches = [UnitCache(self.sizes(scope), budget, self.first.rule.name) for scope in self.scopes]
+        (budgets,) = self.budgets
+        pairs = zip(self.scopes, budgets, strict=True)
+        caches = [UnitCache(self.sizes(scope), budget, self.first.rule.name) for scope, budget in pairs]
         if chosen is not None:
             (pinned,) = self._pinned(chosen)
             for cache, scope in zip(caches, self.scopes, strict=True):
@@ -267,9 +277,9 @@ class Replay:
             )
         uses = np.array([each.uses(free, self.experts) for each in chosen])
         found = []
-        for budget in self.budgets:
+        for budgets in self.budgets:
             pinned = np.zeros_like(uses, dtype=bool)
-            for scope in self.scopes:
+            for scope, budget in zip(self.scopes, budgets, strict=True):
                 order = np.argsort(-uses[scope].ravel(), kind="stable")
                 sizes = self.sizes(scope)[order]
                 pinned[scope].ravel()[order[np.cumsum(sizes) <= budget]] = True

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from dipsim.basics.arrays import Floats, Ints
 from dipsim.memory.budget import Budget
+from dipsim.memory.split import Split
 from dipsim.sparsity.policy import Group, Policy
 from dipsim.sparsity.selection import ATTENTION, LM_HEAD
 from dipsim.storage.flash import Flash
@@ -18,6 +19,7 @@ from dipsim.workload.shape import ModelShape
 
 Start = Literal["warm", "cold", "filled"]
 Scope = Literal["layer", "model"]
+Shares = Literal["even", "best"]
 DIGITS = 9  # of numbers of experts: what is less comes from rounding
 WARM_UP = 64  # tokens of a sequence, at most, that pass through the caches before the clock starts
 
@@ -36,8 +38,9 @@ class Setting:
     a path) how columns lie in Flash. A layout is learned from the trace `calibration`, by default from the tokens that
     are not counted. Flash has pages of `page` bytes, 1 for none. `flash` is given if what is read depends on its times:
     gaps are then read through where that is faster. A cache of experts is divided evenly over the layers, or it is one
-    over all layers (`scope`). `buffer` bytes of the DRAM hold guesses; the KV caches of `streams` sequences are there
-    at a time; `draft` tokens are verified together with the one before them.
+    over all layers (`scope`). The `split` of the DRAM over caches is even, or the best for Flash, learned as a layout
+    is. `buffer` bytes of the DRAM hold guesses; the KV caches of `streams` sequences are there at a time; `draft`
+    tokens are verified together with the one before them.
     """
 
     policy: Policy
@@ -51,6 +54,7 @@ class Setting:
     page: float = 1.0
     flash: Flash | None = None
     scope: Scope = "layer"
+    split: Shares = "even"
     buffer: float = 0.0
     streams: int = 1
     draft: int = 0
@@ -111,7 +115,8 @@ class FetchPlan:
     `ranked` [P] are the columns that a position selects among, `piece_bytes` [P] what a column takes in each piece of
     its group, `unit_bytes` [P] what it takes in all of them. What is missed enters a cache if it `admits`. `layer` [P]
     is num_hidden_layers for lm_head. `warm_up` is the number of tokens of a sequence, at most, that came before those
-    counted, of which `encoded` tells what they did to experts. `uses` [L, E] are the counted tokens that use each
+    counted, of which `encoded` tells what they did to experts. `split` tells how the best split was found, None for the
+    even one. `uses` [L, E] are the counted tokens that use each
     expert, in whichever copy, None without experts. `guessed` tells what was read ahead of masks, None if nothing
     was; what a step found there in time, or waited for, counts among its `dram_hits`. `accepted` [T] is how many
     tokens each row stands for where drafts are verified together, None where it is one. `tier_bytes` [T, tiers]
@@ -141,6 +146,7 @@ class FetchPlan:
     unit_bytes: Floats
     admits: bool = False
     warm_up: int = 0
+    split: Split | None = None
     encoded: Encoded | None = None
     uses: Ints | None = None
     guessed: Guessed | None = None

@@ -39,12 +39,13 @@ class LayerScores:
         """What tokens want of one group and what they find resident, [T, N] each."""
         begin_with = builder.begin_with(caches, index)
         if caches.policy.cache_aware:
-            return aware_masks(caches, self.scores_of(caches), builder.sequence_starts, begin_with)
+            return aware_masks(caches, index, self.scores_of(caches), builder.sequence_starts, begin_with)
         if caches.group.price is not None:
             masks = builder.priced_masks(caches, index, self.scores_of(caches))
         else:
             masks = self.masks_of(caches)
-        return masks, find_residents(masks, caches.capacity, caches.eviction, builder.sequence_starts, begin_with)
+        capacity, starts = caches.capacities[index], builder.sequence_starts
+        return masks, find_residents(masks, capacity, caches.eviction, starts, begin_with)
 
     def masks_of(self, caches: LayerCaches) -> Mask:
         """Masks [T, N] of one group, which do not depend on the memory."""
@@ -63,16 +64,17 @@ class LayerScores:
 
 
 def aware_masks(
-    caches: LayerCaches, scores: Numbers, starts: Sequence[int], begin_with: Mask | None = None
+    caches: LayerCaches, layer: int, scores: Numbers, starts: Sequence[int], begin_with: Mask | None = None
 ) -> tuple[Mask, Mask]:
-    """Masks and residents [T, N] of a cache-aware policy from its scores [T, N].
+    """Masks and residents [T, N] of a cache-aware policy in one layer, from its scores [T, N].
 
     Each sequence begins with no residents, or with the columns `begin_with` [N].
     """
     masks, residents = (np.zeros(scores.shape, dtype=bool) for _ in range(2))
     for begin, end in sequences(starts, len(scores)):
         here = slice(begin, end)
-        choose_and_run(caches, caches.cache(begin_with), scores[here], masks=masks[here], residents=residents[here])
+        cache = caches.cache(layer, begin_with)
+        choose_and_run(caches, cache, scores[here], masks=masks[here], residents=residents[here])
     return masks, residents
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -29,22 +29,8 @@ class Placer:
     def __init__(self, builders: Sequence[PlanBuilder], shape: ModelShape, trace: Trace | None = None) -> None:
         laid = [builder for builder in builders if builder.groups and builder.precision is None]
         self.builders = [builder for builder in laid if builder.layout.learns]
-        names = {builder.setting.calibration for builder in self.builders} - {None}
-        self.traces = {name: Trace.open(name) for name in names if name is not None}
-        for other in self.traces.values():
-            if other.shape.sizes != shape.sizes:
-                raise InputError(
-                    f"calibration: {other.name} is a trace of {other.shape.name}, and {shape.name} is measured; use a "
-                    "trace of the same model"
-                )
-            if trace is not None and sha256(other.path) == sha256(trace.path):
-                raise InputError(f"calibration: {other.name} is the trace that is measured; use one of other text")
-        for builder in self.builders:
-            if builder.setting.calibration is None and (trace is None or builder.counted.all()):
-                raise InputError(
-                    f"layout: {builder.setting.layout} is learned from tokens that are not counted, and there are "
-                    "none; give a calibration trace, a learned layout, or more tokens with start: warm"
-                )
+        learned = {builder: f"layout: {builder.setting.layout}" for builder in self.builders}
+        self.traces = calibrations(learned, shape, trace, "a calibration trace, a learned layout")
         for builder in laid:
             if isinstance(builder.layout, Learned):
                 learned_here = trace is not None and sha256(trace.path) == builder.layout.origin.trace_sha256
@@ -62,6 +48,32 @@ class Placer:
                 builder.place(index, _all(builder, layers[name]))
             elif own is not None:
                 builder.place(index, _uncounted(builder, own))
+
+
+def calibrations(
+    learned: Mapping[PlanBuilder, str], shape: ModelShape, trace: Trace | None, instead: str = "a calibration trace"
+) -> dict[str, Trace]:
+    """The traces, by name, that something is learned from; each builder with what that is called.
+
+    Raises InputError if one is of another model or is the `trace` that is measured, or if there is nothing to learn
+    from, and what to give `instead`.
+    """
+    traces = {name: Trace.open(name) for builder in learned if (name := builder.setting.calibration) is not None}
+    for other in traces.values():
+        if other.shape.sizes != shape.sizes:
+            raise InputError(
+                f"calibration: {other.name} is a trace of {other.shape.name}, and {shape.name} is measured; use a "
+                "trace of the same model"
+            )
+        if trace is not None and sha256(other.path) == sha256(trace.path):
+            raise InputError(f"calibration: {other.name} is the trace that is measured; use one of other text")
+    for builder, what in learned.items():
+        if builder.setting.calibration is None and (trace is None or builder.counted.all()):
+            raise InputError(
+                f"{what} is learned from tokens that are not counted, and there are none; give {instead}, or more "
+                "tokens with start: warm"
+            )
+    return traces
 
 
 def _check_room(builder: PlanBuilder, layout: Learned) -> None:

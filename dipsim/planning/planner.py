@@ -11,13 +11,14 @@ from typing import Protocol
 
 from dipsim.basics.errors import InputError
 from dipsim.basics.progress import Progress, silent
-from dipsim.planning.builder import PlanBuilder
+from dipsim.planning.builder import PlanBuilder, make_builders
 from dipsim.planning.experts import ExpertPlans
 from dipsim.planning.fetch_plan import FetchPlan, Setting
 from dipsim.planning.kept import KeptLayers
 from dipsim.planning.masks import LayerScores
 from dipsim.planning.placer import Placer
 from dipsim.planning.precision import check_requests_of
+from dipsim.planning.split import learn_splits
 from dipsim.workload.trace import Trace
 
 
@@ -54,13 +55,14 @@ def plan(
     if not 0 < tokens <= trace.tokens:
         raise InputError(f"tokens: {tokens} asked for, the trace {trace.name} has {trace.tokens}; ask for 1 to that")
     starts = tuple(start for start in trace.sequence_starts if start < tokens)
-    builders = [PlanBuilder(trace.shape, setting, tokens, starts, trace.prompts) for setting in settings]
+    builders = make_builders(trace.shape, settings, tokens, starts, trace.prompts)
     for builder in builders:
         if builder.precision is not None:
             check_requests_of(trace, builder.setting.policy)
     if builders:
         planner = planner or CpuPlanner()
         layers = trace.shape.num_hidden_layers if layers is None else layers
+        learn_splits(builders, trace.shape, trace, learn=layers > 0, progress=progress)
         begin = 0 if kept is None else kept.restore(builders, layers)
         if begin:
             progress(planner.task, begin, layers)

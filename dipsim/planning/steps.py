@@ -24,6 +24,7 @@ from dipsim.planning.experts import Chosen
 from dipsim.planning.fetch_plan import FetchPlan, Setting
 from dipsim.planning.masks import LayerScores
 from dipsim.planning.placer import Placer
+from dipsim.planning.split import learn_splits
 from dipsim.sparsity.policy import Group
 from dipsim.sparsity.selection import aware_mask
 from dipsim.workload.level_requests import LevelRequests
@@ -170,6 +171,7 @@ class Stepwise(ABC):
             self.begins[begin:end] = begin
         self.counted = [int(token) for token in np.flatnonzero(builder.counted)]
         self.sites: dict[int, Site] = {}
+        learn_splits([builder], trace.shape, trace, progress=progress)
         placer = Placer([builder], trace.shape, trace) if trace.shape.mixture is None else None
         for index in trace.layers if builder.groups else ():
             layer = LayerScores(trace.layer(index, tokens))

@@ -35,7 +35,7 @@ class StepwiseColumns(Stepwise):
     def _new_caches(self) -> None:
         held = [(columns_held(self.shape, self.builder.groups, size), rule, full) for size, rule, full in self.further]
         for site in self.sites.values():
-            site.cache = site.caches.cache(self.builder.begin_with(site.caches, site.layer))
+            site.cache = site.caches.cache(site.layer, self.builder.begin_with(site.caches, site.layer))
             place, columns = self.builder.caches.index(site.caches), site.caches.columns
             site.further = tuple(
                 ColumnCache(columns, each[place], rule, resident=lowest(columns, each[place]) if full else None)

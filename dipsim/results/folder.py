@@ -34,8 +34,9 @@ from dipsim.results.quality import NOT_MEASURED
 from dipsim.results.result import Result, shown_token
 from dipsim.timing.timeline import BREAKDOWN
 
-FIGURES = ("latency", "policies", "hit_rate_by_layer", "token_gantt", "experts_by_layer")
+FIGURES = ("latency", "policies", "hit_rate_by_layer", "token_gantt", "experts_by_layer", "memory")
 EXPERTS = "experts.csv"  # in the folder of a model that has experts
+MEMORY, SPLITS = "memory.csv", "splits.csv"  # in that of plan-memory
 TABLES: dict[str, dict[str, Column]] = {  # the columns that are read back
     "tokens.csv": {"policy": TEXT, "token": NATURAL, "latency_s": AMOUNT} | {f"{part}_s": AMOUNT for part in BREAKDOWN},
     "layers.csv": {"policy": TEXT, "layer": NATURAL, "hit_rate": SHARE},
@@ -50,7 +51,7 @@ def clear_results(out: Path) -> None:
     """Remove what an earlier run left in a folder, and this one may not replace: all but the tables."""
     remove_temporary(out)
     drawn = [f"{name}.{kind}" for name in FIGURES for kind in ("png", "svg")]
-    for name in ("summary.json", "timeline.json", "replay.csv", EXPERTS, *drawn):
+    for name in ("summary.json", "timeline.json", "replay.csv", EXPERTS, MEMORY, SPLITS, *drawn):
         if (out / name).is_file():
             (out / name).unlink()
 

@@ -103,6 +103,8 @@ def memory_of(plan: FetchPlan) -> str:
     if uses_all or setting.policy.cache_aware:
         if setting.start == "filled":
             seen["start"] = setting.start
+        if setting.split != "even":
+            seen |= {"split": setting.split, "calibration": _calibration_hash(setting)}
         if setting.scope == "model":
             seen["scope"] = setting.scope
         together = {"streams": setting.streams - 1, "draft": setting.draft}  # others that change the caches
@@ -111,8 +113,8 @@ def memory_of(plan: FetchPlan) -> str:
             seen["buffer"] = setting.buffer
         if uses_all or setting.eviction == "pinned":
             file = learned_file(setting.layout)
-            trace = setting.calibration and assets.find("traces", setting.calibration)
-            seen |= {"layout": sha256(file) if file else setting.layout, "calibration": trace and sha256(trace)}
+            layout = sha256(file) if file else setting.layout
+            seen |= {"layout": layout, "calibration": _calibration_hash(setting)}
     if uses_all or (load_layout(setting.layout).needs_pinned and seen):
         seen["flash"] = setting.flash and setting.flash.model_dump(exclude_defaults=True)
     if uses_all and setting.flash is None and setting.page != 1:
@@ -120,6 +122,10 @@ def memory_of(plan: FetchPlan) -> str:
     if files := setting.policy.files():
         seen["files"] = [sha256(file) for file in files]
     return json.dumps(seen, sort_keys=True) if seen else ""
+
+
+def _calibration_hash(setting: Setting) -> str | None:
+    return setting.calibration and sha256(assets.find("traces", setting.calibration))
 
 
 def write_quality(rows: Iterable[Measured], path: Path) -> None:

@@ -215,6 +215,7 @@ class Result:
             "start": plan.setting.start,
             "layout": plan.setting.layout,
             "eviction": plan.setting.eviction,
+            **({} if plan.setting.split == "even" else {"split": plan.setting.split}),
             "timing": self.timeline.timing,
             **({"on_clock": self.on_clock} if self.on_clock else {}),
             "dram_bytes": plan.setting.dram_bytes,

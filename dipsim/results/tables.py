@@ -43,6 +43,7 @@ def heading(results: Sequence[Result]) -> str:
     faults = page_fault_share(budget.total_bytes, results[0].device)
     paging = f"\n{faults:.0%} of what is resident pages in: the device has less DRAM free" if faults else ""
     scope = f" over the {plan.setting.scope}" if plan.of_experts else ""
+    scope += "" if plan.setting.split == "even" else f", split {plan.setting.split}"
     return (
         f"{plan.shape.name} on {results[0].device.name}: {plan.tokens} tokens{begun}\n"
         f"layout {short(plan.setting.layout)}, eviction {plan.setting.eviction}{scope}, timing {timeline.timing}"

@@ -1,7 +1,7 @@
 """A calibration of precision: what a nested code's base needs, and what choosing among its levels goes by.
 
 The levels are prefixes of a model's own 4-bit code: nothing, its highest bit, its two, its three highest, all of it
-(docs/precision.md). For each layer i and matrix the file has the base of each of the levels L from 1 to 4,
+(docs/background/precision.md). For each layer i and matrix the file has the base of each of the levels L from 1 to 4,
 `layers.{i}.{matrix}.base{L}` [rows, groups] (uint8: the scale's place in its grid, and 16 times the centre's),
 `.scales{L}` [16] and `.centres{L}` [16] (the grids), `.values{L}` (what each code stands for). For each group of units
 it has `layers.{i}.{group}.errors` [N, levels] and `.scores` [Q, N], as `Units` says. `layers.{i}.value` [m] is what a

@@ -1,7 +1,7 @@
 """Levels of precision: what each takes of a unit, what lies between them, and which is worth its bytes.
 
 A unit (a row or a column of a matrix) has ordered levels, from nothing to all of its bits. Its residency is a level,
-and so is a request. A mask is the case of two levels (docs/precision.md).
+and so is a request. A mask is the case of two levels (docs/background/precision.md).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Flash: the time of a read depends on its size, and the time of a batch on the queue.
 
-It knows nothing of models. The equations are in docs/background.md, section 5.
+It knows nothing of models. The equations are in docs/background/equations.md, section 5.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class Flash(Strict):
         """Seconds that one read of `size` bytes (any shape) occupies command stage and bus; 0 for size 0.
 
         t = (c^p + (s / B)^p)^(1 / p) with c = command_time, B = read_bandwidth and p = overlap
-        (docs/background.md, section 5).
+        (docs/background/equations.md, section 5).
         """
         size = np.asarray(size, dtype=np.float64)
         if self.curve is not None:
@@ -111,7 +111,7 @@ class Flash(Strict):
         return np.asarray(self.command_time + self.latency + np.asarray(size) / self.peak_bandwidth)
 
     def batch_time(self, count: ArrayLike, total: ArrayLike) -> Floats:
-        """Seconds [...] for batches of reads that are submitted together (docs/background.md, section 5).
+        """Seconds [...] for batches of reads that are submitted together (docs/background/equations.md, section 5).
 
         `count` and `total` [..., classes] are the number of reads and their bytes in each class of similar sizes. The
         reads of a class are taken to have its mean size. The first read overlaps with nothing before it. Where the
@@ -148,7 +148,7 @@ class Flash(Strict):
         return self.queue_depth if self.lanes is None else self.lanes
 
     def throughput(self, under_way: float, size: float) -> float:
-        """Bytes per second of reads of `size` bytes, so many of which are under way (docs/background.md, section 11).
+        """Bytes per second of reads of `size` bytes, so many under way (docs/background/equations.md, section 11).
 
         Each takes the time that it takes alone, until they saturate the bus.
         """

@@ -2,7 +2,7 @@
 
 Pages that lie side by side are one read; on Flash without pages, columns are. A gap that takes less time to read than
 to leave out is read through, and where one read of everything is faster still, everything is read
-(docs/background.md, section 5).
+(docs/background/equations.md, section 5).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Records lie side by side. Each begins with what the next level needs, so a request reads its beginning.
 Reads that touch are one. A gap that takes less time to read than to leave out is read through, and brings whatever lies
-in it (docs/precision.md).
+in it (docs/background/precision.md).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Which columns are worth reading: the runs that gain the most score beyond what reading them costs.
 
 A run costs the time that its pages take, given in bytes that Flash could read in this time at full speed. The best set
-of runs is found exactly, by dynamic programming along the columns (docs/background.md, section 2).
+of runs is found exactly, by dynamic programming along the columns (docs/background/equations.md, section 2).
 """
 
 from __future__ import annotations

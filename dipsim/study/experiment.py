@@ -18,7 +18,7 @@ from dipsim.basics.units import parse as parse_quantity
 from dipsim.basics.units import write as write_quantity
 from dipsim.memory.budget import largest_unit
 from dipsim.memory.eviction import Eviction
-from dipsim.planning.fetch_plan import Scope, Setting, Start
+from dipsim.planning.fetch_plan import Scope, Setting, Shares, Start
 from dipsim.sparsity.policy import Policy
 from dipsim.sparsity.selection import checked_groups
 from dipsim.storage.layouts import load_layout
@@ -89,6 +89,7 @@ class Options(ClockOptions):
     empty; `filled`, they hold the columns of lowest index. `layout` says how columns lie in Flash; one that is learned
     is learned from the trace `calibration`, by default from the tokens that are not counted. With `read_through` (the
     default), gaps are read too where that is faster; without it, layouts and masks take a read to cost its bytes only.
+    `split` says how caches share the DRAM: evenly, or as is `best` for Flash, which is learned as a layout is.
     `eviction` is the name of a rule, by default lfu (lru for experts), or pinned where the layout lays pinned columns
     apart. `timing` is serial, concurrent or pipelined. `stream_static` lets lm_head and attention overflow to Flash.
     What depends on the clock is told in `ClockOptions`.
@@ -102,6 +103,7 @@ class Options(ClockOptions):
     layout: str = "columns"
     calibration: str | None = None
     read_through: StrictBool = True
+    split: Shares = "even"
     eviction: Eviction | None = None
     timing: Timing = "serial"
     stream_static: StrictBool = False
@@ -158,6 +160,7 @@ class Options(ClockOptions):
             start=self.start,
             layout=self.layout,
             calibration=self.calibration,
+            split=self.split,
             scope=(self.cache and self.cache.scope) or ("layer" if shape.mixture is None else "model"),
             streams=self.streams,
             draft=self.speculate.draft if self.speculate else 0,

@@ -16,7 +16,7 @@ from dipsim.planning.planner import plan
 from dipsim.results.quality import Measured, lookup, read_quality
 from dipsim.study.choices import PolicyChoice
 from dipsim.study.experiment import Experiment
-from dipsim.study.grid import CLOCK, NESTED, grid, swept_value
+from dipsim.study.grid import NESTED, OWN, grid, swept_value
 from dipsim.study.keys import plan_key, point_key, trace_hash
 from dipsim.timing.device import Device
 from dipsim.workload.trace import Trace
@@ -159,6 +159,6 @@ def _point(
 
 
 def _is_option(cell: Experiment, name: str) -> bool:
-    """Whether a swept key is an option on the clock, a field of one, or a parameter of the prefetcher."""
+    """Whether a swept key is an option of its own column, a field of an option, or a parameter of the prefetcher."""
     head = name.rpartition(".")[0]
-    return name in CLOCK or head in NESTED or (cell.prefetch is not None and same_policy(head, cell.prefetch.by.policy))
+    return name in OWN or head in NESTED or (cell.prefetch is not None and same_policy(head, cell.prefetch.by.policy))

@@ -85,6 +85,13 @@ def cliff(experiment: Experiment) -> str | None:
 
 def write_run(experiment: Experiment, results: Sequence[Result], out: Path, timeline: bool = False) -> None:
     """Write the folder of a run: tables, the experiment as it was resolved, and where everything came from."""
+    clear_results(out)
+    write_origin(experiment, out)
+    write_tables(results, out, timeline)
+
+
+def write_origin(experiment: Experiment, out: Path) -> None:
+    """Write into a folder the experiment as it was resolved, and where everything came from."""
     files = {
         "trace": assets.find("traces", experiment.trace),
         "device": assets.find("devices", experiment.device),
@@ -93,9 +100,7 @@ def write_run(experiment: Experiment, results: Sequence[Result], out: Path, time
     }
     packages = ("simpy", *provenance.PACKAGES)
     source = experiment.open_trace().header.source
-    clear_results(out)
     provenance.write_origin(out, experiment.resolved(), files, packages, trace_source=source)
-    write_tables(results, out, timeline)
 
 
 def _check(trace: Trace, settings: Sequence[Setting], device: Device, options: Options) -> None:

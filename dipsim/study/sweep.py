@@ -49,13 +49,40 @@ def sweep(
     cannot be written; its message begins with `where`.
     """
     wanted = points(experiment, where)
-    rows = {point.key: row for point in wanted if (row := _read(folder, point.key)) is not None}
-    missing = [point for point in wanted if point.key not in rows]
-    for each in (folder, folder / "points"):
-        remove_temporary(each)
-    if missing:
+    rows = finished(wanted, folder)
+    if len(rows) < len(wanted):
         _remove_table(folder)
     write_experiment(folder, experiment.resolved())
+    rows = complete(wanted, rows, folder, workers=workers, dask=dask, planners=planners, progress=progress)
+    table = pd.DataFrame([line(point, rows[point.key]) for point in wanted])
+    write(folder / "sweep.csv", table.to_csv(index=False))
+    write_origin(folder, experiment.resolved(), files_behind(wanted))
+    return table
+
+
+def finished(wanted: Sequence[Point], folder: Path) -> dict[str, Row]:
+    """The rows of those points that are in a folder already, by key."""
+    return {point.key: row for point in wanted if (row := _read(folder, point.key)) is not None}
+
+
+def complete(
+    wanted: Sequence[Point],
+    rows: dict[str, Row],
+    folder: Path,
+    *,
+    workers: int = 1,
+    dask: str | None = None,
+    planners: Sequence[Planner] = (CpuPlanner(),),
+    progress: Progress = silent,
+) -> dict[str, Row]:
+    """The rows of all points by key: those that `rows` lacks are computed, and each is kept in the folder at once.
+
+    `workers`, `dask` and `planners` are those of `sweep`. Raises InputError if something that the points depend on
+    changes meanwhile, or the folder cannot be written.
+    """
+    for each in (folder, folder / "points"):
+        remove_temporary(each)
+    missing = [point for point in wanted if point.key not in rows]
     what = f"points, {len(rows)} of them from before" if rows else "points"
     progress(what, len(rows), len(wanted))
     plans = {point.key: point.planned.key for point in missing if not point.on_clock}
@@ -64,13 +91,10 @@ def sweep(
             write(_path(folder, key), json.dumps(row | {"checksum": _checksum(key, row)}, indent=2) + "\n")
         for plan in {plans[key] for key in found if key in plans}:
             rmtree(folder / LAYERS / plan, ignore_errors=True)
-        rows |= found
+        rows = rows | found
         progress(what, len(rows), len(wanted))
     rmtree(folder / LAYERS, ignore_errors=True)
-    table = pd.DataFrame([_line(point, rows[point.key]) for point in wanted])
-    write(folder / "sweep.csv", table.to_csv(index=False))
-    write_origin(folder, experiment.resolved(), _files(wanted))
-    return table
+    return rows
 
 
 def _remove_table(folder: Path) -> None:
@@ -111,7 +135,7 @@ def _checksum(key: str, row: Row) -> str:
     return digest([key, row])
 
 
-def _line(point: Point, row: Row) -> dict[str, Any]:
+def line(point: Point, row: Row) -> dict[str, Any]:
     """A point's row of the table."""
     planned = point.planned
     price = (NOT_MEASURED, None) if planned.perplexity is None else (planned.perplexity, planned.standard_error)
@@ -159,7 +183,7 @@ def _divide(wanted: Sequence[Point], planners: Sequence[Planner]) -> list[tuple[
     return mine
 
 
-def _files(wanted: Sequence[Point]) -> dict[str, Path]:
+def files_behind(wanted: Sequence[Point]) -> dict[str, Path]:
     """The files behind a sweep, by what provenance calls them."""
     files: dict[str, Path] = {}
     for point in wanted:

@@ -4,7 +4,7 @@ Within a token the steps follow each other. Step p can start its masked transfer
 is done. In `serial`, Flash, DRAM and compute of a step follow each other. In `concurrent`, Flash and DRAM run side by
 side, then compute. In `pipelined` all three run side by side, and the static transfers of step p + 1 queue behind those
 of step p, so that they move while the other resource is still busy; those of the next token's first step queue behind
-the last step. The equations are in docs/background.md, section 6.
+the last step. The equations are in docs/background/equations.md, section 6.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Service times: for how many seconds each step of a plan occupies each resource of a device.
 
-The engine and the recurrence share them. The equations are in docs/background.md, section 6.
+The engine and the recurrence share them. The equations are in docs/background/equations.md, section 6.
 """
 
 from __future__ import annotations

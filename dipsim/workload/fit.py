@@ -1,8 +1,8 @@
 """Fits a recipe to a recorded trace: the statistics of each layer, as `recipe.py` defines them.
 
 Tukey's h is fitted in closed form by two quantiles of the magnitudes. The median gives the spread. The tail follows
-from how much farther out the 99 % quantile lies than a normal's (docs/background.md, section 9). The routers of a
-mixture of experts are fitted by `routing_fit.py`.
+from how much farther out the 99 % quantile lies than a normal's (docs/background/equations.md, section 9). The routers
+of a mixture of experts are fitted by `routing_fit.py`.
 """
 
 from __future__ import annotations

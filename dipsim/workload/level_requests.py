@@ -1,7 +1,8 @@
 """Recorded requests: which level of precision each token wanted of each unit, written and read back.
 
 For each layer i and each group of units the file has `layers.{i}.{group}.requested` [T, N] (uint8). Such a trace needs
-neither model nor formulas: what is resident, and so what is read, is decided when it is replayed (docs/precision.md).
+neither model nor formulas: what is resident, and so what is read, is decided when it is replayed
+(docs/background/precision.md).
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 A signal is mlp_input, gate_proj or up_proj of one layer. Its value is `scale_n * (mean_n + noise_tn)` for neuron n and
 token t. Each neuron has a scale and a mean of its own, and a noise that remembers the token before it (AR(1)).
-Log-scales, means and noise are all of one family, Tukey's h (docs/background.md, section 9). The numbers come from a
-recorded trace (`fit.py`), and relative depth carries them over to other models.
+Log-scales, means and noise are all of one family, Tukey's h (docs/background/equations.md, section 9). The numbers come
+from a recorded trace (`fit.py`), and relative depth carries them over to other models.
 
 Of a mixture of experts, the logits of its routers are drawn instead. Each expert has a popularity of its own, and the
 rest is a matrix times a state of few values, of which some change with every token and some stay for long.

@@ -35,11 +35,11 @@ class Routing:
     where: object = ""
     next_layer: Float32s | None = None
 
-    def at(self, token: int) -> Routing:
-        """That of one token, whose arrays keep their axis of tokens."""
+    def at(self, token: int | Ints) -> Routing:
+        """That of one token, or of several; arrays keep their axis of tokens."""
         names = ("recorded_logits", "ids", "recorded_weights", "next_layer")
         given = {name: values for name in names if (values := getattr(self, name)) is not None}
-        return replace(self, **{name: values[token : token + 1] for name, values in given.items()})
+        return replace(self, **{name: values[np.atleast_1d(token)] for name, values in given.items()})
 
     @cached_property
     def routed(self) -> Mask:

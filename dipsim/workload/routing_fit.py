@@ -2,7 +2,7 @@
 
 Two numbers of a layer say how experts are used again: how many of a token's experts the next token uses, and how many
 any other token of the same span does. They are looked up among those of routers that are drawn with many skews and
-correlations, once for all layers. The weights of the chosen experts then give the scale (docs/background.md,
+correlations, once for all layers. The weights of the chosen experts then give the scale (docs/background/equations.md,
 section 9).
 """
 

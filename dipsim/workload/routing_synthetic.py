@@ -32,7 +32,7 @@ def sample_noise(tokens: int, rng: np.random.Generator) -> Floats:
 
 def sample_logits(router: Router, noise: Floats, experts: int, rng: np.random.Generator) -> Float32s:
     """Draw a layer's router, and compute its logits [tokens, experts], float32, read-only, from the noise of its tokens
-    [tokens + 1, DIMENSIONS] (docs/background.md, section 9).
+    [tokens + 1, DIMENSIONS] (docs/background/equations.md, section 9).
     """
     popularity = rng.standard_normal(experts, dtype=np.float32)
     weights = rng.standard_normal((DIMENSIONS, experts), dtype=np.float32) / np.float32(np.sqrt(DIMENSIONS))

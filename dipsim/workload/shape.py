@@ -1,4 +1,4 @@
-"""The sizes of a SwiGLU decoder, and the bytes of each of its parts (docs/background.md, sections 3 and 10)."""
+"""The sizes of a SwiGLU decoder, and the bytes of its parts (docs/background/equations.md, sections 3 and 10)."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ def statistics_at(statistics: Sequence[Depth], depth: float) -> Depth:
 
 
 def sample_signal(signal: Signal, tokens: int, size: int, rng: np.random.Generator) -> Float32s:
-    """Draw one signal [tokens, size], float32, read-only (docs/background.md, section 9).
+    """Draw one signal [tokens, size], float32, read-only (docs/background/equations.md, section 9).
 
     The neurons are drawn before the tokens, so that fewer tokens are a prefix of more.
     """

@@ -17,7 +17,7 @@ import numpy as np
 from pydantic import Field
 
 from dipsim.basics import assets
-from dipsim.basics.arrays import Float32s
+from dipsim.basics.arrays import Float32s, Ints
 from dipsim.basics.errors import InputError
 from dipsim.basics.fields import Strict
 from dipsim.basics.limits import check_memory
@@ -48,8 +48,8 @@ class Activations:
     layer: int = 0
     next_layer: Any | None = None
 
-    def at(self, token: int) -> Activations:
-        """Those of one token."""
+    def at(self, token: int | Ints) -> Activations:
+        """Those of one token, or of several."""
         tensors = {
             name: values[token]
             for name, values in vars(self).items()
@@ -64,7 +64,7 @@ class Activations:
 
     @cached_property
     def glu(self) -> Any:
-        """The product gate * up, which down_proj multiplies (docs/background.md, section 1).
+        """The product gate * up, which down_proj multiplies (docs/background/equations.md, section 1).
 
         Raises InputError if it is more than a float holds.
         """

@@ -7,9 +7,11 @@ import yaml
 
 from dipsim.basics import limits
 from dipsim.basics.errors import InputError
+from dipsim.planning.planner import plan
 from dipsim.study.experiment import Experiment
 from dipsim.study.grid import grid
 from dipsim.study.run import check, run
+from dipsim.timing.device import Device
 from dipsim.workload import Trace
 
 MODEL = {
@@ -45,6 +47,19 @@ def test_the_least_limit_counts(monkeypatch, tmp_path):
     limits.check_memory(4000, "a plan", "ask for less")
     with pytest.raises(InputError, match=r"^a plan: at least 4\.1 kB of memory, and there are 4 kB; ask for less$"):
         limits.check_memory(4100, "a plan", "ask for less")
+
+
+def test_plans_that_are_made_side_by_side_are_counted_together(recipe, monkeypatch):
+    """A plan of dense has 48 bytes a token and step, of one step in 2 layers: 96 kB of a thousand tokens."""
+    monkeypatch.setattr(limits, "memory_bytes", lambda: 300_000)
+    experiment = Experiment.model_validate({"trace": str(recipe(1000)), "policies": ["dense"]})
+    run(experiment)
+    trace = experiment.open_trace()
+    settings = 4 * experiment.settings(experiment.load_policies(), trace.shape, 1000, Device.load("paper"))
+    with pytest.raises(
+        InputError, match=r"^4 plans of 1000 tokens of r?.*: at least 384 kB of memory, and there are 300"
+    ):
+        plan(trace, settings)
 
 
 @pytest.mark.parametrize("tokens", [10**6, None])

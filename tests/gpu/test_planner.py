@@ -122,7 +122,7 @@ def same_plans(trace, settings, left=()):
         patch.setattr(
             CpuPlanner, "fill", lambda self, t, builders, *rest: (kept.extend(builders), fill(self, t, builders, *rest))
         )
-        found = on_gpu(trace, settings, lambda _what, *step: steps.append(step))
+        found = on_gpu(trace, settings, lambda what, *step: steps.append(step) if "planning" in what else None)
     assert {each.setting.policy.name for each in kept} == set(left)
     layers = trace.shape.num_hidden_layers
     assert steps == [(layer + 1, layers) for layer in range(layers)]
@@ -215,6 +215,18 @@ def test_layers_are_planned_a_few_at_a_time(tiny_trace, monkeypatch):
     monkeypatch.setattr(planner, "ROWS", 2)
     trace = tiny_trace(shape=SHAPE.model_copy(update={"num_hidden_layers": 11}), tokens=2)
     same_plans(trace, [Setting(load_policy(name), sizes(trace)[1], "lru") for name in ("dip", "dip-ca")])
+
+
+@pytest.mark.slow
+def test_layers_may_have_caches_of_different_sizes(tiny_trace, monkeypatch):
+    monkeypatch.setattr(planner, "ROWS", 2)
+    trace = tiny_trace(shape=SHAPE.model_copy(update={"num_hidden_layers": 3}), tokens=8)
+    best = [
+        Setting(load_policy(name), sizes(trace, (0.4,))[0], "lru", start="warm", split="best")
+        for name in ("dip", "dip-ca")
+    ]
+    assert all(len({*capacities}) > 1 for made in plan(trace, best) for capacities in made.budget.capacities[:1])
+    same_plans(trace, best)
 
 
 @pytest.mark.parametrize(

@@ -40,9 +40,12 @@ def test_a_plan_lays_out_its_steps_layer_by_layer():
 def test_caches_say_what_planners_need():
     inputs, neurons = builder(eviction="lru").caches
     assert (inputs.columns, neurons.columns) == (16, 24)
-    assert (inputs.capacity, neurons.capacity) == (8, 12)  # half of the MLP: each of its matrices equally
+    assert (inputs.capacities, neurons.capacities) == (
+        (8, 8),
+        (12, 12),
+    )  # half of the MLP: each of its matrices equally
     assert inputs.eviction == "lru"
-    assert inputs.cache().capacity == 8
+    assert inputs.cache(1).capacity == 8
     assert inputs.key != neurons.key
     assert inputs.key == builder(dram=STATIC).caches[0].key, "scores do not depend on the DRAM"
 

@@ -130,7 +130,7 @@ def third(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("device", ["oneplus-12", "paper", "pc-nvme-gen4", "pi5-nvme"])  # docs/hardware.md has all
+@pytest.mark.parametrize("device", ["oneplus-12", "paper", "pc-nvme-gen4", "pi5-nvme"])  # hardware.md has all
 @pytest.mark.parametrize("scale_to", [None, "phi-3-medium"])
 def test_with_auto_no_policy_loses_to_dense_by_more_than_its_overheads(third, device, scale_to):
     policies = ["dense", *({"dip": {"keep": keep}} for keep in (0.9, 0.5)), {"dip-ca": {"keep": 0.75}},

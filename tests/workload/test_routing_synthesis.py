@@ -417,7 +417,7 @@ def test_every_hit_rate_is_within_the_bound_and_the_page_is_current(checkout):
     command = [sys.executable, checkout / "benchmarks/synthesis_routing.py"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env={"PYTHONPATH": str(checkout)})
     assert done.returncode == 0, done.stderr
-    page = (checkout / "docs/synthesis.md").read_text(encoding="utf-8")
+    page = (checkout / "docs/background/synthesis.md").read_text(encoding="utf-8")
     shown = page.split("<!-- routing -->")[1].split("<!-- end of routing -->")[0]
     number = re.compile(r"[+-]?[0-9]+\.[0-9]+")
     assert number.sub("", done.stdout).split() == number.sub("", shown).split()

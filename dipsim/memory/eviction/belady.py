@@ -1,4 +1,4 @@
-"""Belady's rule: the column whose next use is farthest leaves first (docs/background.md, section 4).
+"""Belady's rule: the column whose next use is farthest leaves first (docs/background/equations.md, section 4).
 
 It needs the future. It is the best of all rules that must admit the whole mask, as long as every mask fits.
 """

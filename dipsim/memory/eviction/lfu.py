@@ -1,4 +1,4 @@
-"""Least frequently used: the column with the fewest uses leaves first (docs/background.md, section 4)."""
+"""Least frequently used: the column with the fewest uses leaves first (docs/background/equations.md, section 4)."""
 
 from dipsim.basics.arrays import Ints, Mask
 from dipsim.memory.eviction.rule import EvictionRule, ValueUpdate

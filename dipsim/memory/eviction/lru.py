@@ -1,4 +1,4 @@
-"""Least recently used: the column whose last use is oldest leaves first (docs/background.md, section 4)."""
+"""Least recently used: the column whose last use is oldest leaves first (docs/background/equations.md, section 4)."""
 
 import numpy as np
 

@@ -67,7 +67,10 @@ class EvictionRule:
         """
 
     def admit(self, mask: Mask, hits: Mask, resident: Mask) -> None:
-        """The contents are now `resident` [columns]. Of them, `mask ^ hits` have just entered."""
+        """The contents are now `resident` [columns]. Of them, `mask ^ hits` have just entered.
+
+        It is also called before the first token, with what is resident then.
+        """
 
     def victims(self, among: Mask, count: int) -> Mask:
         """Which `count` of the residents `among` [columns] leave; there are more of them than that."""

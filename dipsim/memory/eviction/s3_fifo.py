@@ -1,4 +1,4 @@
-"""S3-FIFO (Yang et al., SOSP 2023): three queues, first in first out (docs/background.md, section 4).
+"""S3-FIFO (Yang et al., SOSP 2023): three queues, first in first out (docs/background/equations.md, section 4).
 
 What is new enters a small queue. What is used there again moves to the main queue; the rest leaves and is remembered
 for a while, and enters the main queue if it comes back. What was used in the main queue gets another turn.
@@ -38,6 +38,8 @@ class S3Fifo(EvictionRule):
         for queue in (self._small, self._main):
             for unit in [unit for unit in queue if not resident[unit]]:
                 del queue[unit]
+        begun_with = set(np.flatnonzero(resident).tolist()) - self._small.keys() - self._main.keys()
+        self._small |= dict.fromkeys(sorted(begun_with), 0)
 
     def victims(self, among: Mask, count: int) -> Mask:
         chosen = np.zeros_like(among)

@@ -1,4 +1,4 @@
-"""Segmented LRU: what was used again is protected, and the rest leaves first (docs/background.md, section 4)."""
+"""Segmented LRU: what was used again is protected, the rest leaves first (docs/background/equations.md, section 4)."""
 
 import numpy as np
 

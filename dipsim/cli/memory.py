@@ -1,0 +1,50 @@
+"""The command that plans memory: how a DRAM is best split, and what that brings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dipsim.basics.errors import named
+from dipsim.cli.terminal import console, plain_table, progress_bar, resolve, say
+
+commands = typer.Typer()
+
+
+@commands.command()
+def plan_memory(
+    experiment: Annotated[Path, typer.Argument(help="Experiment file.")],
+    policy: Annotated[list[str] | None, typer.Option(help="Policy, by name or path; may be repeated.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Policy parameter, POLICY.PARAMETER=VALUE; may be repeated.")
+    ] = None,
+    dram: Annotated[str | None, typer.Option(help='DRAM for weights and KV cache, e.g. "1.5 GB".')] = None,
+    out: Annotated[Path | None, typer.Option(help="Output folder; by default results/<experiment>-memory.")] = None,
+) -> None:
+    """Find the split of the DRAM over caches that takes Flash least time; simulate it beside the even split."""
+    from dipsim.figures.memory import draw_memory
+    from dipsim.results.split import parts_shown, read_split, speeds_shown
+    from dipsim.results.tables import heading
+    from dipsim.study.memory import plan_memory as plan
+    from dipsim.study.memory import write_memory
+
+    changes = {} if dram is None else {"dram": dram}
+    resolved = resolve(experiment, changes, policy, settings or [])
+    folder = out or Path("results") / f"{experiment.stem}-memory"
+    with progress_bar() as progress:
+        with named(f"{experiment} and command line" if changes or policy or settings else experiment):
+            pairs = plan(resolved, progress)
+        write_memory(resolved, pairs, folder)
+        draw_memory(folder)
+    memory, splits = read_split(folder)
+    say(heading([even for even, _ in pairs]))
+    for label, parts in memory.groupby("policy", sort=False):
+        speeds = splits[splits["policy"] == label]
+        even, best = speeds["latency_s"]
+        print(f"\n{label}: the best split is {even / best:.2f} times as fast; a MB more saves so many ms a token")
+        for shown in (parts_shown(parts), speeds_shown(speeds)):
+            console().print(plain_table(map(str, shown), shown.itertuples(index=False)))
+            print()
+    print(f"{folder}: memory.csv, splits.csv, memory.png, memory.svg")

@@ -1,0 +1,100 @@
+"""The command that answers how much of something a target takes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dipsim.cli.terminal import console, progress_bar, resolve
+
+if TYPE_CHECKING:
+    from dipsim.results.tables import Pieces
+    from dipsim.study.solve import Answer, Target
+
+commands = typer.Typer()
+
+
+@commands.command()
+def solve(
+    experiment: Annotated[
+        Path | None, typer.Argument(help="Experiment file; by default the shipped quickstart.")
+    ] = None,
+    target: Annotated[
+        str, typer.Option(help='"10 tokens/s", "p95 80 ms" (or mean, p50, p99), or "20 mJ/token".')
+    ] = "10 tokens/s",
+    unknown: Annotated[
+        str, typer.Option("--for", help="dram, iops, or what a sweep can vary: flash.read_bandwidth, dip.keep, ...")
+    ] = "dram",
+    within: Annotated[float | None, typer.Option(help="How much perplexity may grow over that of dense.")] = None,
+    low: Annotated[str | None, typer.Option("--from", help="The least value to try; most have a default.")] = None,
+    high: Annotated[str | None, typer.Option("--to", help="The largest value to try.")] = None,
+    trace: Annotated[str | None, typer.Option(help="Trace, by name or path.")] = None,
+    device: Annotated[str | None, typer.Option(help="Device, by name or path.")] = None,
+    policy: Annotated[list[str] | None, typer.Option(help="Policy, by name or path; may be repeated.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Policy parameter, POLICY.PARAMETER=VALUE; may be repeated.")
+    ] = None,
+    tokens: Annotated[int | None, typer.Option(help="Simulate only the first so many tokens.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; by default one a core.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Output folder; by default results/<experiment>-<unknown>.")] = None,
+) -> None:
+    """Find the least DRAM, or the value of something else, that reaches a target: for each policy, to 0.5 %."""
+    from dipsim.basics import assets
+    from dipsim.figures.solve import draw_solve
+    from dipsim.study.solve import Target
+    from dipsim.study.solve import solve as find
+
+    path = experiment or assets.find("examples", "quickstart")
+    changes = {"trace": trace, "device": device, "tokens": tokens}
+    resolved = resolve(
+        path, {key: value for key, value in changes.items() if value is not None}, policy, settings or []
+    )
+    wanted = Target.read(target)
+    folder = out or Path("results") / f"{path.stem}-{unknown}"
+    with progress_bar() as progress:
+        answers = find(
+            resolved,
+            wanted,
+            unknown,
+            folder,
+            low=low,
+            high=high,
+            within=within,
+            workers=workers or len(os.sched_getaffinity(0)),
+            progress=progress,
+            where=path,
+        )
+        progress("drawing the figure", 0, 1)
+        draw_solve(folder)
+    first = answers[0].row
+    print(f"{first['model']} on {first['device']}: {unknown} for {target}")
+    console().print(_table(answers, wanted, unknown, within))
+    for answer in answers:
+        if answer.note:
+            print(f"{answer.policy}: {answer.note}")
+    print(f"{folder}: solve.csv, a row a policy, samples.csv, a row a point, solve.png and .svg")
+
+
+def _table(answers: list[Answer], target: Target, unknown: str, within: float | None) -> Pieces:
+    """One row a policy."""
+    from dipsim.basics.units import significant
+    from dipsim.results.labels import short
+    from dipsim.results.quality import NOT_MEASURED
+    from dipsim.results.tables import Pieces
+
+    numbers = {
+        unknown: [answer.value or "not reached" for answer in answers],
+        "tokens/s": [significant(answer.row["tokens_per_s"], 4) for answer in answers],
+    }
+    if target.column != "tokens_per_s":
+        numbers[target.unit] = [significant(answer.row["found"], 4) for answer in answers]
+    numbers["hit rate"] = [f"{answer.row['hit_rate']:.1%}" for answer in answers]
+    if within is not None:
+        verdicts = {True: "yes", False: "no", None: NOT_MEASURED}
+        numbers[f"within +{within:g}"] = [verdicts[answer.within] for answer in answers]
+    prices = [(answer.row["perplexity"], answer.row["perplexity_standard_error"]) for answer in answers]
+    numbers["perplexity"] = [price if error is None else f"{price:.2f} ± {error:.2f}" for price, error in prices]
+    return Pieces({"policy": [short(answer.policy) for answer in answers]}, numbers, "perplexity")

@@ -1,0 +1,69 @@
+"""The figure of `solve`: what was looked for against what it brings, around the answers."""
+
+from __future__ import annotations
+
+from itertools import cycle
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib import style
+from matplotlib.figure import Figure
+
+from dipsim.basics.units import unit_of
+from dipsim.figures.style import COLOURS, DASHES, MARKERS, STYLE, blank_figure, save_figure
+from dipsim.figures.sweep_table import price
+from dipsim.results.csv_table import POSITIVE, TEXT, Column, read_table
+
+SAMPLES, ANSWERS = "samples.csv", "solve.csv"
+_SAMPLE = {
+    **dict.fromkeys(("unknown", "dimension", "target", "unit", "case", "model", "device", "perplexity"), TEXT),
+    **dict.fromkeys(("layout", "eviction", "start", "timing"), TEXT),
+    **dict.fromkeys(("value", "limit", "tokens"), POSITIVE),
+    "found": Column(float, 0),
+}
+
+
+def draw_solve(folder: Path) -> list[Path]:
+    """Draw `solve.png` and `.svg` into a folder of `solve`; return the paths.
+
+    Raises InputError if its tables are missing or damaged.
+    """
+    samples = read_table(folder / SAMPLES, _SAMPLE)
+    answers = read_table(folder / ANSWERS, _SAMPLE | {"answer": TEXT})
+    with style.context(["default", STYLE]):
+        return save_figure(_figure(samples, answers), folder / "solve")
+
+
+def _figure(samples: pd.DataFrame, answers: pd.DataFrame) -> Figure:
+    """A line a policy, marked where it was simulated, and a ring at its answer."""
+    first, limit = samples.iloc[0], float(samples["limit"].iloc[0])
+    unit, scale = unit_of(samples["value"], first["dimension"]) if first["dimension"] else ("", 1.0)
+    same = " · ".join(str(first[name]) for name in ("layout", "eviction", "start", "timing"))
+    setting = f"{first['model']} on {first['device']} · {first['tokens']:,.0f} tokens · {same}"
+    figure = blank_figure(f"{first['unknown']} for {first['target']}", setting, 7, 3.4 + 0.2 * len(answers))
+    axes = figure.subplots()
+    looks = zip(answers.to_dict("records"), cycle(COLOURS), cycle(MARKERS), cycle(DASHES), strict=False)
+    for answer, colour, marker, dash in looks:
+        mine = samples[samples["case"] == answer["case"]].sort_values("value")
+        told = f"{answer['answer'] or 'not reached'}, {price(pd.DataFrame([answer]))}"
+        axes.plot(
+            mine["value"] / scale,
+            mine["found"],
+            marker + dash,
+            color=colour,
+            ms=3,
+            lw=1.2,
+            label=f"{answer['case']}\n{told}",
+        )
+        if answer["answer"]:
+            axes.plot(answer["value"] / scale, answer["found"], "o", mfc="none", mec=colour, ms=10, mew=1.6)
+    axes.axhline(limit, color="0.35", lw=1, ls=(0, (1, 1)), zorder=0)
+    low, high = answers["value"].min() / scale, answers["value"].max() / scale
+    axes.set_xlim(max(low / 1.4, samples["value"].min() / scale), min(high * 1.4, samples["value"].max() / scale))
+    near = samples["found"][np.isfinite(samples["found"])]
+    axes.set_ylim(0, min(2.2 * limit, 1.05 * near.max()))
+    axes.set_xlabel(f"{first['unknown']} ({unit})" if unit else str(first["unknown"]))
+    axes.set_ylabel(str(first["unit"]))
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1.02), labelspacing=0.9, handlelength=3.5)
+    return figure

@@ -1,0 +1,135 @@
+"""The tables of `plan-memory`: what each part has of the same DRAM with two splits, and what that brings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from dipsim.basics.files import write
+from dipsim.basics.units import show, significant
+from dipsim.results.csv_table import AMOUNT, TEXT, Column, read_table
+from dipsim.results.folder import MEMORY, SPLITS
+from dipsim.results.quality import NOT_MEASURED
+from dipsim.results.result import Result
+
+_OR_NOTHING = Column(float, 0, empty=np.nan)
+_MEMORY = {
+    **dict.fromkeys(("policy", "part"), TEXT),
+    "layer": _OR_NOTHING,  # nothing where a part is of the whole model
+    **dict.fromkeys(("whole_bytes", "even_bytes", "best_bytes"), AMOUNT),
+    **dict.fromkeys(("even_saves_s_per_byte", "best_saves_s_per_byte"), _OR_NOTHING),  # nothing where it must be there
+}
+_SPLITS = {
+    **dict.fromkeys(("model", "device", "policy", "split", "perplexity"), TEXT),
+    **dict.fromkeys(("dram_bytes", "tokens", "flash_predicted_s", "flash_s", "latency_s", "hit_rate"), AMOUNT),
+    "latency_predicted_s": _OR_NOTHING,  # nothing where Flash does not wait for the rest
+}
+
+
+def write_split(pairs: Sequence[tuple[Result, Result]], out: Path) -> None:
+    """Write `memory.csv` and `splits.csv`: of each policy, the results with the even and with the best split."""
+    parts = [row for pair in pairs for row in _parts(*pair)]
+    speeds = [row for pair in pairs for row in _speeds(*pair)]
+    for name, rows in ((SPLITS, speeds), (MEMORY, parts)):
+        write(out / name, pd.DataFrame(rows).to_csv(index=False))
+
+
+def read_split(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Read `memory.csv` and `splits.csv`. Raises InputError if one is missing, or is no such table."""
+    return read_table(folder / MEMORY, _MEMORY), read_table(folder / SPLITS, _SPLITS)
+
+
+def parts_shown(memory: pd.DataFrame) -> pd.DataFrame:
+    """The parts of one policy as people read them, the layers of a group together; what a MB saves is in ms a token."""
+    rows = []
+    for part, mine in memory.groupby("part", sort=False):
+        layers = _span(mine["best_bytes"] / 1e6) if mine["layer"].notna().any() else ""
+        rows.append(
+            {
+                "part": part,
+                **{split: show(mine[f"{split}_bytes"].sum(), "size") for split in ("even", "best")},
+                "MB a layer": layers,
+                **{f"{split} saves": _span(1e9 * mine[f"{split}_saves_s_per_byte"]) for split in ("even", "best")},
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def speeds_shown(splits: pd.DataFrame) -> pd.DataFrame:
+    """What the splits of one policy bring, as people read it: simulated, and predicted."""
+    return pd.DataFrame(
+        {
+            "split": splits["split"],
+            "Flash ms": (1e3 * splits["flash_s"]).map("{:.2f}".format),
+            "predicted ms": (1e3 * splits["flash_predicted_s"]).map("{:.2f}".format),
+            "tokens/s": (1 / splits["latency_s"]).map("{:.2f}".format),
+            "predicted": (1 / splits["latency_predicted_s"]).map("{:.2f}".format).replace("nan", ""),
+            "hit rate": splits["hit_rate"].map("{:.1%}".format),
+            "perplexity": splits["perplexity"],
+        }
+    )
+
+
+def _span(values: pd.Series[float]) -> str:
+    """From the least to the largest value; nothing where a part must be there."""
+    if values.isna().all():
+        return ""
+    low, high = (f"{value:.2g}" for value in (values.min(), values.max()))
+    return low if low == high else f"{low} to {high}"
+
+
+def _parts(even: Result, best: Result) -> Iterator[dict[str, Any]]:
+    """Rows of `memory.csv` of one policy; they add up to the DRAM."""
+    split, flash = best.plan.split, best.plan.setting.flash
+    assert split is not None
+    a_unit = 1.0 if flash is not None else 1 / best.device.flash.peak_bandwidth  # seconds; costs are bytes else
+    budgets = even.plan.budget, best.plan.budget
+
+    def row(
+        part: str, whole: float, *sizes: float, layer: int | None = None, saves: Sequence[float] = ()
+    ) -> dict[str, Any]:
+        names = "even_saves_s_per_byte", "best_saves_s_per_byte"
+        return {
+            **{"policy": best.policy, "part": part, "layer": layer, "whole_bytes": whole},
+            **dict(zip(("even_bytes", "best_bytes"), sizes, strict=True)),
+            **dict(zip(names, saves or (None, None), strict=True)),
+        }
+
+    must = {"KV cache": "kv_cache_bytes", "policy": "policy_bytes", "guesses": "buffer_bytes"}
+    if not best.plan.setting.stream_static:
+        must = {"lm_head": "lm_head_bytes", "attention": "attention_bytes", **must}
+    for part, name in must.items():
+        if size := getattr(budgets[1], name):
+            yield row(part, size, size, size)
+    for claim, *sizes in zip(split.claims, split.even.tolist(), split.best.tolist(), strict=True):
+        saves = [claim.saves(size) * a_unit for size in sizes]
+        yield row(claim.name, float(claim.sizes[-1]), *sizes, layer=claim.layer, saves=saves)
+    if any(budget.unused_bytes for budget in budgets):
+        yield row("unused", budgets[0].total_bytes, *(budget.unused_bytes for budget in budgets))
+
+
+def _speeds(even: Result, best: Result) -> Iterator[dict[str, Any]]:
+    """Rows of `splits.csv` of one policy. What is predicted comes from the tokens that the split is learned from."""
+    split, flash = best.plan.split, best.plan.setting.flash
+    assert split is not None
+    a_unit = 1.0 if flash is not None else 1 / best.device.flash.peak_bandwidth
+    one_by_one = even.timeline.timing == "serial" and not even.on_clock
+    summaries = even.summary(), best.summary()
+    seconds = [summary["busy_s"]["flash"] / summary["tokens"] for summary in summaries]
+    rest = summaries[0]["latency_s"]["mean"] - seconds[0]  # of a token, besides Flash
+    for name, summary, busy, cost in zip(
+        ("even", "best"), summaries, seconds, (split.even_cost, split.best_cost), strict=True
+    ):
+        perplexity = summary["perplexity"]
+        yield {
+            **{"model": best.plan.shape.name, "device": best.device.name, "policy": best.policy, "split": name},
+            **{"dram_bytes": summary["dram_bytes"], "tokens": summary["tokens"]},
+            **{"flash_predicted_s": cost * a_unit, "flash_s": busy},
+            "latency_predicted_s": rest + cost * a_unit if one_by_one else None,
+            **{"latency_s": summary["latency_s"]["mean"], "hit_rate": summary["hit_rate"]},
+            "perplexity": NOT_MEASURED if perplexity is None else significant(perplexity, 4),
+        }
