@@ -1,4 +1,6 @@
-"""Hooks of the documentation: the import graph is drawn from the code, and links out of the site become text."""
+"""Hooks of the documentation: the import graph and the dictionary of columns are made from the code, and links out of
+the site become text.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+
+from dipsim.results import dictionary
 
 PACKAGE = Path(__file__).resolve().parent.parent / "dipsim"
 
@@ -66,7 +70,9 @@ def _heights(found: dict[str, set[str]]) -> dict[str, int]:
 
 def on_pre_build(**_: Any) -> None:
     """Called by mkdocs before it looks for files."""
-    draw(Path(__file__).parent / "reference/imports.svg")
+    reference = Path(__file__).parent / "reference"
+    draw(reference / "imports.svg")
+    (reference / "columns.md").write_text(dictionary.markdown(), encoding="utf-8")
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:

@@ -42,6 +42,7 @@ def test_contents(wheel):
         "devices/paper.yaml",
         "traces/smollm2-135m.safetensors",
         "examples/quickstart.yaml",
+        *(f"report/page.{kind}" for kind in ("html", "css", "js")),
     ):
         assert f"dipsim/{name}" in names
     with tarfile.open(wheel[1]) as archive:

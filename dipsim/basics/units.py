@@ -36,6 +36,7 @@ _UNITS = {  # dimension: unit -> SI. The order is the order of preference when a
     "energy per token": _table(_SMALL, {"J/token": 1.0}),
     "speed": {"tokens/s": 1.0},
 }
+DIMENSIONS = tuple(_UNITS)
 _EXAMPLES = {
     "size": "64 MB",
     "bandwidth": "1.5 GB/s",

@@ -80,7 +80,7 @@ def _run(experiments: dict[Path, Experiment], path: Path) -> None:
 
 def _read(folder: Path) -> tuple[list[Run], dict[str, Any]]:
     """The runs of a folder, and what its experiment gives besides defaults. Raises InputError if it is not of a run."""
-    from dipsim.figures.sweep import is_sweep
+    from dipsim.figures.sweep_table import is_sweep
     from dipsim.results.folder import read_runs
     from dipsim.study.experiment import Experiment
 

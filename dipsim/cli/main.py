@@ -15,7 +15,7 @@ import typer
 
 from dipsim.basics.errors import InputError
 from dipsim.basics.version import __version__
-from dipsim.cli import compare, imports, inspect, live, machine, memory, simulate, solve
+from dipsim.cli import answers, compare, imports, inspect, live, machine, memory, simulate, solve
 
 INTERRUPTED = 130  # exit status
 LONGEST = 2000  # letters of a line
@@ -25,7 +25,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for family in (live, imports, simulate, solve, memory, compare, machine, inspect):
+for family in (live, imports, simulate, solve, memory, answers, compare, machine, inspect):
     app.add_typer(family.commands)
 
 

@@ -15,11 +15,6 @@ from dipsim.figures.style import STYLE, save_figure
 from dipsim.figures.sweep_table import DRAM, FLASH, WITHOUT, read_sweep, swept_alone, varies
 
 
-def is_sweep(folder: Path) -> bool:
-    """Whether a folder holds a sweep rather than a run."""
-    return (folder / "sweep.csv").is_file()
-
-
 def draw_sweep(folder: Path) -> list[Path]:
     """Draw every figure of a sweep's folder into it, as PNG and SVG; return the paths written.
 

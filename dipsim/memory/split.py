@@ -2,7 +2,7 @@
 
 What a claim costs falls as it gets bytes. Where no byte saves more than the one before it, taking those first that save
 most is the best split (Everett 1963). A cost that falls late, such as that of LRU on a loop, is taken along its lower
-convex hull: all bytes up to where it has fallen, or none (docs/background.md, section 3).
+convex hull: all bytes up to where it has fallen, or none (docs/background/equations.md, section 3).
 """
 
 from __future__ import annotations

@@ -29,6 +29,7 @@ from dipsim.results.csv_table import (
     read_table,
     refuse_rows,
 )
+from dipsim.results.dictionary import write_columns
 from dipsim.results.labels import short, wrapped
 from dipsim.results.quality import NOT_MEASURED
 from dipsim.results.result import Result, shown_token
@@ -41,7 +42,7 @@ TABLES: dict[str, dict[str, Column]] = {  # the columns that are read back
     "tokens.csv": {"policy": TEXT, "token": NATURAL, "latency_s": AMOUNT} | {f"{part}_s": AMOUNT for part in BREAKDOWN},
     "layers.csv": {"policy": TEXT, "layer": NATURAL, "hit_rate": SHARE},
     "spans.csv": {"policy": TEXT, "resource": TEXT, "kind": Column(default="demand"), "step": TEXT}  # as of version 0.1
-    | {"token": NATURAL, "layer": NATURAL, "start_s": REAL, "end_s": REAL},
+    | {"token": NATURAL, "layer": NATURAL, "request_s": REAL, "start_s": REAL, "end_s": REAL, "bytes": AMOUNT},
     EXPERTS: {"policy": TEXT, "layer": NATURAL, "expert": NATURAL, "tokens": NATURAL},
 }
 COUNTED = {"tokens.csv": "token", "layers.csv": "layer", EXPERTS: "expert"}  # what counts from 0 within a policy
@@ -51,13 +52,14 @@ def clear_results(out: Path) -> None:
     """Remove what an earlier run left in a folder, and this one may not replace: all but the tables."""
     remove_temporary(out)
     drawn = [f"{name}.{kind}" for name in FIGURES for kind in ("png", "svg")]
-    for name in ("summary.json", "timeline.json", "replay.csv", EXPERTS, MEMORY, SPLITS, *drawn):
+    for name in ("summary.json", "timeline.json", "replay.csv", "report.html", EXPERTS, MEMORY, SPLITS, *drawn):
         if (out / name).is_file():
             (out / name).unlink()
 
 
 def write_tables(results: Sequence[Result], out: Path, timeline: bool = False) -> None:
-    """Write the tables of a run to a folder, each whole or not at all; with `timeline` also `timeline.json`.
+    """Write the tables of a run to a folder, each whole or not at all, and what their columns mean; with `timeline`
+    also `timeline.json`.
 
     `summary.json` is written last: a folder without it is not finished.
     """
@@ -67,8 +69,10 @@ def write_tables(results: Sequence[Result], out: Path, timeline: bool = False) -
         "spans.csv": [result.spans(shown_token(result.plan.rows)) for result in results],
     }
     experts = [table for result in results if (table := result.experts()) is not None]
-    for name, parts in (tables | ({EXPERTS: experts} if experts else {})).items():
+    tables |= {EXPERTS: experts} if experts else {}
+    for name, parts in tables.items():
         write(out / name, pd.concat(parts, ignore_index=True).to_csv(index=False))
+    write_columns(out, (*tables, "summary.json"))
     if timeline:
         write(out / "timeline.json", partial(perfetto.write_events, results))
     write_summary(results, out)

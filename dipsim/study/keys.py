@@ -26,7 +26,8 @@ from dipsim.timing.device import Device
 from dipsim.workload.trace import Trace
 
 NO_CLOCK = ClockOptions()
-NO_FIGURES = ("cli", "figures", "live", "machine")  # packages that a point's figures do not come from; a test checks it
+# packages that a point's figures do not come from; a test checks it
+NO_FIGURES = ("cli", "figures", "live", "machine", "report")
 
 
 def trace_hash(trace: Trace) -> str:

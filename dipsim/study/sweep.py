@@ -20,6 +20,7 @@ from dipsim.basics import assets
 from dipsim.basics.files import remove_temporary, write
 from dipsim.basics.progress import Progress, silent
 from dipsim.planning.planner import CpuPlanner, Planner
+from dipsim.results.dictionary import COLUMNS, write_columns
 from dipsim.results.provenance import write_experiment, write_origin
 from dipsim.results.quality import NOT_MEASURED
 from dipsim.study.experiment import Experiment
@@ -56,6 +57,7 @@ def sweep(
     rows = complete(wanted, rows, folder, workers=workers, dask=dask, planners=planners, progress=progress)
     table = pd.DataFrame([line(point, rows[point.key]) for point in wanted])
     write(folder / "sweep.csv", table.to_csv(index=False))
+    write_columns(folder, ["sweep.csv"])
     write_origin(folder, experiment.resolved(), files_behind(wanted))
     return table
 
@@ -107,7 +109,7 @@ def _remove_table(folder: Path) -> None:
     figures = [file for file in folder.glob("*.svg") if file.with_suffix(".png").exists()]
     for file in (*figures, *(figure.with_suffix(".png") for figure in figures)):
         file.unlink()
-    for name in ("sweep.csv", "provenance.json"):
+    for name in ("sweep.csv", COLUMNS, "provenance.json", "report.html"):
         (folder / name).unlink(missing_ok=True)
 
 

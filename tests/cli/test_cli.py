@@ -66,6 +66,19 @@ def test_plot_draws_again(here, cli_run):
     assert figure.exists()
 
 
+def test_a_report_is_written_into_the_folder_or_where_it_is_asked_for(here, cli_run):
+    (here / "in").mkdir()
+    rows = ["trace,model,device,layout,start,eviction,timing,prompt,read_through,stream_static,policy,perplexity,key"]
+    rows[0] += ",dram_bytes,flash_bandwidth_bytes_per_s,tokens,tokens_per_s,mlp_fraction_in_dram,hit_rate"
+    rows += ["t,m,d,columns,warm,lfu,serial,0,True,False,dense,not measured,k,1e9,2e9,8,12.5,0.5,0.25"]
+    (here / "in/sweep.csv").write_text(f"{rows[0]},flash_utilisation\n{rows[1]},0.9\n")
+    assert cli_run("report", "in") == (0, "in/report.html\n", "")
+    assert cli_run("report", "in", "--out", "page.html") == (0, "page.html\n", "")
+    text = (here / "page.html").read_text()
+    assert "12.5" in text
+    assert text == (here / "in/report.html").read_text()
+
+
 @pytest.mark.slow
 def test_a_layout_is_learned_checked_and_used(here, cli_run):
     status, out, err = cli_run("learn-layout", "tiny.safetensors", "--out", "x.layout.safetensors",
@@ -244,6 +257,8 @@ BAD = [
     (["check", "nan.yaml"], "nan.yaml: flash.read_bandwidth"),
     (["check", "cut.safetensors"], "cut.safetensors: not a readable safetensors file"),
     (["plot", "nowhere"], "nowhere"),
+    (["report", "nowhere"], "nowhere: no summary.json; run `python -m dipsim run --out nowhere` first"),
+    (["report", "nowhere", "--out", "page.pdf"], "--out page.pdf: a report must end in .html"),
     (["recipe", "--shape", "config.json", "--out", "r.yaml", "--tokens", "0"], "recipe: tokens"),
     (["record", "--model", "x", "--text", "t.txt", "--out", "trace.bin"], "must end in .safetensors"),
 ]

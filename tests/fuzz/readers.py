@@ -30,6 +30,7 @@ from dipsim.figures.run import draw_run
 from dipsim.figures.sweep import draw_sweep
 from dipsim.figures.sweep_table import WITHOUT, read_sweep
 from dipsim.planning.learn import learn_layout
+from dipsim.report.page import render
 from dipsim.results.folder import read_experts, read_tables
 from dipsim.results.quality import Measured, read_quality, write_quality
 from dipsim.sparsity.calibrated import BASES, NESTED, Calibrated, Origin
@@ -325,9 +326,11 @@ def _table_readers(base: Path) -> list[Reader]:
     any_sweep = _rows(*sweeps)
     return [
         Reader("quality table", "q.quality.csv", quality, _read_quality(dense)),
-        Reader("folder of a run", "damaged", damaged, _read_run(folder, draw=False)),
+        Reader("folder of a run", "damaged", damaged, _read_run(folder, _tables)),
         Reader("table of a sweep", "sweep.csv", any_sweep, _read_sweep),
-        Reader("figures of a run", "damaged", damaged, _read_run(folder, draw=True), costly=True),
+        Reader("figures of a run", "damaged", damaged, _read_run(folder, draw_run), costly=True),
+        Reader("page of a run", "damaged", damaged, _read_run(folder, render), costly=True),
+        Reader("page of a sweep", "sweep.csv", any_sweep, lambda path: render(path.parent), costly=True),
         Reader("figures of a sweep", "sweep.csv", any_sweep, lambda path: draw_sweep(path.parent), costly=True),
         Reader("kept point", "point.json", kept, resume),
     ]
@@ -428,8 +431,13 @@ def _read_quality(trace: Path) -> Callable[[Path], object]:
     return read
 
 
-def _read_run(sound: Path, draw: bool) -> Callable[[Path], object]:
-    """Reads the folder of a run of which one table is damaged: the first line says which."""
+def _tables(folder: Path) -> None:
+    runs, _ = read_tables(folder)
+    read_experts(folder, runs)
+
+
+def _read_run(sound: Path, use: Callable[[Path], object]) -> Callable[[Path], object]:
+    """Uses the folder of a run of which one table is damaged: the first line says which."""
 
     def read(path: Path) -> None:
         folder = path.parent / "run"
@@ -439,11 +447,7 @@ def _read_run(sound: Path, draw: bool) -> Callable[[Path], object]:
         damaged = folder / name.decode()
         damaged.write_bytes(content)
         try:
-            if draw:
-                draw_run(folder)
-            else:
-                runs, _ = read_tables(folder)
-                read_experts(folder, runs)
+            use(folder)
         finally:
             shutil.copyfile(sound / damaged.name, damaged)
 
