@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import shutil
@@ -15,7 +14,7 @@ from matplotlib.figure import Figure
 
 from dipsim.figures.style import save_figure
 from dipsim.figures.sweep import draw_sweep
-from dipsim.results.quality import NOT_MEASURED, prices
+from dipsim.results.quality import NOT_MEASURED
 from dipsim.study.experiment import Experiment
 from dipsim.study.sweep import sweep
 
@@ -55,7 +54,7 @@ def keep(figure: Figure, name: str) -> None:
 
 def price(points: pd.DataFrame) -> str:
     """The perplexity of these points, as a table says it."""
-    found = {NOT_MEASURED if math.isnan(price) else f"{price:.2f}" for price in prices(points["perplexity"])}
+    found = {NOT_MEASURED if pd.isna(p) else f"{p:.2f}" for p in points["perplexity"]}
     return found.pop() if len(found) == 1 else f"partly {NOT_MEASURED}" if NOT_MEASURED in found else "several"
 
 

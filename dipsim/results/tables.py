@@ -15,7 +15,7 @@ from rich.table import Table
 
 from dipsim.basics.units import show, significant
 from dipsim.results.labels import short
-from dipsim.results.quality import NOT_MEASURED, prices
+from dipsim.results.quality import NOT_MEASURED
 from dipsim.results.result import Result
 from dipsim.timing.service import page_fault_share
 
@@ -154,7 +154,7 @@ def sweep_table(points: pd.DataFrame) -> Table:
         rows.add_column(name, justify="right", no_wrap=True)
     for policy, mine in points.groupby("policy", sort=False):
         speeds, hits = mine["tokens_per_s"], mine["hit_rate"]
-        found = list(dict.fromkeys(_priced(price, None) for price in prices(mine["perplexity"])))
+        found = list(dict.fromkeys(_priced(price, None) for price in mine["perplexity"]))
         rows.add_row(
             escape(short(str(policy))),
             str(len(mine)),
