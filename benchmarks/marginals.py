@@ -2,8 +2,7 @@
 
 `python benchmarks/marginals.py` compares what the recipes of three models draw with what was measured, and with what
 they would draw with SmolLM2's statistics. It prints the tables of `docs/background/synthesis.md`;
-`--write` also puts them and the
-figure there. `--fit` fits the recipes first and writes them.
+`--write` also puts them and the figure there. `--fit` fits the recipes first and writes them.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from dipsim.basics.errors import InputError, collected, named
 from dipsim.cli.complaints import MOST, fail, located
-from dipsim.cli.terminal import console
+from dipsim.cli.terminal import console, plain_table
 
 if TYPE_CHECKING:
     from dipsim.study.experiment import Experiment
@@ -41,9 +41,6 @@ class Format(StrEnum):
 @commands.command("list")
 def list_(kind: Annotated[Kind, typer.Argument(help="What to list.")]) -> None:
     """List what is shipped."""
-    from rich.markup import escape
-    from rich.table import Table
-
     import dipsim.storage.layouts  # noqa: F401  # which fills LAYOUTS
     from dipsim.basics import assets
     from dipsim.storage.layout import LAYOUTS
@@ -58,10 +55,8 @@ def list_(kind: Annotated[Kind, typer.Argument(help="What to list.")]) -> None:
         Kind.traces: (("name", "tokens", "model", "layers, hidden, intermediate or experts"), _describe_trace),
         Kind.layouts: (("name", "description"), _describe_layout),
     }[kind]
-    table = Table(*columns, box=None, pad_edge=False)
-    for name in (*(sorted(LAYOUTS) if kind is Kind.layouts else ()), *assets.names(kind)):
-        table.add_row(name, *map(escape, describe(name)))
-    console().print(table)
+    names = (*(sorted(LAYOUTS) if kind is Kind.layouts else ()), *assets.names(kind))
+    console().print(plain_table(columns, ((name, *describe(name)) for name in names)))
 
 
 def _describe_device(name: str) -> tuple[str, ...]:

@@ -210,7 +210,7 @@ def evaluate(
     from dipsim.figures.pareto import draw_pareto, speedups
     from dipsim.results.folder import write_summary
     from dipsim.results.quality import write_quality
-    from dipsim.results.tables import plain_table, run_table
+    from dipsim.results.tables import budget_table, run_table
     from dipsim.study.experiment import Experiment
 
     chosen = Experiment.load(experiment)
@@ -232,13 +232,13 @@ def evaluate(
     results = [result for _, result in found]
     write_quality(rows, folder / "quality.csv")
     write_summary(results, folder)
-    console().print(run_table(results, console().width))
+    console().print(run_table(results))
     measured = pd.DataFrame([asdict(row) for row in rows])
     baseline = "experts" if loaded.routers else "dense"
     written = ["quality.csv", "summary.json"]
     if len(measured) > 1 and baseline in set(measured["policy"]):
         print(f"Best speed-up over {baseline} at the same DRAM, by perplexity budget:")
-        console().print(plain_table(speedups(measured, baseline)))
+        console().print(budget_table(speedups(measured, baseline)))
         written += [path.name for path in draw_pareto(measured, folder, baseline)]
     print(f"{folder}: {', '.join(written)}")
 

@@ -15,7 +15,7 @@ import typer
 
 from dipsim.basics.errors import InputError, and_more
 from dipsim.basics.version import __version__
-from dipsim.cli import answers, imports, inspect, live, machine, memory, simulate, solve
+from dipsim.cli import answers, compare, imports, inspect, live, machine, memory, simulate, solve
 from dipsim.cli.complaints import fail, located
 
 INTERRUPTED = 130  # exit status
@@ -25,7 +25,7 @@ app = typer.Typer(
     help="Predict how fast a language model runs when its weights do not fit in DRAM.",
     pretty_exceptions_enable=False,
 )
-for family in (live, imports, simulate, solve, memory, answers, machine, inspect):
+for family in (live, imports, simulate, solve, memory, answers, compare, machine, inspect):
     app.add_typer(family.commands)
 
 

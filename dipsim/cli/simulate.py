@@ -12,7 +12,7 @@ import typer
 
 from dipsim.basics.errors import InputError
 from dipsim.cli.complete import completion
-from dipsim.cli.terminal import changed, console, default_folder, progress_bar, torch_needed
+from dipsim.cli.terminal import changed, console, default_folder, progress_bar, say, torch_needed
 
 if TYPE_CHECKING:
     from dipsim.planning.planner import Planner
@@ -104,9 +104,9 @@ def run(
         write_run(resolved, results, folder, timeline, parquet)
         draw_run(folder)
     if note:
-        print(note)
-    print(heading(results))
-    console().print(run_table(results, console().width))
+        say(note)
+    say(heading(results))
+    console().print(run_table(results))
     print(f"{folder}: summary.json, tokens.csv, layers.csv, spans.csv, figures as .png and .svg", end="")
     print(", timeline.json" if timeline else "")
 

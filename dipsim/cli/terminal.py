@@ -6,7 +6,7 @@ import contextlib
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,11 +114,29 @@ def torch_needed(extra: str = "live", less: str = "or shorter sequences, or a sm
 
 
 def console() -> Any:
-    """The terminal; at least 130 columns wide where the output goes to a file."""
+    """The terminal; 80 columns wide where the output goes to a file, unless COLUMNS says otherwise."""
     from rich.console import Console
 
-    console = Console()
-    return console if console.is_terminal else Console(width=max(console.width, 130))
+    return Console()
+
+
+def plain_table(names: Iterable[str], rows: Iterable[Iterable[str]]) -> Any:
+    """A table of text. What is too wide for the terminal goes on in the next line."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for name in names:
+        table.add_column(name, overflow="fold")
+    table.columns[0].no_wrap = True
+    for row in rows:
+        table.add_row(*map(escape, row))
+    return table
+
+
+def say(text: str) -> None:
+    """Print text, in lines as wide as the terminal."""
+    console().print(text, markup=False, highlight=False, emoji=False)
 
 
 @contextlib.contextmanager

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -31,6 +30,7 @@ from dipsim.results.csv_table import (
     refuse_rows,
 )
 from dipsim.results.dictionary import write_columns
+from dipsim.results.labels import short, wrapped
 from dipsim.results.quality import NOT_MEASURED
 from dipsim.results.result import Result, shown_token
 from dipsim.results.table_files import write_table
@@ -93,6 +93,7 @@ def write_summary(results: Sequence[Result], out: Path) -> None:
 
 
 Text = Annotated[str, Field(max_length=LONGEST)]
+Name = Annotated[str, Field(max_length=LONGEST, pattern=r"^\P{C}*$")]  # without control characters
 Amount = Annotated[float, Field(ge=0, le=LARGEST)]
 Positive = Annotated[float, Field(ge=SMALLEST, le=LARGEST)]
 Share = Annotated[float, Field(ge=0, le=SHARE.most)]
@@ -102,8 +103,9 @@ class Run(Strict, extra="ignore"):
     """What figures show of one run in `summary.json`."""
 
     policy: Text
+    model: Text = ""  # as in folders of version 0.1
     device: Text
-    start: Text = "cold"  # as in folders of version 0.1
+    start: Text = "cold"
     layout: Text = "columns"
     eviction: Text
     timing: Text
@@ -114,16 +116,18 @@ class Run(Strict, extra="ignore"):
     working_set_bytes: Amount | None = None
     tokens_per_s: Positive
     mean_latency_s: Amount = Field(validation_alias=AliasPath("latency_s", "mean"))
+    parts_s: dict[Name, Amount] = Field(default_factory=dict)  # what a token waits for, the mean
     flash_s: Amount | None = Field(None, validation_alias=AliasPath("busy_s", "flash"))
     hit_rate: Share
     mlp_fraction_read: Amount
     energy_j_per_token: Amount | None = None
     perplexity: Positive | None = None
+    perplexity_standard_error: Amount | None = None
 
     @property
     def label(self) -> str:
         """The policy, in lines that fit beside a figure."""
-        return textwrap.fill(self.policy, 32, break_on_hyphens=False)
+        return wrapped(self.policy)
 
     @property
     def price(self) -> str:
@@ -136,14 +140,30 @@ class Run(Strict, extra="ignore"):
         return NOT_MEASURED if self.perplexity is None else significant(self.perplexity, 4)
 
     @property
+    def settings(self) -> dict[str, str]:
+        """What the runs of a folder have in common, by name."""
+        told = {
+            **{"model": self.model, "device": self.device, "DRAM": show(self.dram_bytes, "size")},
+            **{
+                "layout": short(self.layout),
+                "eviction": self.eviction + (f" over the {self.scope}" * bool(self.scope)),
+            },
+            **{"timing": self.timing, "start": self.start, "on the clock": self.on_clock, "tokens": f"{self.tokens:,}"},
+        }
+        return {name: value for name, value in told.items() if value}
+
+    @property
     def setting(self) -> str:
-        """What the runs of a folder have in common."""
-        tokens = f"{self.tokens:,} token{'s' * (self.tokens > 1)}"
-        served = f" over the {self.scope}" if self.scope else ""
-        rule = f"eviction {self.eviction}{served}"
-        memory = [f"layout {self.layout}", rule, f"timing {self.timing}", f"start {self.start}"]
-        memory += [self.on_clock] if self.on_clock else []
-        return " · ".join((self.device, f"DRAM {show(self.dram_bytes, 'size')}", *memory, tokens))
+        """The same in words."""
+        return in_words(self.settings)
+
+
+def in_words(settings: Mapping[str, str]) -> str:
+    """Settings as the head of a figure says them: a name stands before what does not speak for itself."""
+    bare = ("model", "device", "on the clock")
+    words = [value if name in bare else f"{name} {value}" for name, value in settings.items() if name != "tokens"]
+    tokens = settings.get("tokens")
+    return " · ".join(words + ([] if tokens is None else [f"{tokens} token{'s' * (tokens != '1')}"]))
 
 
 ONE_RUN = "each policy must stand there once, and all in the same setting"
