@@ -161,7 +161,7 @@ def test_the_shipped_marginals_are_the_fit_of_the_measured(checkout, monkeypatch
         assert getattr(found, tensor).model_dump() == pytest.approx(shipped, rel=0.02, abs=1e-3)
     before = replace(after, statistics=like)
     rows = marginals.agreement({name: (wanted, marginals.drawn(before), marginals.drawn(after))})
-    page = (checkout / "docs/synthesis.md").read_text(encoding="utf-8")
+    page = (checkout / "docs/background/synthesis.md").read_text(encoding="utf-8")
     for row in rows:
         assert f"| {' | '.join(row)} |" in page, "run `python benchmarks/marginals.py --write`"
 
