@@ -80,12 +80,19 @@ def test_run_takes_it_from_the_table_beside_the_trace(tiny_trace):
 
 
 @pytest.mark.slow
-def test_the_shipped_table_covers_the_quickstart_and_its_own_experiment():
+def test_the_shipped_table_covers_the_quickstart_and_its_own_experiments():
     rows = quality.read_quality(Trace.open("smollm2-135m"))
     results = run(Experiment.load(assets.find("examples", "quickstart")))
     assert all(result.perplexity for result in results)
-    accuracy = yaml.safe_load((assets.directory("examples") / "accuracy.yaml").read_text())
-    assert len(rows) == len(accuracy["policies"]) * len(accuracy["sweep"]["dram"])
+    examples = assets.directory("examples")
+    accuracy = yaml.safe_load((examples / "accuracy.yaml").read_text())
+    gammas = yaml.safe_load((examples / "paper/gamma.yaml").read_text())["sweep"]["dip-ca.gamma"]
+    assert len(rows) == len(accuracy["policies"]) * len(accuracy["sweep"]["dram"]) + len(gammas) - 1  # both have 0.5
+    at_half = {row.parameters: row.perplexity for row in rows if row.policy == "dip-ca" and row.mlp_fraction == 0.5}
+    strong = [
+        at_half[json.dumps({"fixed_top_n": 0, "free": False, "gamma": g, "keep": 0.5, "warmup": 0})] for g in gammas
+    ]
+    assert strong == sorted(strong)  # the smaller gamma is, the more it costs
     (dense,) = {row.perplexity for row in rows if row.policy == "dense"}
     assert dense == pytest.approx(16.80, abs=0.005)
     assert all(row.perplexity >= dense - 3 * row.standard_error for row in rows)
