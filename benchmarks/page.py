@@ -54,7 +54,7 @@ def keep(figure: Figure, name: str) -> None:
 
 def price(points: pd.DataFrame) -> str:
     """The perplexity of these points, as a table says it."""
-    found = {p if isinstance(p, str) else f"{p:.2f}" for p in points["perplexity"]}
+    found = {NOT_MEASURED if pd.isna(p) else f"{p:.2f}" for p in points["perplexity"]}
     return found.pop() if len(found) == 1 else f"partly {NOT_MEASURED}" if NOT_MEASURED in found else "several"
 
 

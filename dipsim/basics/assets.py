@@ -49,13 +49,16 @@ def _name(kind: str, file: Path) -> str:
     return file.stem.replace("_", "-") if ".py" in _SUFFIXES[kind] else file.stem.removesuffix(_LEARNED.get(kind, ""))
 
 
-def find(kind: str, name_or_path: str | Path) -> Path:
-    """Find the file of a shipped name or of a user's path. Raises InputError if there is none.
+def is_path(kind: str | None, text: str | Path) -> bool:
+    """Whether a text is a path and not a name: it has a separator, or a suffix of its kind; any, where that is None."""
+    path = Path(text)
+    return len(path.parts) > 1 or (path.suffix != "" if kind is None else path.suffix in _SUFFIXES[kind])
 
-    Text with a separator or a known suffix is a path. Everything else is a name.
-    """
+
+def find(kind: str, name_or_path: str | Path) -> Path:
+    """Find the file of a shipped name or of a user's path. Raises InputError if there is none."""
     text, path = str(name_or_path), Path(name_or_path)
-    if path.suffix in _SUFFIXES[kind] or len(path.parts) > 1:
+    if is_path(kind, path):
         try:
             path.stat()
         except (OSError, ValueError) as error:
@@ -82,5 +85,5 @@ def policy_name(name_or_path: str) -> str:
 
 
 def same_policy(name: str, policy: str) -> bool:
-    """Tell whether `name` stands for the policy that an experiment writes as `policy`: by name or as written."""
-    return name in (policy, policy_name(policy))
+    """Tell whether `name` stands for the policy that an experiment writes as `policy`: by name or by path."""
+    return name == policy_name(policy) or Path(name) == Path(policy)

@@ -101,6 +101,14 @@ def check_regular(path: Path, kind: str = "one") -> None:
         raise InputError(f"{path}: is not a file; give {kind}")
 
 
+def is_file(path: str | Path) -> bool:
+    """Whether there is such a file. There is none of a text that cannot be a path."""
+    try:
+        return Path(path).is_file()
+    except OSError:  # it is too long
+        return False
+
+
 def read_text(path: Path) -> str:
     """Read a UTF-8 file. Raises InputError if there is none, or it does not fit into memory."""
     check_regular(path)

@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dipsim.basics.errors import InputError, named
-from dipsim.cli.terminal import console, progress_bar, resolve, torch_needed
+from dipsim.cli.terminal import console, default_folder, progress_bar, resolve, torch_needed
 
 if TYPE_CHECKING:
     from dipsim.planning.planner import Planner
 
 commands = typer.Typer()
+
+
+Parquet = Annotated[bool, typer.Option("--parquet", help="Also write each table as a .parquet file (extra `parquet`).")]
 
 
 class Processor(StrEnum):
@@ -48,30 +51,41 @@ def run(
     ] = None,
     timing: Annotated[str | None, typer.Option(help="serial, concurrent or pipelined.")] = None,
     tokens: Annotated[int | None, typer.Option(help="Simulate only the first so many tokens.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Output folder; by default results/<experiment>.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Output folder; by default results/<experiment>, or without an experiment file, but with changes to "
+            "the quickstart, results/<trace>-on-<device>."
+        ),
+    ] = None,
     timeline: Annotated[bool, typer.Option("--timeline", help="Also write timeline.json for ui.perfetto.dev.")] = False,
+    parquet: Parquet = False,
 ) -> None:
     """Simulate every policy of an experiment; write tables and figures, print the summary."""
     from dipsim.basics import assets
     from dipsim.figures.run import draw_run
+    from dipsim.results.table_files import check_parquet
     from dipsim.results.tables import heading, run_table
     from dipsim.study.run import cliff, write_run
     from dipsim.study.run import run as run_experiment
 
+    if parquet:
+        check_parquet()
     path = experiment or assets.find("examples", "quickstart")
     given = {
         **{"trace": trace, "device": device, "dram": dram, "layout": layout, "start": start},
         **{"eviction": eviction, "timing": timing, "tokens": tokens},
     }
     changes = {key: value for key, value in given.items() if value is not None}
+    changed = bool(changes or policy or settings or cache)
     resolved = resolve(path, changes, policy, settings or [], cache)
-    folder = out or Path("results") / path.stem
     with progress_bar() as progress:
-        with named(f"{path} and command line" if changes or policy or settings or cache else path):
+        with named(f"{path} and command line" if changed else path):
             results = run_experiment(resolved, progress, timeline)
             note = cliff(resolved)
+        folder = out or default_folder(experiment, resolved, changed)
         progress("writing tables and figures", 0, 1)
-        write_run(resolved, results, folder, timeline)
+        write_run(resolved, results, folder, timeline, parquet)
         draw_run(folder)
     if note:
         print(note)
@@ -90,14 +104,18 @@ def sweep(
         Processor, typer.Option(help="What plans, not what is simulated; cuda is this machine's GPU (extra `cuda`).")
     ] = Processor.cpu,
     out: Annotated[Path | None, typer.Option(help="Output folder; by default results/<experiment>.")] = None,
+    parquet: Parquet = False,
 ) -> None:
     """Simulate a grid: every combination of the values in an experiment's sweep. Killed, it resumes by itself."""
     from dipsim.figures.sweep import draw_sweep
     from dipsim.figures.sweep_table import TO_MAP, is_own, is_swept
+    from dipsim.results.table_files import check_parquet
     from dipsim.results.tables import sweep_table
     from dipsim.study.experiment import Experiment
     from dipsim.study.sweep import sweep as run_sweep
 
+    if parquet:
+        check_parquet()
     chosen = Experiment.load(experiment)
     folder = out or Path("results") / experiment.stem
     if dask is not None and device is Processor.cuda:
@@ -110,6 +128,7 @@ def sweep(
             workers=workers or len(os.sched_getaffinity(0)),
             dask=dask,
             planners=_planners(device),
+            parquet=parquet,
             progress=progress,
             where=experiment,
         )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dipsim.cli.terminal import console, progress_bar, resolve
+from dipsim.cli.terminal import console, default_folder, progress_bar, resolve
 
 if TYPE_CHECKING:
     from dipsim.study.solve import Answer, Target
@@ -38,7 +38,7 @@ def solve(
     ] = None,
     tokens: Annotated[int | None, typer.Option(help="Simulate only the first so many tokens.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; by default one a core.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Output folder; by default results/<experiment>-<unknown>.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Output folder; as of `run`, with the unknown's name.")] = None,
 ) -> None:
     """Find the least DRAM, or the value of something else, that reaches a target: for each policy, to 0.5 %."""
     from dipsim.basics import assets
@@ -52,7 +52,8 @@ def solve(
         path, {key: value for key, value in changes.items() if value is not None}, policy, settings or []
     )
     wanted = Target.read(target)
-    folder = out or Path("results") / f"{path.stem}-{unknown}"
+    changed = bool(policy or settings or any(value is not None for value in changes.values()))
+    folder = out or default_folder(experiment, resolved, changed, f"-{unknown}")
     with progress_bar() as progress:
         answers = find(
             resolved,
@@ -101,7 +102,7 @@ def _table(answers: list[Answer], target: Target, unknown: str, within: float | 
             significant(answer.row["tokens_per_s"], 4),
             *(significant(answer.row["found"], 4) for _ in others),
             f"{answer.row['hit_rate']:.1%}",
-            price if error is None else f"{price:.2f} ± {error:.2f}",
+            NOT_MEASURED if price is None else f"{price:.2f} ± {error:.2f}",
             *([verdict] if within is not None else []),
         )
     return rows

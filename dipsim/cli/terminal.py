@@ -59,6 +59,17 @@ def resolve(
     return parse(Experiment, data | {"policies": chosen}, "command line" if changes or policies or cache else path)
 
 
+def default_folder(path: Path | None, resolved: Experiment, changed: bool, what: str = "") -> Path:
+    """Where the results of an experiment go: by its file's name, or without one by what the command line changed."""
+    from dipsim.basics import assets
+
+    trace, device = assets.find("traces", resolved.trace), assets.find("devices", resolved.device)
+    return (
+        Path("results")
+        / f"{path.stem if path else f'{trace.stem}-on-{device.stem}' if changed else 'quickstart'}{what}"
+    )
+
+
 @contextlib.contextmanager
 def torch_needed(extra: str = "live", less: str = "or shorter sequences, or a smaller dtype") -> Iterator[None]:
     """Turn missing packages and missing memory into one line: which extra to install, what to ask for less of."""

@@ -13,14 +13,15 @@ from matplotlib.figure import Figure
 from dipsim.basics.units import unit_for
 from dipsim.figures.style import COLOURS, DASHES, MARKERS, STYLE, blank_figure, save_figure
 from dipsim.figures.sweep_table import price
-from dipsim.results.csv_table import POSITIVE, TEXT, Column, read_table
+from dipsim.results.csv_table import POSITIVE, SMALLEST, TEXT, Column, read_table
 
 SAMPLES, ANSWERS = "samples.csv", "solve.csv"
 _SAMPLE = {
-    **dict.fromkeys(("unknown", "dimension", "target", "unit", "case", "model", "device", "perplexity"), TEXT),
+    **dict.fromkeys(("unknown", "dimension", "target", "unit", "case", "model", "device"), TEXT),
     **dict.fromkeys(("layout", "eviction", "start", "timing"), TEXT),
     **dict.fromkeys(("value", "limit", "tokens"), POSITIVE),
     "found": Column(float, 0),
+    "perplexity": Column(float, SMALLEST, empty=np.nan),
 }
 
 

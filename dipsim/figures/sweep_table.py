@@ -6,7 +6,6 @@ A *case* is all that a grid has besides DRAM size, Flash speed and policy: trace
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ from dipsim.basics.units import significant
 from dipsim.results.csv_table import (
     AMOUNT,
     ANYTHING,
-    LARGEST,
     POSITIVE,
     SHARE,
     SMALLEST,
@@ -32,14 +30,13 @@ from dipsim.results.quality import NOT_MEASURED
 SETTINGS = ("layout", "start", "eviction", "scope", "timing", "prompt")
 CLIFF = "cliff_dram_bytes"  # below it a cache does not hold the experts of one token; empty without experts
 COLUMNS: dict[str, Column] = {
-    **dict.fromkeys(
-        ("trace", "model", "device", *SETTINGS, "read_through", "stream_static", "policy", "perplexity", "key"), TEXT
-    ),
+    **dict.fromkeys(("trace", "model", "device", *SETTINGS, "read_through", "stream_static", "policy", "key"), TEXT),
     **dict.fromkeys(("dram_bytes", "flash_bandwidth_bytes_per_s", "tokens", "tokens_per_s"), POSITIVE),
     **dict.fromkeys(("mlp_fraction_in_dram", "hit_rate"), SHARE),
     "flash_utilisation": AMOUNT,
     "scope": Column(default="layer"),
     CLIFF: Column(float, 0, default=np.nan, empty=np.nan),
+    "perplexity": Column(float, SMALLEST, empty=np.nan, blank=NOT_MEASURED),  # a word in tables of version 0.1
 }
 DRAM, FLASH = "dram_bytes", "flash_bandwidth_bytes_per_s"
 ON_AXES = ("flash.read_bandwidth", "cache.size")  # what is swept and drawn along an axis
@@ -50,7 +47,7 @@ TO_MAP = {  # what a map of gains takes
     "prefetch": "prefetch.when with never among its values, and two more keys that are numbers",
     "drafts": "speculate.draft with 0 and two more values, and one more key that is a number",
 }
-NO_OPTIONS = ("flash", "dram", "compute", "energy", "cache")  # what other swept keys with a dot begin with
+NO_OPTIONS = ("flash", "dram", "compute", "energy", "cache", "bits")  # what other swept keys with a dot begin with
 STREAMED = {"True": "static weights streamed", "False": "static weights in DRAM"}
 THROUGH = {"True": "gaps read through", "False": "gaps left out"}
 
@@ -68,7 +65,6 @@ def read_sweep(path: Path) -> pd.DataFrame:
     try:
         table = read_table(path, COLUMNS, lambda name: ANYTHING if is_swept(name) else None)
         refuse_rows(path, table["key"].duplicated(), "is there twice")
-        refuse_rows(path, [not _is_price(text) for text in table["perplexity"]], "its perplexity is none")
         for name, texts in (("stream_static", STREAMED), ("read_through", THROUGH)):
             table[name] = table[name].map(texts)
             refuse_rows(path, table[name].isna(), f"its {name} is neither True nor False")
@@ -92,13 +88,6 @@ def read_sweep(path: Path) -> pd.DataFrame:
     dense = dense[~dense.index.duplicated(keep=False)]  # two dense points that figures cannot tell apart are no measure
     table["speedup"] = table["tokens_per_s"] / dense.reindex(point).to_numpy()
     return table
-
-
-def _is_price(text: str) -> bool:
-    """Whether this is a perplexity, or says that there is none."""
-    with suppress(ValueError):
-        return text == NOT_MEASURED or SMALLEST <= float(text) <= LARGEST
-    return False
 
 
 def join_columns(table: pd.DataFrame, names: Sequence[str]) -> pd.Series[str]:
@@ -125,7 +114,7 @@ def varies(values: pd.Series[Any]) -> bool:
 
 def price(rows: pd.DataFrame) -> str:
     """The perplexity of these points, from the lowest to the highest."""
-    known = rows.loc[rows["perplexity"] != NOT_MEASURED, "perplexity"].astype(float)
+    known = rows["perplexity"].dropna()
     if known.empty:
         return f"perplexity: {NOT_MEASURED}"
     low, high = float(known.min()), float(known.max())

@@ -14,7 +14,7 @@ from dipsim.live.experts import check_copies
 from dipsim.live.models import LoadedModel
 from dipsim.live.perplexity import calibrate, measure, nll, quality
 from dipsim.planning.fetch_plan import Setting
-from dipsim.results.quality import Measured, memory_of, mlp_fraction, parameters
+from dipsim.results.quality import Measured, bits_of, memory_of, mlp_fraction, parameters
 from dipsim.results.result import Result
 from dipsim.sparsity.policy import Policy
 from dipsim.sparsity.selection import checked_groups, sees_memory
@@ -42,6 +42,8 @@ def evaluate(
     """
     if experiment.tokens is not None:
         raise InputError("tokens: an evaluation takes its tokens from the text; remove it (see --sequences, --length)")
+    if any(key.startswith("bits.") for key in experiment.sweep):
+        raise InputError("sweep: bits: an evaluation computes with the weights of one file; give its bits, not several")
     scaled = [name for name in SCALED_LOGITS if getattr(loaded.model.config, name, None) not in (None, 1, 1.0)]
     if scaled:
         raise InputError(f"{loaded.shape.name}: {scaled[0]}: logits are scaled after lm_head, which is not supported")
@@ -116,4 +118,5 @@ def row(result: Result, length: int, text: str, model: str, adapter: str = "") -
         model=model,
         adapter=adapter,
         memory=memory_of(plan),
+        bits=bits_of(plan.shape),
     )

@@ -107,7 +107,8 @@ class PlanBuilder:
             raise InputError(
                 f"page: {setting.page:g} B, and that of the flash is {setting.flash.page:g} B; make them equal"
             )
-        self.shape, self.setting, self.tokens, self.sequence_starts = shape, setting, tokens, starts
+        self.shape = shape = setting.of(shape)
+        self.setting, self.tokens, self.sequence_starts = setting, tokens, starts
         self.prompts = [(begin, min(end, tokens)) for begin, end in prompts if begin < tokens]
         self.groups = checked_groups(policy, shape)
         self.least_bytes = 6 * 8.0 * tokens * (len(self.groups) + 1) * shape.num_hidden_layers  # six numbers a step
@@ -420,7 +421,7 @@ class PlanBuilder:
         self._arrays["flops"][:, here] += 2 * own * 8 / PREDICTOR_BITS
 
     def _enter_whole(
-        self, step: str, layers: range, size: float | Floats, resident: float, bits: int, reads: int
+        self, step: str, layers: range, size: float | Floats, resident: float, bits: float, reads: int
     ) -> None:
         """Enter weights of `size` bytes that every token reads whole, `resident` of them from DRAM."""
         here, streamed = self._positions(step, layers), size * (1 - resident)

@@ -15,7 +15,7 @@ from dipsim.memory.split import Split
 from dipsim.sparsity.policy import Group, Policy
 from dipsim.sparsity.selection import ATTENTION, LM_HEAD
 from dipsim.storage.flash import Flash
-from dipsim.workload.shape import ModelShape
+from dipsim.workload.shape import BitWidths, ModelShape
 
 Start = Literal["warm", "cold", "filled"]
 Scope = Literal["layer", "model"]
@@ -40,7 +40,7 @@ class Setting:
     gaps are then read through where that is faster. A cache of experts is divided evenly over the layers, or it is one
     over all layers (`scope`). The `split` of the DRAM over caches is even, or the best for Flash, learned as a layout
     is. `buffer` bytes of the DRAM hold guesses; the KV caches of `streams` sequences are there at a time; `draft`
-    tokens are verified together with the one before them.
+    tokens are verified together with the one before them. `bits` replace those of the model.
     """
 
     policy: Policy
@@ -58,6 +58,11 @@ class Setting:
     buffer: float = 0.0
     streams: int = 1
     draft: int = 0
+    bits: BitWidths | None = None
+
+    def of(self, shape: ModelShape) -> ModelShape:
+        """The model's shape with the setting's bits."""
+        return shape if self.bits is None else shape.model_copy(update={"bits": self.bits})
 
     @property
     def options(self) -> dict[str, Any]:

@@ -32,7 +32,8 @@ class Precision:
 
     `resident` [N] are those in DRAM, of each (group, layer). `base` [N] are those that every token has: what is not
     resident of them is streamed, in one large read, where reading it piece by piece would take longer. Raises
-    InputError if not even what must be there fits, or the layout does not say how records lie.
+    InputError if not even what must be there fits, the layout does not say how records lie, or the setting's bits are
+    not those of the highest level.
     """
 
     def __init__(self, shape: ModelShape, setting: Setting, groups: Sequence[Group], room: float) -> None:
@@ -41,6 +42,8 @@ class Precision:
                 f"layout: {setting.layout}: {setting.policy.label} reads records of precision, which lie by index or "
                 f"by how often they are read; use {' or '.join(ORDERS)}"
             )
+        for group in groups if setting.bits else ():
+            _check_bits(group, setting.policy, shape.bits.mlp)
         self.shape, self.setting, self.groups = shape, setting, groups
         sites = [(group, layer) for layer in range(shape.num_hidden_layers) for group in groups]
         self.units = {
@@ -154,6 +157,16 @@ class Precision:
         """Bytes [T] from the levels that every token has to others [T, N]."""
         table = self.fetch_bytes(group)[self.base[group.name, layer]]
         return np.asarray(at_levels(table, levels).sum(axis=-1))
+
+
+def _check_bits(group: Group, policy: Policy, bits: float) -> None:
+    """Raise InputError unless bits of a weight are those of the highest level's code, with its scales or without."""
+    code, scales, _ = levels_of(group).each[-1]
+    if bits not in (code, code + scales):
+        raise InputError(
+            f"bits: mlp: {bits:g}, and the codes of {policy.label} have {code:g}, or {code + scales:g} with their "
+            "scales; use one of these, or another policy"
+        )
 
 
 def made_by(policy: Policy) -> dict[str, Any]:

@@ -165,7 +165,7 @@ class Stepwise(ABC):
                 f"policy {setting.policy.label}: has copies of experts, which the clock does not know; leave out what "
                 "depends on the clock, such as prefetch, streams, speculate, contention and tiers"
             )
-        self.setting, self.shape, self.tokens, self.shared = setting, trace.shape, tokens, shared
+        self.setting, self.shape, self.tokens, self.shared = setting, builder.shape, tokens, shared
         self.begins = np.zeros(tokens, dtype=np.int64)
         for begin, end in sequences(starts, tokens):
             self.begins[begin:end] = begin

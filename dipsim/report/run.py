@@ -112,9 +112,9 @@ def _token(runs: list[Run], spans: pd.DataFrame) -> tuple[str, Any]:
         f"{run.policy} · this token {show(by_policy[run.policy]['end_s'].max(), 'time')} · {run.price}" for run in drawn
     ]
     legend = [(f"c{index % COLOURS}", step) for step, index in steps.items()]
-    content = parts.plots("token", captions, legend)
+    content = parts.plots("token", captions, legend) if drawn else ""
     if len(drawn) < len(runs):
-        content += parts.paragraph(f"{len(runs) - len(drawn)} more policies are in spans.csv.")
+        content += parts.paragraph(f"{len(runs) - len(drawn)} of {len(runs)} policies are in spans.csv only.")
     content += parts.details("What it took, step by step", _totals(spans))
     return content, {"rows": rows, "steps": list(steps), "spans": boxes}
 

@@ -25,7 +25,8 @@ class Column:
     """What a column holds: text of `longest` letters at most, or whole or real numbers from `least` to `most`.
 
     A table without the column has `default` in all rows; without one, that is an error. A number is `empty` where
-    nothing stands; without that, nothing must be left out. Of kind `object` are numbers if all are, and text otherwise.
+    nothing or `blank` stands; without that, nothing must be left out. Of kind `object` are numbers if all are, and text
+    otherwise.
     """
 
     kind: type = str
@@ -33,6 +34,7 @@ class Column:
     most: float = LARGEST
     default: Any = None
     empty: float | None = None
+    blank: str = ""
     longest: int = LONGEST
 
 
@@ -104,7 +106,7 @@ def _values(column: Column, texts: list[str], where: str) -> Any:
 
 def _number(column: Column, text: str) -> float | None:
     """The number of a text; None if it is not one that the column can have."""
-    if column.empty is not None and not text:
+    if column.empty is not None and text in ("", column.blank):
         return column.empty
     try:
         number = float(text)

@@ -33,6 +33,7 @@ from dipsim.results.csv_table import (
 from dipsim.results.dictionary import write_columns
 from dipsim.results.quality import NOT_MEASURED
 from dipsim.results.result import Result, shown_token
+from dipsim.results.table_files import write_table
 from dipsim.timing.timeline import BREAKDOWN
 
 FIGURES = ("latency", "policies", "hit_rate_by_layer", "token_gantt", "experts_by_layer", "memory")
@@ -52,16 +53,18 @@ def clear_results(out: Path) -> None:
     """Remove what an earlier run left in a folder, and this one may not replace: all but the tables."""
     remove_temporary(out)
     drawn = [f"{name}.{kind}" for name in FIGURES for kind in ("png", "svg")]
-    for name in ("summary.json", "timeline.json", "replay.csv", "report.html", EXPERTS, MEMORY, SPLITS, *drawn):
+    others = ("summary.json", "timeline.json", "replay.csv", "report.html", EXPERTS, "experts.parquet", MEMORY, SPLITS)
+    for name in (*others, *drawn):
         if (out / name).is_file():
             (out / name).unlink()
 
 
-def write_tables(results: Sequence[Result], out: Path, timeline: bool = False) -> None:
+def write_tables(results: Sequence[Result], out: Path, timeline: bool = False, parquet: bool = False) -> None:
     """Write the tables of a run to a folder, each whole or not at all, and what their columns mean; with `timeline`
     also `timeline.json`.
 
-    `summary.json` is written last: a folder without it is not finished.
+    With `parquet` each table is written as .parquet too. `summary.json` is written last: a folder without it is not
+    finished.
     """
     tables = {
         "tokens.csv": [result.tokens() for result in results],
@@ -71,7 +74,7 @@ def write_tables(results: Sequence[Result], out: Path, timeline: bool = False) -
     experts = [table for result in results if (table := result.experts()) is not None]
     tables |= {EXPERTS: experts} if experts else {}
     for name, parts in tables.items():
-        write(out / name, pd.concat(parts, ignore_index=True).to_csv(index=False))
+        write_table(out / name, pd.concat(parts, ignore_index=True), parquet)
     write_columns(out, (*tables, "summary.json"))
     if timeline:
         write(out / "timeline.json", partial(perfetto.write_events, results))

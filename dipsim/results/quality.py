@@ -1,8 +1,8 @@
 """The quality table: perplexities that were measured on a trace's model, each for one exact setting.
 
 The table of a trace is `traces/NAME.quality.csv` beside it; `evaluate` writes one. Perplexity is never interpolated. A
-run shows one only if its policy with all parameters was measured and, where the masks depend on the cache, its DRAM
-share and eviction too.
+run shows one only if its policy with all parameters was measured for the same bits and, where the masks depend on the
+cache, its DRAM share and eviction too.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ from dipsim.results.csv_table import AMOUNT, COUNT, POSITIVE, REAL, SHARE, TEXT,
 from dipsim.sparsity.selection import sees_memory
 from dipsim.storage.layouts import load_layout
 from dipsim.storage.learned import learned_file
+from dipsim.workload.shape import ModelShape
 from dipsim.workload.trace import Trace
 
-NOT_MEASURED = "not measured"  # what tables and figures say of a perplexity that is not there
+MEASURED, NOT_MEASURED = "measured", "not measured"  # what tables and figures say of a perplexity
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ class Measured:
     `parameters` are all of the policy's, as JSON. `mlp_fraction` is the share of the MLP that DRAM holds beside the
     static parts. `standard_error` is that of the perplexity, paired with the dense model. `tokens_per_s` is simulated
     on `device` from the very masks that gave the perplexity. `adapter` is the folder name of a merged LoRA adapter.
-    `memory` is what else the masks depend on (`memory_of`).
+    `memory` is what else the masks depend on (`memory_of`). `bits` are those that were simulated, as JSON, by default
+    the trace's own; the perplexity is that of the model's file as it is.
     """
 
     policy: str
@@ -56,6 +58,7 @@ class Measured:
     model: str
     adapter: str = ""
     memory: str = ""
+    bits: str = ""
 
 
 LONGEST_JSON = 1_000_000  # letters: a device may have large tables
@@ -65,15 +68,22 @@ _COLUMNS = {  # of those that are no text
     "hit_rate": SHARE,
     "mlp_fraction": REAL,
     **dict.fromkeys(("mlp_fraction_read", "standard_error"), AMOUNT),
-    "adapter": Column(default=""),
+    **dict.fromkeys(("adapter", "bits"), Column(default="")),
     "memory": Column(default="", longest=LONGEST_JSON),
     "parameters": Column(longest=LONGEST_JSON),
 }
 
 
 def parameters(setting: Setting) -> str:
-    """All parameters of the setting's policy, as JSON with sorted keys."""
-    return json.dumps(setting.policy.model_dump(mode="json"), sort_keys=True)
+    """All parameters of the setting's policy, as JSON with sorted keys; of a file its name, wherever it lies."""
+    files = {file: file.name for file in setting.policy.files()}
+    named = {name: files.get(Path(str(value)), value) for name, value in setting.policy.model_dump(mode="json").items()}
+    return json.dumps(named, sort_keys=True)
+
+
+def bits_of(shape: ModelShape) -> str:
+    """The bits of a model, as JSON with sorted keys."""
+    return json.dumps(shape.bits.model_dump(), sort_keys=True)
 
 
 def mlp_fraction(plan: FetchPlan) -> float:
@@ -140,6 +150,7 @@ def read_quality(trace: Trace) -> list[Measured]:
         refuse_rows(path, [not _is_mapping(text) for text in table["parameters"]], "its parameters are no JSON object")
     except InputError as error:
         raise InputError(f"{error}; make the table again with `python -m dipsim evaluate`") from None
+    table["bits"] = table["bits"].replace("", bits_of(trace.shape))
     columns = [table[field.name] for field in fields(Measured)]
     return [Measured(*row) for row in zip(*columns, strict=True)]
 
@@ -167,6 +178,7 @@ def lookup(rows: Iterable[Measured], plan: FetchPlan) -> tuple[float, float] | t
     for row in rows:
         same = row.policy == setting.policy.name and _same_parameters(row, setting)
         same = same and (row.model, row.adapter, row.memory) == (plan.shape.name, "", memory)
+        same = same and row.bits == bits_of(plan.shape)
         cache = (row.mlp_fraction, row.eviction) == (mlp_fraction(plan), setting.eviction)
         if same and (cache or not sees_memory(setting.policy, plan.groups)):
             return row.perplexity, row.standard_error

@@ -26,16 +26,16 @@ _MEMORY = {
 _SPLITS = {
     **dict.fromkeys(("model", "device", "policy", "split", "perplexity"), TEXT),
     **dict.fromkeys(("dram_bytes", "tokens", "flash_predicted_s", "flash_s", "latency_s", "hit_rate"), AMOUNT),
-    "latency_predicted_s": _OR_NOTHING,  # nothing where Flash does not wait for the rest
+    "latency_predicted_s": _OR_NOTHING,  # nothing where Flash and the rest run side by side
 }
 
 
 def write_split(pairs: Sequence[tuple[Result, Result]], out: Path) -> None:
     """Write `memory.csv` and `splits.csv`: of each policy, the results with the even and with the best split."""
-    parts = [row for pair in pairs for row in _parts(*pair)]
+    parts = [row for _, best in pairs for row in _parts(best)]
     speeds = [row for pair in pairs for row in _speeds(*pair)]
-    for name, rows in ((SPLITS, speeds), (MEMORY, parts)):
-        write(out / name, pd.DataFrame(rows).to_csv(index=False))
+    write(out / SPLITS, pd.DataFrame(speeds).to_csv(index=False))
+    write(out / MEMORY, pd.DataFrame(parts, columns=list(_MEMORY)).to_csv(index=False))
 
 
 def read_split(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -78,45 +78,38 @@ def _span(values: pd.Series[float]) -> str:
     """From the least to the largest value; nothing where a part must be there."""
     if values.isna().all():
         return ""
-    low, high = (f"{value:.2g}" for value in (values.min(), values.max()))
+    low, high = (significant(value, 2) for value in (values.min(), values.max()))
     return low if low == high else f"{low} to {high}"
 
 
-def _parts(even: Result, best: Result) -> Iterator[dict[str, Any]]:
+def _parts(best: Result) -> list[tuple[Any, ...]]:
     """Rows of `memory.csv` of one policy; they add up to the DRAM."""
-    split, flash = best.plan.split, best.plan.setting.flash
+    plan, budget, split = best.plan, best.plan.budget, best.plan.split
     assert split is not None
-    a_unit = 1.0 if flash is not None else 1 / best.device.flash.peak_bandwidth  # seconds; costs are bytes else
-    budgets = even.plan.budget, best.plan.budget
-
-    def row(
-        part: str, whole: float, *sizes: float, layer: int | None = None, saves: Sequence[float] = ()
-    ) -> dict[str, Any]:
-        names = "even_saves_s_per_byte", "best_saves_s_per_byte"
-        return {
-            **{"policy": best.policy, "part": part, "layer": layer, "whole_bytes": whole},
-            **dict(zip(("even_bytes", "best_bytes"), sizes, strict=True)),
-            **dict(zip(names, saves or (None, None), strict=True)),
-        }
-
     must = {"KV cache": "kv_cache_bytes", "policy": "policy_bytes", "guesses": "buffer_bytes"}
-    if not best.plan.setting.stream_static:
+    if not plan.setting.stream_static:
         must = {"lm_head": "lm_head_bytes", "attention": "attention_bytes", **must}
-    for part, name in must.items():
-        if size := getattr(budgets[1], name):
-            yield row(part, size, size, size)
+    rows: list[tuple[Any, ...]] = [
+        (best.policy, part, None, size, size, size, None, None)
+        for part, name in must.items()
+        if (size := getattr(budget, name))
+    ]
     for claim, *sizes in zip(split.claims, split.even.tolist(), split.best.tolist(), strict=True):
-        saves = [claim.saves(size) * a_unit for size in sizes]
-        yield row(claim.name, float(claim.sizes[-1]), *sizes, layer=claim.layer, saves=saves)
-    if any(budget.unused_bytes for budget in budgets):
-        yield row("unused", budgets[0].total_bytes, *(budget.unused_bytes for budget in budgets))
+        saves = [claim.saves(size) * _seconds(best) for size in sizes]
+        rows.append((best.policy, claim.name, claim.layer, float(claim.sizes[-1]), *sizes, *saves))
+    unused = [max(0.0, budget.total_bytes - sum(row[place] for row in rows)) for place in (4, 5)]
+    return rows + [(best.policy, "unused", None, budget.total_bytes, *unused, None, None)] * (max(unused) >= 1)
+
+
+def _seconds(best: Result) -> float:
+    """How long what a claim costs takes: it is bytes where reads cost nothing else."""
+    return 1 / best.device.flash.peak_bandwidth if best.plan.setting.flash is None else 1.0
 
 
 def _speeds(even: Result, best: Result) -> Iterator[dict[str, Any]]:
     """Rows of `splits.csv` of one policy. What is predicted comes from the tokens that the split is learned from."""
-    split, flash = best.plan.split, best.plan.setting.flash
+    split, a_unit = best.plan.split, _seconds(best)
     assert split is not None
-    a_unit = 1.0 if flash is not None else 1 / best.device.flash.peak_bandwidth
     one_by_one = even.timeline.timing == "serial" and not even.on_clock
     summaries = even.summary(), best.summary()
     seconds = [summary["busy_s"]["flash"] / summary["tokens"] for summary in summaries]

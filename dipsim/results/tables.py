@@ -104,7 +104,8 @@ def sweep_table(points: pd.DataFrame) -> Table:
         rows.add_column(name, justify="right", no_wrap=True)
     for policy, mine in points.groupby("policy", sort=False):
         speeds, hits = mine["tokens_per_s"], mine["hit_rate"]
-        prices = list(dict.fromkeys(mine["perplexity"].map(lambda p: p if isinstance(p, str) else f"{p:.2f}")))
+        measured = mine["perplexity"].dropna().map("{:.2f}".format)
+        prices = list(dict.fromkeys([*measured, *[NOT_MEASURED] * (len(measured) < len(mine))]))
         rows.add_row(
             escape(str(policy)),
             str(len(mine)),

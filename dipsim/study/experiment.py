@@ -10,7 +10,7 @@ from typing import Annotated, Any, Self
 from pydantic import BeforeValidator, Field, PlainSerializer, StrictBool, WithJsonSchema, model_validator
 
 from dipsim.basics import assets
-from dipsim.basics.errors import InputError
+from dipsim.basics.errors import InputError, named
 from dipsim.basics.fields import Count, Natural, Strict, parse
 from dipsim.basics.files import read_yaml
 from dipsim.basics.units import Size, show
@@ -25,9 +25,10 @@ from dipsim.storage.layouts import load_layout
 from dipsim.storage.learned import learned_file
 from dipsim.study.choices import Choice
 from dipsim.study.clock_options import ClockOptions
+from dipsim.study.paths import moved, seen_from, seen_in
 from dipsim.timing.device import Device
 from dipsim.timing.timeline import Timing
-from dipsim.workload.shape import ModelShape
+from dipsim.workload.shape import Bits, ModelShape
 from dipsim.workload.trace import Trace
 
 
@@ -40,6 +41,18 @@ class MlpFraction:
     def bytes(self, shape: ModelShape, length: int, streams: int = 1) -> float:
         """Bytes of DRAM for `streams` sequences of `length` positions."""
         return shape.static_bytes(length, streams) + self.mlp_fraction * shape.mlp_bytes
+
+
+class ChangedBits(Strict):
+    """Bits per value of `mlp`, `attention`, `lm_head` and `kv_cache`, by default the trace's own.
+
+    They may be fractions: 4.5 where 32 values of 4 bits share a scale of 16.
+    """
+
+    mlp: Bits | None = None
+    attention: Bits | None = None
+    lm_head: Bits | None = None
+    kv_cache: Bits | None = None
 
 
 class Cache(Strict):
@@ -92,7 +105,8 @@ class Options(ClockOptions):
     `split` says how caches share the DRAM: evenly, or as is `best` for Flash, which is learned as a layout is.
     `eviction` is the name of a rule, by default lfu (lru for experts), or pinned where the layout lays pinned columns
     apart. `timing` is serial, concurrent or pipelined. `stream_static` lets lm_head and attention overflow to Flash.
-    What depends on the clock is told in `ClockOptions`.
+    `bits` replace those that the trace has for a value of `mlp`, `attention`, `lm_head` or `kv_cache`; a perplexity
+    that was measured for others is not shown. What depends on the clock is told in `ClockOptions`.
     """
 
     dram: Dram | None = None
@@ -107,6 +121,7 @@ class Options(ClockOptions):
     eviction: Eviction | None = None
     timing: Timing = "serial"
     stream_static: StrictBool = False
+    bits: ChangedBits | None = None
 
     def eviction_rule(self, shape: ModelShape) -> str:
         """The name of the eviction rule for a model. Raises InputError if the layout cannot be used."""
@@ -121,6 +136,10 @@ class Options(ClockOptions):
         if self.dram is not None and self.cache is not None and self.cache.size is not None:
             raise ValueError("give either dram or cache.size, not both: dram is the caches and all else")
         return self
+
+    def _with_bits(self, shape: ModelShape) -> ModelShape:
+        """The model's shape with the bits of these options."""
+        return shape if self.bits is None else shape.with_bits(self.bits.model_dump(exclude_none=True))
 
     def dram_bytes(self, shape: ModelShape, length: int, device: Device) -> float:
         """The DRAM to simulate, in bytes, for sequences of `length` tokens after the prompt.
@@ -147,7 +166,8 @@ class Options(ClockOptions):
         return size
 
     def settings(self, policies: Iterable[Policy], shape: ModelShape, length: int, device: Device) -> list[Setting]:
-        """What to plan for each policy. Raises InputError if the device has less DRAM."""
+        """What to plan for each policy. Raises InputError if the device has less DRAM, or bits cannot be changed."""
+        own, shape = shape, self._with_bits(shape)
         eviction = self.eviction_rule(shape)
         flash = device.flash if self.read_through and not device.flash.scattered_is_free else None
         page = device.flash.page
@@ -164,6 +184,7 @@ class Options(ClockOptions):
             scope=(self.cache and self.cache.scope) or ("layer" if shape.mixture is None else "model"),
             streams=self.streams,
             draft=self.speculate.draft if self.speculate else 0,
+            bits=None if shape == own else shape.bits,
         )
         flash = None if shape.mixture else flash  # an expert is read by itself, without gaps
         found = []
@@ -179,6 +200,7 @@ class Options(ClockOptions):
 class Experiment(Options):
     """What to simulate: one trace on one device under several policies, by name or path.
 
+    Paths in a file are seen from its folder; otherwise, as on the command line, from the current one.
     `hardware` changes fields of the device by dotted name. `hot` takes the speed that it sustains. `scale_to` names a
     trace of a larger model: what a read costs besides its bytes is then scaled down by the ratio of the hidden sizes,
     so that it weighs on the columns of this model as it does on those of the larger one. `sweep` lists values for
@@ -195,8 +217,13 @@ class Experiment(Options):
 
     @classmethod
     def load(cls, path: Path) -> Experiment:
-        """Read an experiment file. Raises InputError naming file, field and fix."""
-        return parse(cls, read_yaml(path), path)
+        """Read an experiment file; paths in it are seen from its folder.
+
+        Raises InputError naming file, field and fix.
+        """
+        read = parse(cls, read_yaml(path), path).resolved()
+        with named(path):
+            return parse(cls, moved(read, seen_from(path.parent)), "")
 
     def open_trace(self) -> Trace:
         """Open the trace. Raises InputError if it cannot be used."""
@@ -218,9 +245,10 @@ class Experiment(Options):
             raise InputError(f"policies: {max(labels, key=labels.count)} is there twice; remove one or change it")
         return policies
 
-    def resolved(self) -> dict[str, Any]:
-        """All fields, as a file would say them."""
-        return self.model_dump(mode="json")
+    def resolved(self, folder: Path | None = None) -> dict[str, Any]:
+        """All fields, as a file in a folder would say them, by default in the current one."""
+        data = self.model_dump(mode="json")
+        return data if folder is None else moved(data, seen_in(folder))
 
     def plugin_files(self) -> dict[str, Path]:
         """The file of each policy and of the prefetcher, by what provenance calls it. None of them is loaded."""

@@ -14,18 +14,18 @@ from dipsim.basics.limits import check_memory
 from dipsim.study.experiment import Experiment, policy_entries, set_parameter
 
 HARDWARE = ("flash", "dram", "compute", "energy")  # a device's parts, with which its fields begin
-FIXED = ("sweep", "policies", "hardware")  # fields that cannot be swept as a whole
+FIXED = ("sweep", "policies", "hardware", "bits")  # fields that cannot be swept as a whole
 OWN = ("streams", "turns", "contention", "split")  # fields without a dot that have a column where they are swept
 POINT_BYTES = 5000  # that a point takes at least, before anything is planned
-NESTED = ("cache", "prefetch", "speculate")  # options that have fields of their own
+NESTED = ("cache", "bits", "prefetch", "speculate")  # options that have fields of their own
 
 
 def grid(experiment: Experiment, where: object = "sweep") -> list[Experiment]:
     """The experiments of a sweep, without `sweep`, in the order of the file. The last key varies fastest.
 
-    A key is a field of the experiment (`dram`, `eviction`, `cache.size`), of the device (`flash.read_bandwidth`), or a
-    parameter of a policy or a prefetcher (`dip.keep`, `oracle.recall`). Raises InputError for any other key, and for
-    values that its field does not take.
+    A key is a field of the experiment (`dram`, `eviction`, `cache.size`, `bits.mlp`), of the device
+    (`flash.read_bandwidth`), or a parameter of a policy or a prefetcher (`dip.keep`, `oracle.recall`). Raises
+    InputError for any other key, and for values that its field does not take.
     """
     base = experiment.resolved() | {"sweep": {}}
     count = math.prod(map(len, experiment.sweep.values()), start=1.0) * len(experiment.policies)

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from dipsim.basics.files import sha256
+from dipsim.basics.files import is_file, sha256
 from dipsim.basics.version import __version__
 from dipsim.planning.fetch_plan import Setting
 from dipsim.sparsity.plugins import sources
@@ -39,12 +39,14 @@ def plan_key(of_trace: str, tokens: int, setting: Setting) -> str:
     """The key of a plan, from the hash of its trace, its number of tokens and its setting."""
     policy, file = setting.policy, learned_file(setting.layout)
     contents: dict[str, Any] = {"flash": setting.flash and setting.flash.model_dump()}
+    contents["bits"] = setting.bits and setting.bits.model_dump()
     if file is not None:  # what files hold, wherever they lie
         contents["layout"] = sha256(file)
     if setting.calibration is not None:
         contents["calibration"] = trace_hash(Trace.open(setting.calibration))
     options = setting.options | contents
-    return digest([code_hash(), of_trace, tokens, policy.name, policy_hash(policy), policy.model_dump(), options])
+    parameters = _contents(policy.model_dump())
+    return digest([code_hash(), of_trace, tokens, policy.name, policy_hash(policy), parameters, options])
 
 
 def point_key(of_plan: str, device: Device, timing: str, clock: ClockOptions = NO_CLOCK) -> str:
@@ -53,9 +55,16 @@ def point_key(of_plan: str, device: Device, timing: str, clock: ClockOptions = N
     if clock.on_clock:
         options = clock.clock_options.model_dump()
         if clock.prefetch is not None:  # by what its file holds, wherever it lies
-            options["prefetch"]["by"] = _plugin_hash(clock.prefetch.by.load(), Prefetcher), clock.prefetch.by.parameters
+            by = clock.prefetch.by
+            options["prefetch"]["by"] = _plugin_hash(by.load(), Prefetcher), _contents(by.parameters)
         parts.append(options)
     return digest(parts)
+
+
+def _contents(parameters: dict[str, Any]) -> dict[str, Any]:
+    """Parameters, of which those that are paths of files stand by what these hold, wherever they lie."""
+    files = {name: Path(value) for name, value in parameters.items() if isinstance(value, str) and is_file(value)}
+    return parameters | {name: sha256(file) for name, file in files.items()}
 
 
 def policy_hash(policy: Policy) -> str:

@@ -111,8 +111,8 @@ def points(experiment: Experiment, where: object = "sweep") -> list[Point]:
 
 def _planned(key: str, opened: _Opened, setting: Setting, tokens: int | None) -> Planned:
     """Raises InputError if the setting cannot be planned."""
-    shape = opened.trace.shape
     (plan_of_none,) = plan(opened.trace, [setting], tokens, layers=0)
+    shape = plan_of_none.shape
     resident = max(0.0, setting.dram_bytes - plan_of_none.budget.static_bytes)
     perplexity, standard_error = lookup(opened.measured, plan_of_none)
     return Planned(
@@ -131,9 +131,10 @@ def _planned(key: str, opened: _Opened, setting: Setting, tokens: int | None) ->
 def _point(
     cell: Experiment, choice: PolicyChoice, device: Device, trace: Trace, planned: Planned, named: dict[str, Any]
 ) -> Point:
+    shape = planned.empty.shape
     columns = {
         "trace": cell.trace,
-        "model": trace.shape.name,
+        "model": shape.name,
         "device": device.name,
         **{name: value for name, value in named.items() if name in cell.hardware or _is_option(cell, name)},
         "flash_bandwidth_bytes_per_s": device.flash.peak_bandwidth,
@@ -141,7 +142,7 @@ def _point(
         "dram_bytes": planned.setting.dram_bytes,
         "mlp_fraction_in_dram": planned.mlp_fraction,
         "scope": planned.setting.scope,
-        "working_set_bytes": None if trace.shape.mixture is None else trace.shape.working_set_bytes,
+        "working_set_bytes": None if shape.mixture is None else shape.working_set_bytes,
         "cliff_dram_bytes": planned.cliff_bytes,
         "layout": cell.layout,
         "calibration": cell.calibration or "",

@@ -44,9 +44,9 @@ def simulate(
 
     `dram` is a size like "60 MB", a number of bytes, or None for all that the device has. `options` are those of an
     experiment: `start` ("warm" by default), `layout` ("columns"), `eviction`, `timing` ("serial"), `tokens` (all),
-    `prompt` (0), `read_through` (True), `calibration`, `stream_static` (False), `cache`, and those of `ClockOptions`:
-    `prefetch`, `speculate`, `streams` (1), `turns`, `contention` (False). Raises InputError if the parts do not fit
-    each other.
+    `prompt` (0), `read_through` (True), `calibration`, `stream_static` (False), `cache`, `bits` (the trace's own; or
+    e.g. {"mlp": 4.5, "kv_cache": 4}), and those of `ClockOptions`: `prefetch`, `speculate`, `streams` (1), `turns`,
+    `contention` (False). Raises InputError if the parts do not fit each other.
     """
     size = f"{dram!r} B" if isinstance(dram, (int, float)) else dram
     checked = parse(Options, {"dram": size, **options}, "simulate")
@@ -76,18 +76,23 @@ def cliff(experiment: Experiment) -> str | None:
     below = [each.setting for each in over_all if each.setting.dram_bytes < (each.cliff_dram_bytes or 0.0)]
     most = max(plans, key=lambda each: each.cliff_dram_bytes or 0.0)
     text = (
-        f"One token uses {show(trace.shape.working_set_bytes, 'size')} of experts. With less than "
+        f"One token uses {show(most.shape.working_set_bytes, 'size')} of experts. With less than "
         f"{show(most.cliff_dram_bytes or 0.0, 'size')} of DRAM a recency cache over all layers (lru, slru) does "
         "not hold them, and hits next to nothing."
     )
     return f"{text}\nWarning: {show(below[0].dram_bytes, 'size')} of DRAM lie below that." if below else text
 
 
-def write_run(experiment: Experiment, results: Sequence[Result], out: Path, timeline: bool = False) -> None:
-    """Write the folder of a run: tables, the experiment as it was resolved, and where everything came from."""
+def write_run(
+    experiment: Experiment, results: Sequence[Result], out: Path, timeline: bool = False, parquet: bool = False
+) -> None:
+    """Write the folder of a run: tables, the experiment as it was resolved, and where everything came from.
+
+    With `parquet` each table is written as .parquet too.
+    """
     clear_results(out)
     write_origin(experiment, out)
-    write_tables(results, out, timeline)
+    write_tables(results, out, timeline, parquet)
 
 
 def write_origin(experiment: Experiment, out: Path) -> None:
@@ -100,7 +105,7 @@ def write_origin(experiment: Experiment, out: Path) -> None:
     }
     packages = ("simpy", *provenance.PACKAGES)
     source = experiment.open_trace().header.source
-    provenance.write_origin(out, experiment.resolved(), files, packages, trace_source=source)
+    provenance.write_origin(out, experiment.resolved(out), files, packages, trace_source=source)
 
 
 def _check(trace: Trace, settings: Sequence[Setting], device: Device, options: Options) -> None:

@@ -386,7 +386,9 @@ def _allowed(measured: Sequence[Measured], trace: Trace, within: float | None) -
 def _write(folder: Path, experiment: Experiment, searches: Sequence[_Search], answers: Sequence[Answer]) -> None:
     samples = [search.row(value) for search in searches for value in sorted(search.tried)]
     found = [answer.row | {"answer": answer.value, "note": answer.note} for answer in answers]
-    write_experiment(folder, experiment.resolved())
+    write_experiment(folder, experiment.resolved(folder))
     write(folder / "samples.csv", pd.DataFrame(samples).to_csv(index=False))
     write(folder / "solve.csv", pd.DataFrame(found).to_csv(index=False))
-    write_origin(folder, experiment.resolved(), files_behind([p for search in searches for p in search.tried.values()]))
+    write_origin(
+        folder, experiment.resolved(folder), files_behind([p for search in searches for p in search.tried.values()])
+    )

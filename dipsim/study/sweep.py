@@ -22,7 +22,8 @@ from dipsim.basics.progress import Progress, silent
 from dipsim.planning.planner import CpuPlanner, Planner
 from dipsim.results.dictionary import COLUMNS, write_columns
 from dipsim.results.provenance import write_experiment, write_origin
-from dipsim.results.quality import NOT_MEASURED
+from dipsim.results.quality import MEASURED, NOT_MEASURED
+from dipsim.results.table_files import write_table
 from dipsim.study.experiment import Experiment
 from dipsim.study.keys import digest
 from dipsim.study.passes import RESULTS, Row, compute, split
@@ -40,25 +41,26 @@ def sweep(
     workers: int = 1,
     dask: str | None = None,
     planners: Sequence[Planner] = (CpuPlanner(),),
+    parquet: bool = False,
     progress: Progress = silent,
     where: object = "sweep",
 ) -> pd.DataFrame:
     """Compute what is missing of a sweep and write its table; return the table, one row a point.
 
     `workers` processes share the work, or the Dask cluster at the address `dask`. A point is planned by the first of
-    the `planners` that is able. Raises InputError, before anything is computed, if a point cannot run or the folder
-    cannot be written; its message begins with `where`.
+    the `planners` that is able. With `parquet` the table is written as .parquet too. Raises InputError, before anything
+    is computed, if a point cannot run or the folder cannot be written; its message begins with `where`.
     """
     wanted = points(experiment, where)
     rows = finished(wanted, folder)
     if len(rows) < len(wanted):
         _remove_table(folder)
-    write_experiment(folder, experiment.resolved())
+    write_experiment(folder, experiment.resolved(folder))
     rows = complete(wanted, rows, folder, workers=workers, dask=dask, planners=planners, progress=progress)
     table = pd.DataFrame([line(point, rows[point.key]) for point in wanted])
-    write(folder / "sweep.csv", table.to_csv(index=False))
+    write_table(folder / "sweep.csv", table, parquet)
     write_columns(folder, ["sweep.csv"])
-    write_origin(folder, experiment.resolved(), files_behind(wanted))
+    write_origin(folder, experiment.resolved(folder), files_behind(wanted))
     return table
 
 
@@ -109,7 +111,7 @@ def _remove_table(folder: Path) -> None:
     figures = [file for file in folder.glob("*.svg") if file.with_suffix(".png").exists()]
     for file in (*figures, *(figure.with_suffix(".png") for figure in figures)):
         file.unlink()
-    for name in ("sweep.csv", COLUMNS, "provenance.json", "report.html"):
+    for name in ("sweep.csv", "sweep.parquet", COLUMNS, "provenance.json", "report.html"):
         (folder / name).unlink(missing_ok=True)
 
 
@@ -140,8 +142,12 @@ def _checksum(key: str, row: Row) -> str:
 def line(point: Point, row: Row) -> dict[str, Any]:
     """A point's row of the table."""
     planned = point.planned
-    price = (NOT_MEASURED, None) if planned.perplexity is None else (planned.perplexity, planned.standard_error)
-    return {**point.columns, **row, "perplexity": price[0], "perplexity_standard_error": price[1], "key": point.key}
+    price = {
+        "perplexity": planned.perplexity,
+        "perplexity_standard_error": planned.standard_error,
+        "perplexity_source": NOT_MEASURED if planned.perplexity is None else MEASURED,
+    }
+    return {**point.columns, **row, **price, "key": point.key}
 
 
 def _compute(

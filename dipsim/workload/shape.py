@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Self
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field, PlainSerializer, model_validator
 
 from dipsim.basics.arrays import Floats, Mask
 from dipsim.basics.errors import InputError
@@ -16,14 +17,28 @@ from dipsim.workload.mixture import Mixture
 MATRICES = ("gate_proj", "up_proj", "down_proj")
 
 
-class BitWidths(Strict):
-    """Bits per value of each part. The defaults are those of the paper's simulator."""
+_MEASURED = {"mlp": "expert_bytes", "attention": "dense_bytes"}  # sizes of a mixture that do not follow from bits
 
-    embedding: Count = 8
-    lm_head: Count = 8
-    attention: Count = 4
-    mlp: Count = 4
-    kv_cache: Count = 8
+
+def _whole(bits: float) -> Any:
+    """Written as 4 rather than 4.0, so that equal bits are equal texts in headers, tables and keys."""
+    return int(bits) if bits == int(bits) else bits
+
+
+Bits = Annotated[float, Field(strict=True, gt=0, le=64), PlainSerializer(_whole)]
+
+
+class BitWidths(Strict):
+    """Bits per value of each part, scales and all: 4.5 where 32 values of 4 bits share a scale of 16.
+
+    The defaults are those of the paper's simulator.
+    """
+
+    embedding: Bits = 8
+    lm_head: Bits = 8
+    attention: Bits = 4
+    mlp: Bits = 4
+    kv_cache: Bits = 8
 
 
 class ModelShape(Strict):
@@ -65,8 +80,18 @@ class ModelShape(Strict):
 
     @property
     def sizes(self) -> ModelShape:
-        """The shape without its name: equal where two models have the same sizes."""
-        return self.model_copy(update={"name": ""})
+        """The shape without its name and bits: equal where two models have the same sizes."""
+        return self.model_copy(update={"name": "", "bits": BitWidths()})
+
+    def with_bits(self, changes: Mapping[str, float]) -> ModelShape:
+        """The shape with other bits of some parts. Raises InputError for a part whose bytes were measured."""
+        for part, name in _MEASURED.items():
+            if part in changes and self.mixture is not None and getattr(self.mixture, name) is not None:
+                raise InputError(
+                    f"bits: {part}: the trace of {self.name or 'the model'} has measured sizes ({name}), which no bits "
+                    "change; leave it out"
+                )
+        return self.model_copy(update={"bits": self.bits.model_copy(update=dict(changes))})
 
     @classmethod
     def from_config(cls, config: dict[str, Any], where: object = "config.json", **changes: Any) -> ModelShape:

@@ -41,6 +41,17 @@ def test_run_writes_a_folder_and_prints_a_table(here, cli_run):
     assert not any(name.startswith(".") for name in written)
 
 
+def test_without_a_file_the_folder_is_named_after_trace_and_device(here, cli_run):
+    """So what somebody tries does not take the place of the quickstart's results."""
+    (here / "traces").mkdir()
+    (here / "tiny.safetensors").rename(here / "traces/tiny-0.5b.safetensors")
+    flags = ["--trace", "traces/tiny-0.5b.safetensors", "--device", "./own.yaml", "--policy", "dense", "--tokens", 4]
+    status, out, _ = cli_run("run", *flags)
+    assert status == 0
+    assert "results/tiny-0.5b-on-own: summary.json" in out
+    assert [path.name for path in (here / "results").iterdir()] == ["tiny-0.5b-on-own"]
+
+
 @pytest.mark.slow
 def test_flags_change_the_experiment(here, cli_run):
     flags = ["--device", "./own.yaml", "--policy", "dip", "--policy", "dip-ca", "--set", "dip.keep=0.9"]

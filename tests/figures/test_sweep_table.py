@@ -17,7 +17,7 @@ def sound() -> pd.DataFrame:
         {
             **{"trace": "t", "model": "m", "device": "paper", "layout": "columns", "start": "warm", "eviction": "lfu"},
             **{"timing": "serial", "prompt": "0", "read_through": "True", "stream_static": "False", "policy": policy},
-            **{"perplexity": "not measured", "key": f"k{index}", "dram_bytes": dram, "mlp_fraction_in_dram": 0.5},
+            **{"perplexity": "", "key": f"k{index}", "dram_bytes": dram, "mlp_fraction_in_dram": 0.5},
             **{"flash_bandwidth_bytes_per_s": flash, "tokens": 8, "hit_rate": 0.5, "flash_utilisation": 0.9},
             "tokens_per_s": dram / 1e9 + flash / 1e9 + (policy == "dip"),
         }
@@ -42,14 +42,21 @@ def test_a_sound_table(written):
     assert table["speedup"].tolist() == [1, 1.5, 1, 4 / 3, 1, 4 / 3, 1, 1.25, 1, 1.25, 1, 1.2]
 
 
+def test_a_perplexity_that_was_not_measured_was_a_word_before(written):
+    words, numbers = (sound().assign(perplexity=[price, *["17.5"] * 11]) for price in ("not measured", ""))
+    assert read_sweep(written(words))["perplexity"].tolist()[1:] == [17.5] * 11
+    pd.testing.assert_frame_equal(read_sweep(written(words)), read_sweep(written(numbers)))
+
+
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
         (lambda table: table.rename(columns={"policy": "policies"}), "column policy: is missing"),
         (lambda table: table.drop(columns="hit_rate"), "column hit_rate: is missing"),
         (lambda table: pd.concat([table, table.tail(1)]), "row 13: is there twice"),
-        (lambda table: table.assign(perplexity="0"), "row 1: its perplexity is none"),
-        (lambda table: table.assign(perplexity="inf"), "row 1: its perplexity is none"),
+        (lambda table: table.assign(perplexity="0"), "column perplexity: row 1: '0' is not a number from 1e-30"),
+        (lambda table: table.assign(perplexity="inf"), "column perplexity: row 1: 'inf' is not a number"),
+        (lambda table: table.assign(perplexity="measured"), "column perplexity: row 1: 'measured' is not a number"),
         (lambda table: table.assign(read_through="yes"), "row 1: its read_through is neither True nor False"),
         (lambda table: table.assign(tokens_per_s=0), "column tokens_per_s: row 1: '0' is not a number from 1e-30"),
         (lambda table: table.assign(dram_bytes="1e300"), "column dram_bytes: row 1: '1e300' is not a number"),

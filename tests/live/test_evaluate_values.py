@@ -1,5 +1,7 @@
 """Values of the closed loop: standard errors, calibration, several masks of one group of neurons, and passes."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -8,9 +10,10 @@ pytest.importorskip("transformers")
 
 from tiny_models import SIZES, make  # noqa: E402
 
+from dipsim.basics.errors import InputError  # noqa: E402
 from dipsim.basics.fields import parse  # noqa: E402
 from dipsim.live.closed_loop import sparsified  # noqa: E402
-from dipsim.live.evaluate import evaluate  # noqa: E402
+from dipsim.live.evaluate import evaluate, row  # noqa: E402
 from dipsim.live.models import LoadedModel  # noqa: E402
 from dipsim.live.perplexity import calibrate, measure, nll, quality  # noqa: E402
 from dipsim.live.swiglu import find_mlps  # noqa: E402
@@ -110,6 +113,16 @@ def test_an_aware_policy_has_a_pass_for_each_eviction(tiny):
         assert result.plan.dram_hits.sum() == booked.dram_hits.sum()
         seen.add(result.perplexity)
     assert len(seen) == 4
+
+
+def test_an_evaluation_is_of_one_setting_of_bits(tiny):
+    bits = {"mlp": 6.5, "lm_head": 4}
+    ((_, result),) = evaluate(tiny, tokens(), experiment(["dense"], bits=bits))
+    found = json.loads(row(result, 10, "t", "tiny").bits)
+    assert found == {"embedding": 8, "lm_head": 4, "attention": 4, "mlp": 6.5, "kv_cache": 8}
+    assert result.plan.shape.mlp_bytes == tiny.shape.mlp_bytes * 6.5 / 4
+    with pytest.raises(InputError, match="sweep: bits: an evaluation computes with the weights of one file; give its"):
+        evaluate(tiny, tokens(), experiment(["dense"], sweep={"bits.mlp": [4, 5]}))
 
 
 def test_changed_hardware_has_a_name_of_its_own(tiny):

@@ -20,6 +20,7 @@ from dipsim.timing.device import Device
 from dipsim.timing.recurrence import timeline
 from dipsim.workload import Trace
 from dipsim.workload.recorded import write_requests
+from dipsim.workload.shape import BitWidths
 from dipsim.workload.trace import Header
 
 AXES = {"gate": ("gate_proj", "neuron"), "up": ("up_proj", "input"), "down": ("down_proj", "neuron")}
@@ -53,6 +54,17 @@ class Leveled(Policy):
 def setting(policy, share=0.5, **options):
     size = SHAPE.static_bytes(12) + share * SHAPE.mlp_bytes
     return Setting(policy, size, **options)
+
+
+def test_bits_are_those_of_the_codes(tiny_trace):
+    """4 bits without their scales, as the trace has them, or 4.5 with them: an eighth more of every record."""
+    trace, of = tiny_trace(), BitWidths
+    own, more = plan(trace, [setting(Leveled(), bits=bits) for bits in (None, of(mlp=4.5, kv_cache=4))], layers=0)
+    assert more.unit_bytes.tolist() == (1.125 * own.unit_bytes).tolist()
+    with pytest.raises(
+        InputError, match=r"bits: mlp: 3, and the codes of .* have 4, or 4.5 with their scales; use one"
+    ):
+        plan(trace, [setting(Leveled(), bits=of(mlp=3))])
 
 
 def test_a_plan_by_explicit_loops(tiny_trace):

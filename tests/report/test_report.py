@@ -195,9 +195,12 @@ def test_a_long_run_is_shown_in_means_and_by_the_policies_that_fit(folder, monke
     means = [mine[:4].mean(), mine[4:8].mean(), mine[8:].mean()]
     assert [sum(bar) for bar in data["latency"]["bars"][0]] == pytest.approx(means, rel=1e-5)
     assert len(data["token"]["spans"]) == 1
-    assert {"A bar is the mean of 4 tokens; tokens.csv has each.", "1 more policies are in spans.csv."} <= set(
+    assert {"A bar is the mean of 4 tokens; tokens.csv has each.", "1 of 2 policies are in spans.csv only."} <= set(
         walked.raw["text"]
     )
+    monkeypatch.setattr(run, "MOST_SPANS", 0)
+    kinds = [a["data-kind"] for _, a in Walker(render(folder)).tags if "data-kind" in a]
+    assert kinds == ["latency"]
 
 
 def test_figures_are_in_the_page_as_far_as_they_fit(folder, monkeypatch):

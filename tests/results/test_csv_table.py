@@ -31,6 +31,13 @@ def test_columns_are_read_by_name_in_the_files_order(table):
     assert found["late"][1] == 7
 
 
+def test_a_word_may_stand_for_nothing(table):
+    columns = COLUMNS | {"late": Column(float, 0, empty=-1, blank="never")}
+    assert table(SOUND.replace("4.0,7", "4.0,never"), columns)["late"].tolist() == [-1, -1]
+    with pytest.raises(InputError, match="column late: row 2: 'ever' is not a number"):
+        table(SOUND.replace("4.0,7", "4.0,ever"), columns)
+
+
 def test_other_columns_and_defaults(table):
     found = table("a,b,c,d\n1,1.5,inf,x\n2,2,3,1\n", {"e": Column(default="none")}, lambda _: ANYTHING)
     assert [found[name].dtype.kind for name in "abc"] == ["i", "f", "f"]

@@ -22,7 +22,7 @@ def test_a_folder_says_where_its_results_come_from(tmp_path):
 
 
 def test_what_an_earlier_run_left_is_removed_and_nothing_else(tmp_path):
-    stale = ("summary.json", "timeline.json", *(f"{name}.svg" for name in FIGURES))
+    stale = ("summary.json", "timeline.json", "report.html", *(f"{name}.svg" for name in FIGURES))
     for name in (*stale, "notes.txt", "sweep.csv"):
         (tmp_path / name).write_text("old")
     clear_results(tmp_path)

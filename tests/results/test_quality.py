@@ -29,6 +29,7 @@ def measured(trace, name, share=0.5, eviction="lfu", perplexity=20.0, speed=10.0
         policy=name, parameters=quality.parameters(setting), mlp_fraction=quality.mlp_fraction(fetch_plan),
         eviction=eviction, tokens=100, length=50, perplexity=perplexity, standard_error=0.1, hit_rate=0.5,
         mlp_fraction_read=0.5, device="paper", timing="serial", tokens_per_s=speed, text="t.txt", model="tiny",
+        bits=quality.bits_of(SHAPE),
     )  # fmt: skip
     return row, fetch_plan
 

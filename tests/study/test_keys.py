@@ -8,6 +8,7 @@ from dipsim.planning.fetch_plan import Setting
 from dipsim.sparsity.plugins import load_policy
 from dipsim.study import keys
 from dipsim.timing.device import Device
+from dipsim.workload.shape import BitWidths
 
 SETTING = Setting(load_policy("dip", keep=0.75), 3000.0)
 OTHER = {
@@ -22,9 +23,12 @@ OTHER = {
     "page": 4096.0,
     "flash": Device.load("oneplus-12").flash,
     "scope": "model",
+    "split": "best",
     "buffer": 5e6,
     "streams": 2,
     "draft": 3,
+    "bits": BitWidths(mlp=4.5),
+    "split": "best",
 }
 
 

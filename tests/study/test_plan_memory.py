@@ -38,6 +38,7 @@ def load(**changes):
     return parse(Experiment, read_yaml(Path("exp.yaml")) | changes, "exp.yaml")
 
 
+@pytest.mark.slow
 def test_the_command_writes_what_it_tells(here, cli_run):
     status, out, err = cli_run("plan-memory", "exp.yaml", "--dram", "4 kB")
     assert (status, err) == (0, "")
@@ -94,6 +95,7 @@ def test_what_is_predicted_and_what_is_simulated(here):
     assert read_split(here / "out")[1]["latency_predicted_s"].isna().all()
 
 
+@pytest.mark.slow
 def test_a_split_may_be_swept(here):
     table = sweep(load(sweep={"split": ["even", "best"], "dram": ["4 kB", "4.5 kB"]}), here / "grid")
     assert read_sweep(here / "grid/sweep.csv")["split"].tolist() == table["split"].tolist()
@@ -115,6 +117,7 @@ def test_a_split_is_part_of_keys_and_of_what_masks_depend_on():
     assert [memory_of(each) for each in plans["best"]] == ["", "", '{"calibration": null, "split": "best"}']
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("here")
 def test_unused_bytes_and_resident_ones_make_up_the_dram():
     for dram in ("2.9 kB", "3.5 kB", "4.9 kB", "6 kB"):

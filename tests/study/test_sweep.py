@@ -142,7 +142,7 @@ def test_rows_are_what_single_runs_find(tiny_trace, tmp_path):
             assert row.tokens_per_s == pytest.approx(summary["tokens_per_s"], rel=1e-12)
             assert row.hit_rate == summary["hit_rate"]
             assert row.latency_p99_s == pytest.approx(summary["latency_s"]["p99"], rel=1e-12)
-            assert row.perplexity == "not measured"
+            assert (row.perplexity, row.perplexity_source) == (None, "not measured")
     written = pd.read_csv(tmp_path / "sweep.csv")
     assert list(written.columns) == list(table.columns)
     assert written["key"].is_unique
@@ -262,10 +262,11 @@ def test_no_folder_has_one_sweep_beside_the_table_of_another(files, tmp_path, mo
     path, out = files(), tmp_path / "out"
     sweep(Experiment.load(path), out)
     draw_sweep(out)
-    (out / "of-my-own.svg").write_text("<svg/>")
+    for name in ("of-my-own.svg", "report.html"):
+        (out / name).write_text("<svg/>")
     table = (out / "sweep.csv").read_bytes()
     old = {file.name for file in out.iterdir()}
-    assert {"sweep.csv", "provenance.json"} < old
+    assert {"sweep.csv", "columns.md", "provenance.json"} < old
     assert any(name.endswith(".png") for name in old)
     other = Experiment.load(files(sweep={"dram": ["5 kB", "6 kB"]}))
     with monkeypatch.context() as patch:

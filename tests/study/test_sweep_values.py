@@ -71,7 +71,8 @@ def test_every_figure_of_a_row(make, tmp_path):
         assert [row[name] for name in said] == ["hand", "hand", "columns", "cold", "lru", "serial", "layer", 0, 5, ""]
         assert [row.stream_static, row.read_through, row.on_clock] == [True, False, False]
         assert (row.flash_bandwidth_bytes_per_s, row.dram_bandwidth_bytes_per_s) == (1e6, 1e7)
-        assert (row.perplexity, row.perplexity_standard_error) == ("not measured", None)
+        price = (row.perplexity, row.perplexity_standard_error, row.perplexity_source)
+        assert price == (None, None, "not measured")
         assert (row.working_set_bytes, row.cliff_dram_bytes) == (None, None)
 
 
@@ -221,7 +222,8 @@ def test_a_measured_perplexity_stands_in_its_row(make, tmp_path):
     table = sweep(make(), tmp_path / "out").set_index("policy")
     assert table.loc["magnitude(fraction=0.375)", "perplexity"].tolist() == [12.5, 12.5]
     assert table.loc["magnitude(fraction=0.375)", "perplexity_standard_error"].tolist() == [0.25, 0.25]
-    assert table.loc["dense", "perplexity"].tolist() == ["not measured"] * 2
+    assert table.loc["dense", "perplexity"].isna().all()
+    assert table["perplexity_source"].tolist() == ["not measured", "measured"] * 2
 
 
 def test_only_options_and_hardware_have_columns_of_their_own(make):
