@@ -118,7 +118,9 @@ def pareto(table: pd.DataFrame) -> Figure:
             for index, policy in enumerate(policies):
                 mine = front(paper[(paper["mlp_fraction"] == fraction) & (paper["policy"] == policy)])
                 look = {"color": COLOURS[index], "marker": MARKERS[index], "label": policy.strip("*")}
-                axes.plot(mine["speedup"], mine["increase"], lw=1.3, ms=4, **look)
+                axes.errorbar(
+                    mine["speedup"], mine["increase"], mine["standard_error"], lw=1.3, ms=4, capsize=2, **look
+                )
             for budget in BUDGETS:
                 axes.axhline(budget, color="0.6", lw=0.8, ls=":")
             axes.set_title(f"DRAM for {fraction:.0%} of the MLP")

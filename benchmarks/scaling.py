@@ -14,10 +14,13 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 ROOT = Path(__file__).resolve().parent.parent
 PHI3 = {"hidden_size": 5120, "intermediate_size": 17920, "num_attention_heads": 40, "num_key_value_heads": 10}
@@ -69,29 +72,40 @@ def measured(**arguments: Any) -> tuple[float, float]:
     return seconds, memory
 
 
-def main() -> None:
-    from matplotlib.figure import Figure
+def draw(found: dict[tuple[str, str], list[tuple[float, float]]]) -> Figure:
+    """Time and memory of the points of each series and model, a column a series."""
+    from dipsim.figures.style import COLOURS, DASHES, MARKERS, blank_figure  # a point's memory is without matplotlib
 
-    figure = Figure(figsize=(10, 5.4), layout="constrained")
+    setting = "dip and dip-ca at several DRAM sizes, layout columns, eviction lfu; synthetic traces"
+    figure = blank_figure("Time and memory of planning", setting, 10, 5)
     axes = figure.subplots(2, len(SERIES), sharey="row")
-    for column, (varied, values) in enumerate(SERIES.items()):
-        for (name, sizes), marker in zip(MODELS.items(), "os", strict=True):
-            points = [measured(sizes=sizes, **BASE | {varied: value}) for value in values]
-            for value, (seconds, memory) in zip(values, points, strict=True):
-                print(f"{name}, {value} {varied}: {seconds:.2f} s, {memory:.0f} MB", flush=True)
-            for row, label in enumerate(("processor time, s", "peak memory, MB")):
-                axis = axes[row, column]
-                axis.plot(values, [p[row] for p in points], marker=marker, label=name)
-                axis.set(ylabel=label if column == 0 else "")
-                axis.grid(alpha=0.3)
-        others = ", ".join(f"{value} {key}" for key, value in BASE.items() if key != varied)
-        axes[0, column].set_title(others, fontsize=10)
-        axes[1, column].set_xlabel(varied)
+    for column, (varied, values) in zip(axes.T, SERIES.items(), strict=True):
+        for model, colour, marker, dash in zip(MODELS, COLOURS, MARKERS, DASHES, strict=False):
+            for axis, measures in zip(column, zip(*found[varied, model], strict=True), strict=True):
+                axis.plot(values, measures, color=colour, marker=marker, ls=dash, ms=5, label=model)
+        column[0].set_title(", ".join(f"{value} {key}" for key, value in BASE.items() if key != varied))
+        column[1].set_xlabel(varied)
+    for axis, label in zip(axes[:, 0], ("processor time (s)", "peak memory (MB)"), strict=True):
+        axis.set_ylabel(label)
     for axis in axes.flat:  # last, for a limit once set no longer follows the data
-        axis.set_xlim(left=0)
-        axis.set_ylim(bottom=0)
-    axes[0, 0].legend()
-    figure.savefig(ROOT / "docs/background/scaling.png", dpi=120)
+        axis.set(xlim=(0, None), ylim=(0, None))
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(MODELS))
+    return figure
+
+
+def main() -> None:
+    from matplotlib import style
+
+    from dipsim.figures.style import METADATA, STYLE
+
+    found = {}
+    for varied, values in SERIES.items():
+        for name, sizes in MODELS.items():
+            found[varied, name] = [measured(sizes=sizes, **BASE | {varied: value}) for value in values]
+            for value, (seconds, memory) in zip(values, found[varied, name], strict=True):
+                print(f"{name}, {value} {varied}: {seconds:.2f} s, {memory:.0f} MB", flush=True)
+    with style.context(["default", STYLE]):
+        draw(found).savefig(ROOT / "docs/background/scaling.png", metadata=METADATA["png"])
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What keeps the house in shape: which package may import which, and what start-up may cost."""
 
 import ast
+import re
 import subprocess
 import sys
 from graphlib import TopologicalSorter
@@ -126,6 +127,8 @@ def test_only_the_command_line_prints_or_exits():
 def test_public_names_are_listed_and_found():
     import dipsim
 
+    told = re.findall(r"^    (\w+)  +\w.+$", dipsim.__doc__, flags=re.MULTILINE)
+    assert sorted(told) == sorted(set(dipsim.__all__) - {"__version__"})  # a line each, which `help(dipsim)` shows
     assert dir(dipsim) == sorted(dipsim.__all__)
     for name in dipsim.__all__:
         assert getattr(dipsim, name).__doc__ or name == "__version__", name

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dipsim.basics.errors import InputError, one_line
+from dipsim.basics.errors import InputError, did_you_mean, one_line
 from dipsim.basics.files import check_regular
 
 _PACKAGE = Path(__file__).resolve().parent.parent
@@ -74,8 +74,10 @@ def find(kind: str, name_or_path: str | Path) -> Path:
         if text in (file.stem, _name(kind, file)):
             return file
     singular = {"policies": "policy", "sensitivities": "sensitivity"}.get(kind, kind.rstrip("s"))
+    shipped = names(kind)
     raise InputError(
-        f"{one_line(text) or '(empty)'}: no such {singular}; shipped: {', '.join(names(kind))}; or give a path"
+        f"{one_line(text) or '(empty)'}: no such {singular}{did_you_mean(text, shipped)}; "
+        f"shipped: {', '.join(shipped)}; or give a path"
     )
 
 

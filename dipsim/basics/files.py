@@ -133,6 +133,37 @@ def parse_yaml(text: str, where: object) -> Any:
         raise InputError(f"{where}: is not plain YAML: {one_line(error)}") from None
 
 
+def compose(path: Path) -> yaml.Node | None:
+    """The nodes of a YAML file, which know their lines; None of a file that cannot be read."""
+    try:
+        return _Loader(read_text(path)).get_single_node()
+    except (InputError, yaml.YAMLError, ValueError, RecursionError):  # which whoever reads it tells
+        return None
+
+
+def line_of(node: yaml.Node | None, text: str) -> int | None:
+    """The line of the field that a text begins with, like `flash.page: ` or `dip: keep: `; None if there is none.
+
+    Of what is missing, it is the line of what it is missing from.
+    """
+    for name, key, value in _entries(node):
+        if text.startswith((f"{name}.", f"{name}: ")):
+            return line_of(value, text[len(name) + 1 :].lstrip()) or key.start_mark.line + 1
+    return None
+
+
+def _entries(node: yaml.Node | None) -> list[tuple[str, yaml.Node, yaml.Node]]:
+    """The name, the key and the value of each entry. An item of a list is known by its index, and by what it holds."""
+    if isinstance(node, yaml.MappingNode):
+        return [(str(key.value), key, value) for key, value in node.value]
+    if not isinstance(node, yaml.SequenceNode):
+        return []
+    items = [(str(index), item, item) for index, item in enumerate(node.value)]
+    named = [(str(item.value), item, item) for item in node.value if isinstance(item, yaml.ScalarNode)]
+    mappings = [item for item in node.value if isinstance(item, yaml.MappingNode)]
+    return [*items, *named, *(entry for item in mappings for entry in _entries(item))]
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read the mapping in a YAML file. Raises InputError for anything that is not one plain mapping."""
     check_regular(path, "a YAML file")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 from functools import partial
 from typing import Annotated, Any
 
@@ -110,10 +111,13 @@ def show(value: float, dimension: str) -> str:
     return f"{value / _UNITS[dimension][unit]:.3g} {unit}"
 
 
-def unit_for(value: float, dimension: str) -> tuple[str, float]:
-    """The largest usual unit that a value is one or more of, and its SI value."""
-    unit = next((u for u in _WRITTEN[dimension] if value >= _UNITS[dimension][u]), _WRITTEN[dimension][-1])
-    return unit, _UNITS[dimension][unit]
+def unit_of(values: Iterable[float], dimension: str) -> tuple[str, float]:
+    """The unit of an axis and its SI value: the largest in which the middle value is 1 or more, and none below 0.1."""
+    ordered = sorted({value for value in values if value > 0}) or [1.0]
+    middle, least = ordered[len(ordered) // 2], ordered[0]
+    units = {unit: _UNITS[dimension][unit] for unit in _WRITTEN[dimension]}
+    fits = (unit for unit in units.items() if middle >= unit[1] and least >= 0.1 * unit[1])
+    return next(fits, (_WRITTEN[dimension][-1], units[_WRITTEN[dimension][-1]]))
 
 
 def significant(value: float, digits: int = 3) -> str:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import BaseModel
 
-from dipsim.basics.errors import InputError, named
-from dipsim.cli.terminal import console
+from dipsim.basics.errors import InputError, collected, named
+from dipsim.cli.complaints import MOST, fail, located
+from dipsim.cli.terminal import console, plain_table
+
+if TYPE_CHECKING:
+    from dipsim.study.experiment import Experiment
 
 commands = typer.Typer()
 
@@ -36,9 +41,6 @@ class Format(StrEnum):
 @commands.command("list")
 def list_(kind: Annotated[Kind, typer.Argument(help="What to list.")]) -> None:
     """List what is shipped."""
-    from rich.markup import escape
-    from rich.table import Table
-
     import dipsim.storage.layouts  # noqa: F401  # which fills LAYOUTS
     from dipsim.basics import assets
     from dipsim.storage.layout import LAYOUTS
@@ -53,10 +55,8 @@ def list_(kind: Annotated[Kind, typer.Argument(help="What to list.")]) -> None:
         Kind.traces: (("name", "tokens", "model", "layers, hidden, intermediate or experts"), _describe_trace),
         Kind.layouts: (("name", "description"), _describe_layout),
     }[kind]
-    table = Table(*columns, box=None, pad_edge=False)
-    for name in (*(sorted(LAYOUTS) if kind is Kind.layouts else ()), *assets.names(kind)):
-        table.add_row(name, *map(escape, describe(name)))
-    console().print(table)
+    names = (*(sorted(LAYOUTS) if kind is Kind.layouts else ()), *assets.names(kind))
+    console().print(plain_table(columns, ((name, *describe(name)) for name in names)))
 
 
 def _describe_device(name: str) -> tuple[str, ...]:
@@ -86,7 +86,7 @@ def _describe_plugin(plugin: type[BaseModel]) -> tuple[str, ...]:
     parameters = [
         key if field.is_required() else f"{key}={field.default!r}" for key, field in plugin.model_fields.items()
     ]
-    return ", ".join(parameters), (plugin.__doc__ or "").splitlines()[0]
+    return ", ".join(parameters), " ".join((plugin.__doc__ or "").partition("\n\n")[0].split())
 
 
 def _describe_trace(name: str) -> tuple[str, ...]:
@@ -116,7 +116,17 @@ def _describe_layout(name: str) -> tuple[str, ...]:
 def check(
     file: Annotated[Path, typer.Argument(help="Device, experiment, trace, policy, prefetcher, layout or calibration.")],
 ) -> None:
-    """Check a file completely. Nothing is simulated; but a policy or prefetcher is loaded, which runs its file."""
+    """Check a file completely and tell all that is wrong with it. Nothing is simulated; but a policy or prefetcher is
+    loaded, which runs its file.
+    """
+    try:
+        print(f"{file}: ok, {_check(file)}")
+    except InputError as error:
+        fail(*located(*error.all[:MOST]), *error.all[MOST:])
+
+
+def _check(file: Path) -> str:
+    """What a file is. Raises InputError with all that is wrong with it."""
     from dipsim.basics.files import check_regular, read_yaml
     from dipsim.sparsity.calibrated import SUFFIX as CALIBRATION
     from dipsim.sparsity.calibrated import Calibrated
@@ -124,9 +134,6 @@ def check(
     from dipsim.sparsity.policy import Policy
     from dipsim.storage.layouts import load_layout
     from dipsim.storage.learned import SUFFIX
-    from dipsim.study.experiment import Experiment
-    from dipsim.study.points import points
-    from dipsim.study.run import check as check_experiment
     from dipsim.timing.device import Device
     from dipsim.workload import Trace
 
@@ -148,32 +155,54 @@ def check(
         plugin = load_plugin(file)
         found = f"a {'policy' if isinstance(plugin, Policy) else 'prefetcher'}: {plugin.label}"
     elif "policies" in (data := read_yaml(file)) or "trace" in data:
-        experiment = Experiment.load(file)
-        with named(file):
-            _announce(experiment.plugin_files().values())
-        if experiment.sweep:
-            found = f"a sweep of {len(points(experiment, file))} points"
-        else:
-            with named(file):
-                check_experiment(experiment)
-            found = f"an experiment on {experiment.trace} and {experiment.device}"
+        found = _check_experiment(file, data)
     elif "model" in data:
         trace = Trace.open(file)
         trace.layer(trace.layers[0], 1)
         found = f"a recipe: {trace.tokens} tokens of {trace.shape.name}"
     else:
         found = f"a device: {Device.load(file).name}"
-    print(f"{file}: ok, {found}")
+    return found
 
 
-def _announce(plugins: Iterable[Path]) -> None:
+def _check_experiment(file: Path, data: dict[str, Any]) -> str:
+    """What an experiment file is. Where fields are wrong, the parts that sound ones name are checked nevertheless."""
+    from dipsim.basics.fields import parse
+    from dipsim.study.experiment import Experiment
+    from dipsim.study.points import points
+    from dipsim.study.run import check as check_experiment
+
+    complaints: list[str] = []
+    with collected(complaints), named(file):
+        experiment = parse(Experiment, data, "")
+    if not complaints:
+        _announce(experiment)
+        if experiment.sweep:
+            return f"a sweep of {len(points(experiment, file))} points"
+        with named(file):
+            check_experiment(experiment)
+        return f"an experiment on {experiment.trace} and {experiment.device}"
+    wrong = {re.split("[.:]", line.removeprefix(f"{file}: "))[0] for line in complaints}
+    sound = {name: value for name, value in data.items() if name not in wrong and name in Experiment.model_fields}
+    with suppress(InputError):  # of fields that contradict each other, which is told once the others are right
+        experiment = parse(Experiment, {"trace": "smollm2-135m", "policies": ["dense"]} | sound | {"sweep": {}}, "")
+        _announce(experiment)
+        with collected(complaints), named(file):
+            experiment.load_parts()
+    raise InputError(*complaints)
+
+
+def _announce(experiment: Experiment) -> None:
     """Say which files are about to be loaded, but for those that are shipped."""
     from dipsim.basics import assets
 
+    named_there = [("policies", choice.policy) for choice in experiment.policies]
+    named_there += [("prefetchers", experiment.prefetch.by.prefetcher)] if experiment.prefetch else []
     shipped = {assets.directory(kind).resolve() for kind in ("policies", "prefetchers")}
-    for file in plugins:
-        if file.resolve().parent not in shipped:
-            print(f"{file}: is loaded now, which runs it", flush=True)
+    for kind, name in named_there:
+        with suppress(InputError):  # which loading it tells
+            if (file := assets.find(kind, name)).resolve().parent not in shipped:
+                print(f"{file}: is loaded now, which runs it", flush=True)
 
 
 @commands.command()

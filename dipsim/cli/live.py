@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,6 +10,7 @@ import typer
 
 from dipsim.basics.errors import InputError, named
 from dipsim.basics.progress import Progress
+from dipsim.cli.complete import completion
 from dipsim.cli.terminal import apply_settings, console, must_end, progress_bar, torch_needed
 
 if TYPE_CHECKING:
@@ -21,7 +23,7 @@ commands = typer.Typer()
 
 @commands.command("fit-recipe")
 def fit_recipe(
-    trace: Annotated[str, typer.Argument(help="Recorded trace, by name or path.")],
+    trace: Annotated[str, typer.Argument(help="Recorded trace, by name or path.", autocompletion=completion("traces"))],
     out: Annotated[Path, typer.Option(help="The recipe to write, ending in .yaml.")],
 ) -> None:
     """Fit a recipe for synthetic traces to a recorded trace."""
@@ -37,15 +39,26 @@ def fit_recipe(
 
 @commands.command("learn-layout")
 def learn_layout(
-    trace: Annotated[str, typer.Argument(help="Trace to learn from, by name or path.")],
+    trace: Annotated[
+        str, typer.Argument(help="Trace to learn from, by name or path.", autocompletion=completion("traces"))
+    ],
     out: Annotated[Path, typer.Option(help="The layout to write, ending in .layout.safetensors.")],
     layout: Annotated[str, typer.Option(help="popularity, hot-apart or coactivation.")] = "coactivation",
-    policy: Annotated[str, typer.Option(help="Policy whose columns are laid out, by name or path.")] = "dip",
+    policy: Annotated[
+        str,
+        typer.Option(help="Policy whose columns are laid out, by name or path.", autocompletion=completion("policies")),
+    ] = "dip",
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="Policy parameter, POLICY.PARAMETER=VALUE; may be repeated.")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="What columns will be read from, by name or path.")] = None,
-    scale_to: Annotated[str | None, typer.Option(help="Scale the device's reads to this trace's columns.")] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="What columns will be read from, by name or path.", autocompletion=completion("devices")),
+    ] = None,
+    scale_to: Annotated[
+        str | None,
+        typer.Option(help="Scale the device's reads to this trace's columns.", autocompletion=completion("traces")),
+    ] = None,
     tokens: Annotated[int | None, typer.Option(help="Learn from the first so many; by default half.")] = None,
     pinned: Annotated[float, typer.Option(help="Share of the MLP that DRAM will hold.")] = 0.5,
 ) -> None:
@@ -90,6 +103,29 @@ def recipe(
     made = from_config(shape, tokens, seed)
     made.write(out)
     print(f"{out}: {made.tokens} tokens of {made.model.name}")
+
+
+@commands.command("text")
+def plain_text(
+    raw: Annotated[Path, typer.Argument(help="test.txt or valid.txt of WikiText-2, tokenised, with <unk>.")],
+    out: Annotated[Path, typer.Option(help="The text to write.")],
+) -> None:
+    """Make the text that the shipped perplexities were measured on from WikiText-2 as it is published."""
+    from dipsim.basics.files import read_text, sha256, write
+    from dipsim.workload.wikitext import MEASURED, plain
+
+    text = plain(read_text(raw))
+    if not text:
+        raise InputError(f"{raw}: is no split of WikiText-2 with a space around each token; see docs/how-to/text.md")
+    write(out, text)
+    split = MEASURED.get(sha256(out))
+    print(f"{out}: {text.count(chr(10))} paragraphs" + (f", the {split} split as it was measured" if split else ""))
+    if split is None:
+        print(
+            f"warning: {out}: is not the text of the shipped figures, nor the one they were learned from; a perplexity "
+            "of it does not compare with theirs",
+            file=sys.stderr,
+        )
 
 
 @commands.command()
@@ -174,7 +210,7 @@ def evaluate(
     from dipsim.figures.pareto import draw_pareto, speedups
     from dipsim.results.folder import write_summary
     from dipsim.results.quality import write_quality
-    from dipsim.results.tables import plain_table, run_table
+    from dipsim.results.tables import budget_table, run_table
     from dipsim.study.experiment import Experiment
 
     chosen = Experiment.load(experiment)
@@ -202,7 +238,7 @@ def evaluate(
     written = ["quality.csv", "summary.json"]
     if len(measured) > 1 and baseline in set(measured["policy"]):
         print(f"Best speed-up over {baseline} at the same DRAM, by perplexity budget:")
-        console().print(plain_table(speedups(measured, baseline)))
+        console().print(budget_table(speedups(measured, baseline)))
         written += [path.name for path in draw_pareto(measured, folder, baseline)]
     print(f"{folder}: {', '.join(written)}")
 
@@ -249,7 +285,7 @@ def calibrate_precision(
 
 @commands.command("train-predictor")
 def train_predictor(
-    trace: Annotated[str, typer.Argument(help="Recorded trace, by name or path.")],
+    trace: Annotated[str, typer.Argument(help="Recorded trace, by name or path.", autocompletion=completion("traces"))],
     out: Annotated[Path, typer.Option(help="The networks to write, ending in .safetensors.")],
     fraction: Annotated[float, typer.Option(help="Share of the neurons that matter.")] = 0.5,
     rank: Annotated[int, typer.Option(help="Hidden size of the networks.")] = 64,
@@ -274,7 +310,9 @@ def adapt(
     model: Annotated[str, typer.Option(help="smollm2-135m, a folder, a .gguf file or a Hugging Face id.")],
     text: Annotated[Path, typer.Option(help="UTF-8 text to train on; not the one to evaluate on.")],
     out: Annotated[Path, typer.Option(help="Folder for the adapter.")],
-    policy: Annotated[str, typer.Option(help="Policy, by name or path.")] = "dip",
+    policy: Annotated[
+        str, typer.Option(help="Policy, by name or path.", autocompletion=completion("policies"))
+    ] = "dip",
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="Policy parameter, POLICY.PARAMETER=VALUE; may be repeated.")
     ] = None,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dipsim.basics.errors import InputError
-from dipsim.cli.terminal import console, must_end, progress_bar
+from dipsim.cli.terminal import console, must_end, plain_table, progress_bar
 
 if TYPE_CHECKING:
     from dipsim.timing.device import Device
@@ -61,8 +61,6 @@ def replay(
     note: Annotated[Path | None, typer.Option(help="Device file to write the error into.")] = None,
 ) -> None:
     """Read from a real file what a run would have read; compare its time with the prediction."""
-    from rich.table import Table
-
     from dipsim.machine.disk import open_disk
     from dipsim.machine.replay import DRIFT, LEAST, check_note, planned, write_replay
     from dipsim.machine.replay import note as write_error
@@ -78,12 +76,12 @@ def replay(
     write_replay(result, found)
     columns = ("policy", "predicted", "measured", "predicted / measured", "of tokens: 10 %, median, 90 %",
                "replay / replay", "disk before / after")  # fmt: skip
-    table = Table(*columns, box=None, pad_edge=False)
-    for label, each in found.items():
-        times = (f"{1e3 * seconds.mean():.2f} ms" for seconds in (each.predicted, each.measured))
-        table.add_row(label, *times, *each.verdict)
+    rows = [
+        (label, *(f"{1e3 * seconds.mean():.2f} ms" for seconds in (each.predicted, each.measured)), *each.verdict)
+        for label, each in found.items()
+    ]
     print(f"{tokens} tokens on {device.name}, read twice from {file}, Flash time a token:")
-    console().print(table)
+    console().print(plain_table(columns, rows))
     if not all(each.conclusive for each in found.values()):
         print(f"inconclusive: the disk changed more than {DRIFT} times meanwhile; repeat it while nothing else runs")
     print(f"{result}/replay.csv: every token")

@@ -13,19 +13,19 @@ from typing import Annotated, NoReturn, TextIO
 
 import typer
 
-from dipsim.basics.errors import InputError
+from dipsim.basics.errors import InputError, and_more
 from dipsim.basics.version import __version__
-from dipsim.cli import answers, imports, inspect, live, machine, memory, simulate, solve
+from dipsim.cli import answers, compare, imports, inspect, live, machine, memory, simulate, solve
+from dipsim.cli.complaints import fail, located
 
 INTERRUPTED = 130  # exit status
-LONGEST = 2000  # letters of a line
+COMPLETE = "_DIPSIM_COMPLETE"  # how a shell asks, also of `python -m dipsim`
 
 app = typer.Typer(
     help="Predict how fast a language model runs when its weights do not fit in DRAM.",
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
-for family in (live, imports, simulate, solve, memory, answers, machine, inspect):
+for family in (live, imports, simulate, solve, memory, answers, compare, machine, inspect):
     app.add_typer(family.commands)
 
 
@@ -33,33 +33,33 @@ def main() -> NoReturn:
     """Run the command line; what the user can mend is one line on stderr and exit status 2."""
     try:
         _escape(sys.stdout)
-        if (status := app(standalone_mode=False) or 0) == INTERRUPTED:  # what typer makes of Ctrl-C
-            _fail("interrupted", status)
+        status = app(standalone_mode=False, complete_var=COMPLETE) or 0
+        if status == INTERRUPTED:  # what typer makes of Ctrl-C
+            fail("interrupted", status=status)
         sys.stdout.flush()  # here, where a full disk is one line
         sys.exit(status)
     except InputError as error:
-        _fail(str(error))
+        fail(and_more(*located(error.all[0]), *error.all[1:]))
     except typer.TyperException as error:  # an unknown command or option, a missing argument
-        message = error.format_message().rstrip(".").replace("Value error, ", "")
-        _fail(f"{message}; see `python -m dipsim --help`")
+        message = error.format_message().rstrip(".").replace("Value error, ", "").replace("Input should", "must")
+        fail(f"{message}; see `python -m dipsim{_command(error)} --help`")
     except (KeyboardInterrupt, typer.Abort):
-        _fail("interrupted", INTERRUPTED)
+        fail("interrupted", status=INTERRUPTED)
     except MemoryError:
-        _fail("out of memory; ask for fewer tokens, points or policies")
+        fail("out of memory; ask for fewer tokens, points or policies")
     except BrokenPipeError:  # the reader of our output has seen enough
         _discard(sys.stdout)
         sys.exit(0)
     except OSError as error:
         if error.filename is None:  # what is left of our own output
             _discard(sys.stdout)
-        _fail(f"{error.filename or 'output'}: {error.strerror or error}")
+        fail(f"{error.filename or 'output'}: {error.strerror or error}")
 
 
-def _fail(message: str, status: int = 2) -> NoReturn:
-    line = " ".join(message.split())
-    shown = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line[:LONGEST])
-    print(f"error: {shown}{'...' if len(line) > LONGEST else ''}", file=sys.stderr)
-    sys.exit(status)
+def _command(error: typer.TyperException) -> str:
+    """The command that could not be understood, after a space; nothing if it is not known."""
+    context = getattr(error, "ctx", None)
+    return "" if context is None else context.command_path.removeprefix(context.find_root().command_path)
 
 
 def _escape(output: TextIO) -> None:

@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dipsim.basics.errors import named
-from dipsim.cli.terminal import console, progress_bar, resolve
+from dipsim.cli.terminal import changed, console, plain_table, progress_bar, say
 
 commands = typer.Typer()
 
@@ -26,24 +25,24 @@ def plan_memory(
     """Find the split of the DRAM over caches that takes Flash least time; simulate it beside the even split."""
     from dipsim.figures.memory import draw_memory
     from dipsim.results.split import parts_shown, read_split, speeds_shown
-    from dipsim.results.tables import heading, plain_table
+    from dipsim.results.tables import heading
     from dipsim.study.memory import plan_memory as plan
     from dipsim.study.memory import write_memory
 
     changes = {} if dram is None else {"dram": dram}
-    resolved = resolve(experiment, changes, policy, settings or [])
     folder = out or Path("results") / f"{experiment.stem}-memory"
     with progress_bar() as progress:
-        with named(f"{experiment} and command line" if changes or policy or settings else experiment):
+        with changed(experiment, changes, policy, settings) as resolved:
             pairs = plan(resolved, progress)
         write_memory(resolved, pairs, folder)
         draw_memory(folder)
     memory, splits = read_split(folder)
-    print(heading([even for even, _ in pairs]))
+    say(heading([even for even, _ in pairs]))
     for label, parts in memory.groupby("policy", sort=False):
         speeds = splits[splits["policy"] == label]
         even, best = speeds["latency_s"]
         print(f"\n{label}: the best split is {even / best:.2f} times as fast; a MB more saves so many ms a token")
-        console().print(plain_table(parts_shown(parts)))
-        console().print(plain_table(speeds_shown(speeds)))
+        for shown in (parts_shown(parts), speeds_shown(speeds)):
+            console().print(plain_table(map(str, shown), shown.itertuples(index=False)))
+            print()
     print(f"{folder}: memory.csv, splits.csv, memory.png, memory.svg")

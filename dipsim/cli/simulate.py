@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dipsim.basics.errors import InputError, named
-from dipsim.cli.terminal import console, default_folder, progress_bar, resolve, torch_needed
+from dipsim.basics.errors import InputError
+from dipsim.cli.complete import completion
+from dipsim.cli.terminal import changed, console, default_folder, progress_bar, say, torch_needed
 
 if TYPE_CHECKING:
     from dipsim.planning.planner import Planner
@@ -34,17 +35,34 @@ def run(
     experiment: Annotated[
         Path | None, typer.Argument(help="Experiment file; by default the shipped quickstart.")
     ] = None,
-    trace: Annotated[str | None, typer.Option(help="Trace, by name or path.")] = None,
-    device: Annotated[str | None, typer.Option(help="Device, by name or path.")] = None,
-    policy: Annotated[list[str] | None, typer.Option(help="Policy, by name or path; may be repeated.")] = None,
+    trace: Annotated[
+        str | None, typer.Option(help="Trace, by name or path.", autocompletion=completion("traces"))
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Device, by name or path.", autocompletion=completion("devices"))
+    ] = None,
+    policy: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Policy, by name or path, with the file's parameters if it is there; may be repeated.",
+            autocompletion=completion("policies"),
+        ),
+    ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="Policy parameter, POLICY.PARAMETER=VALUE; may be repeated.")
     ] = None,
     dram: Annotated[str | None, typer.Option(help='DRAM for weights and KV cache, e.g. "1.5 GB".')] = None,
-    layout: Annotated[str | None, typer.Option(help="How columns lie in Flash; see `list layouts`.")] = None,
+    layout: Annotated[
+        str | None,
+        typer.Option(help="How columns lie in Flash; see `list layouts`.", autocompletion=completion("layouts")),
+    ] = None,
     start: Annotated[str | None, typer.Option(help="warm, cold or filled caches.")] = None,
     eviction: Annotated[
-        str | None, typer.Option(help="none, lru, lfu, lfru, slru, s3-fifo, pinned, belady or optimal.")
+        str | None,
+        typer.Option(
+            help="none, lru, lfu, lfru, slru, s3-fifo, pinned, belady or optimal.",
+            autocompletion=completion("evictions"),
+        ),
     ] = None,
     cache: Annotated[
         str | None, typer.Option(help='Bytes for caches alone, instead of --dram, e.g. "4000 MiB".')
@@ -72,24 +90,22 @@ def run(
     if parquet:
         check_parquet()
     path = experiment or assets.find("examples", "quickstart")
-    given = {
+    options = {
         **{"trace": trace, "device": device, "dram": dram, "layout": layout, "start": start},
         **{"eviction": eviction, "timing": timing, "tokens": tokens},
     }
-    changes = {key: value for key, value in given.items() if value is not None}
-    changed = bool(changes or policy or settings or cache)
-    resolved = resolve(path, changes, policy, settings or [], cache)
+    changes = {key: value for key, value in options.items() if value is not None}
     with progress_bar() as progress:
-        with named(f"{path} and command line" if changed else path):
+        with changed(path, changes, policy, settings, cache) as resolved:
             results = run_experiment(resolved, progress, timeline)
             note = cliff(resolved)
-        folder = out or default_folder(experiment, resolved, changed)
+        folder = out or default_folder(experiment, resolved, changes or policy or settings or cache)
         progress("writing tables and figures", 0, 1)
         write_run(resolved, results, folder, timeline, parquet)
         draw_run(folder)
     if note:
-        print(note)
-    print(heading(results))
+        say(note)
+    say(heading(results))
     console().print(run_table(results))
     print(f"{folder}: summary.json, tokens.csv, layers.csv, spans.csv, figures as .png and .svg", end="")
     print(", timeline.json" if timeline else "")

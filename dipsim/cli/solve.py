@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dipsim.cli.terminal import console, default_folder, progress_bar, resolve
+from dipsim.cli.terminal import changed, console, default_folder, progress_bar
 
 if TYPE_CHECKING:
+    from dipsim.results.tables import Pieces
     from dipsim.study.solve import Answer, Target
 
 commands = typer.Typer()
@@ -47,13 +48,11 @@ def solve(
     from dipsim.study.solve import solve as find
 
     path = experiment or assets.find("examples", "quickstart")
-    changes = {"trace": trace, "device": device, "tokens": tokens}
-    resolved = resolve(
-        path, {key: value for key, value in changes.items() if value is not None}, policy, settings or []
-    )
+    options = {"trace": trace, "device": device, "tokens": tokens}
+    changes = {key: value for key, value in options.items() if value is not None}
+    with changed(path, changes, policy, settings) as resolved:
+        folder = out or default_folder(experiment, resolved, changes or policy or settings, f"-{unknown}")
     wanted = Target.read(target)
-    changed = bool(policy or settings or any(value is not None for value in changes.values()))
-    folder = out or default_folder(experiment, resolved, changed, f"-{unknown}")
     with progress_bar() as progress:
         answers = find(
             resolved,
@@ -78,31 +77,23 @@ def solve(
     print(f"{folder}: solve.csv, a row a policy, samples.csv, a row a point, solve.png and .svg")
 
 
-def _table(answers: list[Answer], target: Target, unknown: str, within: float | None) -> Any:
+def _table(answers: list[Answer], target: Target, unknown: str, within: float | None) -> Pieces:
     """One row a policy."""
-    from rich import box
-    from rich.markup import escape
-    from rich.table import Table
-
     from dipsim.basics.units import significant
+    from dipsim.results.labels import short
     from dipsim.results.quality import NOT_MEASURED
+    from dipsim.results.tables import Pieces
 
-    others = [] if target.column == "tokens_per_s" else [target.unit]
-    rows = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    rows.add_column("policy", overflow="fold")
-    names = [unknown, "tokens/s", *others, "hit rate", "perplexity"]
-    for name in (*names, *([f"within +{within:g}"] if within is not None else [])):
-        rows.add_column(name, justify="right")
-    for answer in answers:
-        price, error = answer.row["perplexity"], answer.row["perplexity_standard_error"]
-        verdict = {True: "yes", False: "no", None: NOT_MEASURED}[answer.within]
-        rows.add_row(
-            escape(answer.policy),
-            answer.value or "not reached",
-            significant(answer.row["tokens_per_s"], 4),
-            *(significant(answer.row["found"], 4) for _ in others),
-            f"{answer.row['hit_rate']:.1%}",
-            NOT_MEASURED if price is None else f"{price:.2f} ± {error:.2f}",
-            *([verdict] if within is not None else []),
-        )
-    return rows
+    numbers = {
+        unknown: [answer.value or "not reached" for answer in answers],
+        "tokens/s": [significant(answer.row["tokens_per_s"], 4) for answer in answers],
+    }
+    if target.column != "tokens_per_s":
+        numbers[target.unit] = [significant(answer.row["found"], 4) for answer in answers]
+    numbers["hit rate"] = [f"{answer.row['hit_rate']:.1%}" for answer in answers]
+    if within is not None:
+        verdicts = {True: "yes", False: "no", None: NOT_MEASURED}
+        numbers[f"within +{within:g}"] = [verdicts[answer.within] for answer in answers]
+    prices = [(answer.row["perplexity"], answer.row["perplexity_standard_error"]) for answer in answers]
+    numbers["perplexity"] = [NOT_MEASURED if price is None else f"{price:.2f} ± {error:.2f}" for price, error in prices]
+    return Pieces({"policy": [short(answer.policy) for answer in answers]}, numbers, "perplexity")

@@ -6,11 +6,11 @@ import contextlib
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dipsim.basics.errors import InputError
+from dipsim.basics.errors import InputError, did_you_mean
 from dipsim.basics.files import parse_yaml
 from dipsim.basics.progress import Progress
 
@@ -35,38 +35,63 @@ def apply_settings(chosen: list[dict[str, dict[str, Any]]], settings: list[str])
         name, dot, parameter = target.rpartition(".")
         given = parse_yaml(value, f"--set {setting}")
         if not (equals and dot and set_parameter(chosen, name, parameter, given)):
-            known = ", ".join(key for entry in chosen for key in entry)
-            raise InputError(f"--set {setting}: write POLICY.PARAMETER=VALUE with a policy of this run ({known})")
+            known = [key for entry in chosen for key in entry]
+            hint = did_you_mean(name, known)
+            raise InputError(
+                f"--set {setting}: write POLICY.PARAMETER=VALUE with a policy of this run ({', '.join(known)}){hint}"
+            )
 
 
-def resolve(
-    path: Path, changes: dict[str, Any], policies: list[str] | None, settings: list[str], cache: str | None = None
+@contextlib.contextmanager
+def changed(
+    path: Path,
+    changes: dict[str, Any],
+    policies: list[str] | None,
+    settings: list[str] | None,
+    cache: str | None = None,
+) -> Iterator[Experiment]:
+    """The experiment of a file with what the command line changes. Complaints name one or the other."""
+    from dipsim.cli.complaints import named_by_field
+    from dipsim.study.experiment import Experiment
+
+    begun = Experiment.load(path).resolved()
+    given = {*changes, *(["policies"] if policies or settings else []), *(["cache"] if cache else [])}
+    with named_by_field(path, given):
+        yield _resolve(begun, changes, policies, settings or [], cache)
+
+
+def _resolve(
+    data: dict[str, Any], changes: dict[str, Any], policies: list[str] | None, settings: list[str], cache: str | None
 ) -> Experiment:
-    """The experiment of a file with what the command line changes."""
+    """The experiment of a file's data with what the command line changes."""
     from dipsim.basics.fields import parse
     from dipsim.study.experiment import Experiment, policy_entries
 
-    data = Experiment.load(path).resolved()
     if cache is not None:  # what the command line says takes the place of what the file says, either way
         data |= {"dram": None, "cache": {**(data["cache"] or {}), "size": cache}}
     elif "dram" in changes and data["cache"] is not None:
         data["cache"]["size"] = None
     data |= changes
-    if policies:
-        data["policies"] = policies
     chosen = policy_entries(data)
+    if policies:
+        known = {name: [entry for entry in chosen for key in entry if _spelt(key) == _spelt(name)] for name in policies}
+        chosen = [entry for name in policies for entry in known[name] or [{name: {}}]]
     apply_settings(chosen, settings)
-    return parse(Experiment, data | {"policies": chosen}, "command line" if changes or policies or cache else path)
+    return parse(Experiment, data | {"policies": chosen}, "")
 
 
-def default_folder(path: Path | None, resolved: Experiment, changed: bool, what: str = "") -> Path:
+def _spelt(policy: str) -> str:
+    return policy.replace("_", "-")
+
+
+def default_folder(path: Path | None, resolved: Experiment, changes: object, what: str = "") -> Path:
     """Where the results of an experiment go: by its file's name, or without one by what the command line changed."""
     from dipsim.basics import assets
 
     trace, device = assets.find("traces", resolved.trace), assets.find("devices", resolved.device)
     return (
         Path("results")
-        / f"{path.stem if path else f'{trace.stem}-on-{device.stem}' if changed else 'quickstart'}{what}"
+        / f"{path.stem if path else f'{trace.stem}-on-{device.stem}' if changes else 'quickstart'}{what}"
     )
 
 
@@ -89,11 +114,29 @@ def torch_needed(extra: str = "live", less: str = "or shorter sequences, or a sm
 
 
 def console() -> Any:
-    """The terminal; at least 130 columns wide where the output goes to a file."""
+    """The terminal; 80 columns wide where the output goes to a file, unless COLUMNS says otherwise."""
     from rich.console import Console
 
-    console = Console()
-    return console if console.is_terminal else Console(width=max(console.width, 130))
+    return Console()
+
+
+def plain_table(names: Iterable[str], rows: Iterable[Iterable[str]]) -> Any:
+    """A table of text. What is too wide for the terminal goes on in the next line."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for name in names:
+        table.add_column(name, overflow="fold")
+    table.columns[0].no_wrap = True
+    for row in rows:
+        table.add_row(*map(escape, row))
+    return table
+
+
+def say(text: str) -> None:
+    """Print text, in lines as wide as the terminal."""
+    console().print(text, markup=False, highlight=False, emoji=False)
 
 
 @contextlib.contextmanager

@@ -23,6 +23,7 @@ from dipsim.basics.units import parse, show, significant
 from dipsim.figures.maps import write_values
 from dipsim.figures.style import blank_figure
 from dipsim.figures.sweep_table import DRAM, SETTINGS, WITHOUT, is_own, is_swept, price, varies
+from dipsim.results.labels import wrapped
 
 FIXED = ("trace", "device", DRAM, "policy", *SETTINGS, "read_through", "stream_static", "tokens")
 DIMENSIONS = ("size", "bandwidth", "time", "throughput", "rate")
@@ -77,7 +78,7 @@ def draw_gains(rows: pd.DataFrame, of: str) -> Figure:
         image = _map(axes, mine, x, y, norm)
         named = " · ".join(_said(name, value) for name, value in zip(rest, values, strict=True))
         idle_said = _decides(mine, x) or _decides(mine, y)
-        axes.set_title("\n".join(filter(None, [named, _baseline(mine, idle_said), price(mine)])))
+        axes.set_title("\n".join(filter(None, [wrapped(named, 48), _baseline(mine, idle_said), price(mine)])))
     for axes in grid[len(panels) :]:
         axes.remove()
     bar = figure.colorbar(image, ax=list(grid[: len(panels)]), pad=0.01)

@@ -14,54 +14,65 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from dipsim.basics.units import show, significant
-from dipsim.figures.style import COLOURS, DASHES, MARKERS, blank_figure
-from dipsim.figures.sweep_table import AXES, CLIFF, DRAM, FLASH, heading, join_columns, price, varies
+from dipsim.figures.style import COLOURS, DASHES, MARKERS, blank_figure, draw_prices
+from dipsim.figures.sweep_table import (
+    CLIFF,
+    DRAM,
+    FLASH,
+    NAMES,
+    axis_of,
+    heading,
+    join_columns,
+    price,
+    swept_alone,
+    varies,
+)
+from dipsim.results.labels import wrapped
 
 
 def draw_lines(table: pd.DataFrame, along: str, fixed: str) -> Figure:
-    """Speed along one axis of the grid, at the middle of the other, and the hit rate or the speed-up."""
-    ranks = table.groupby("trace")[fixed].rank(method="dense")  # DRAM sizes may differ from trace to trace
-    table = table[ranks == table["trace"].map((ranks.groupby(table["trace"]).max() + 1) // 2)]
+    """Speed along one axis of the grid, at the middle of the other, and the hit rate or the speed-up, if there is one.
+
+    The middle is that of each case: DRAM sizes may differ from trace to trace, and Flash from device to device.
+    """
+    ranks = table.groupby("case")[fixed].rank(method="dense")
+    middle = (ranks.groupby(table["case"]).max() + 1) // 2
+    middle_only = swept_alone(table, fixed)
+    table = table[ranks == table["case"].map(middle)]
     key = "other" if varies(table["other"]) else "policy"
     panels = list(table.groupby(["trace", "policy"] if key == "other" else ["trace"], sort=False))
     names = list(dict.fromkeys(table[key]))
     looks = dict(zip(names, zip(cycle(COLOURS), cycle(MARKERS), cycle(DASHES), strict=False), strict=False))
-    second, label = ("hit_rate", "hit rate (%)") if along == DRAM else ("speedup", "speed-up over dense")
-    axis, scale, unit = along, 1e-9, AXES[along]
+    second = ("hit_rate", "hit rate (%)", 100.0) if along == DRAM else ("speedup", "speed-up over dense", 1.0)
+    shown = [("tokens_per_s", "tokens/s", 1.0), *([second] if table[second[0]].notna().any() else [])]
+    axis, (unit, scale) = along, axis_of(table[along], along)
     if along == DRAM and varies(table["trace"]) and table[CLIFF].isna().all():
-        axis, scale, unit = "mlp_fraction_in_dram", 100, "share of the MLP in DRAM (%)"
-    wide, high = (3.3 * len(panels), 5.4) if len(panels) > 1 else (9, 3.4)
+        axis, scale, unit = "mlp_fraction_in_dram", 0.01, "share of the MLP in DRAM (%)"
+    wide, high = (3.3 * len(panels), 2.7 * len(shown)) if len(panels) > 1 else (4.5 * len(shown), 3.4)
+    wide = max(wide, 7)
     columns = max(1, int(wide / 4.5))
-    figure = blank_figure(
-        _title(table, along, fixed),
-        table["setting"].iloc[0],
-        max(wide, 7),
-        high + 0.2 * math.ceil(len(names) / columns),
-    )
-    rows_columns = (2, len(panels)) if len(panels) > 1 else (1, 2)
-    grid = figure.subplots(*rows_columns, squeeze=False).reshape(2, len(panels))
-    for (speed, other), (title, rows) in zip(grid.T, panels, strict=True):
-        lines = [str(part) for part in title]
-        for name, (colour, marker, dash) in looks.items():
-            mine = rows[rows[key] == name].sort_values(axis)
-            look = {"color": colour, "marker": marker, "ls": dash, "ms": 5}
-            speed.plot(mine[axis] * scale, mine["tokens_per_s"], **look)
-            if second in mine:
-                other.plot(mine[axis] * scale, mine[second] * (100 if second == "hit_rate" else 1), **look)
-        if axis == DRAM and rows[CLIFF].notna().any():
-            for axes in (speed, other):
-                _mark_cliff(axes, rows[CLIFF].max() * scale)
-        speed.set_title("\n".join([*lines, price(rows)] if key == "other" else lines), weight="bold")
-        fastest = table.loc[table["trace"] == rows["trace"].iloc[0], "tokens_per_s"].max()  # models differ too much
-        speed.set_ylim(0, 1.05 * fastest)
-        if table[second].notna().any():
-            other.set_ylim(0, 1.05 * table[second].max() * (100 if second == "hit_rate" else 1))
-        for axes in (speed, other):
-            axes.set_xlabel(unit if axes is other or len(panels) == 1 else "")
+    high += (0.2 if key == "other" else 0.36) * math.ceil(len(names) / columns)
+    figure = blank_figure(_title(table, along, fixed, middle_only), table["setting"].iloc[0], wide, high)
+    rows_columns = (len(shown), len(panels)) if len(panels) > 1 else (1, len(shown))
+    grid = figure.subplots(*rows_columns, squeeze=False).reshape(len(shown), len(panels))
+    for row, ((value, label, factor), line) in enumerate(zip(shown, grid, strict=True)):
+        for axes, (title, rows) in zip(line, panels, strict=True):
+            for name, (colour, marker, dash) in looks.items():
+                mine = rows[rows[key] == name].sort_values(axis)
+                axes.plot(mine[axis] / scale, mine[value] * factor, color=colour, marker=marker, ls=dash, ms=5)
+            if axis == DRAM and rows[CLIFF].notna().any():
+                _mark_cliff(axes, rows[CLIFF].max() / scale)
+            lines = [wrapped(str(part)) for part in title]
+            if row == 0:
+                axes.set_title("\n".join([*lines, price(rows)] if key == "other" else lines), weight="bold")
+            of = table[table["trace"] == rows["trace"].iloc[0]] if value == "tokens_per_s" else table
+            axes.set_ylim(0, 1.05 * factor * of[value].max() or 1)  # speeds of models differ too much for one scale
+            axes.set_xlabel(unit if row == len(shown) - 1 or len(panels) == 1 else "")
             axes.xaxis.set_major_locator(MaxNLocator(8, steps=(1, 2, 5, 10)))
-    grid[0][0].set_ylabel("tokens/s")
-    grid[1][0].set_ylabel(label)
-    labels = names if key == "other" else [f"{name}, {price(table[table['policy'] == name])}" for name in names]
+        line[0].set_ylabel(label)
+    labels = names
+    if key == "policy":
+        labels = [f"{wrapped(name, 48)}\n{price(table[table['policy'] == name])}" for name in names]
     figure.legend(grid[0][0].lines[: len(labels)], labels, loc="outside lower center", ncols=columns, handlelength=3.5)
     return figure
 
@@ -75,30 +86,32 @@ def _mark_cliff(axes: Axes, at: float) -> None:
     )  # fmt: skip
 
 
-def _title(table: pd.DataFrame, along: str, fixed: str) -> str:
-    """What is on the axis, and what is held."""
-    values = table[fixed].unique()
-    held = show(values[0], "size" if fixed == DRAM else "bandwidth") if len(values) == 1 else "of middle size"
+def _title(table: pd.DataFrame, along: str, fixed: str, middle_only: bool) -> str:
+    """What is on the axis, and what is held; nothing of what each device or trace has of its own."""
     names = {DRAM: "DRAM", FLASH: "Flash"}
-    return f"Speed against {names[along]}, {names[fixed]} {held}"
+    values = table[fixed].unique()
+    middle = f", {names[fixed]} of middle size" if middle_only else ""
+    held = f", {names[fixed]} {show(values[0], NAMES[fixed][1])}" if len(values) == 1 else middle
+    return f"Speed against {names[along]}{held}"
 
 
 def draw_bars(table: pd.DataFrame) -> Figure:
-    """Speed and hit rate, a bar a point: for sweeps of neither DRAM nor Flash."""
+    """Speed, hit rate and perplexity, a row a point: for sweeps of neither DRAM nor Flash."""
     names = join_columns(table, ["case", "policy"] if varies(table["case"]) else ["policy"])
-    figure = blank_figure("Speed, and its price", heading(table), 11, 0.9 + 0.3 * len(table))
-    grid = figure.subplots(1, 2, sharey=True, width_ratios=(1.5, 1))
+    dram = [] if varies(table[DRAM]) else [f"DRAM {show(table[DRAM].iloc[0], 'size')}"]
+    setting = " · ".join([heading(table), *dram])
+    figure = blank_figure("Speed, and its price", setting, 12, 0.9 + 0.3 * len(table))
+    *bars, prices = figure.subplots(1, 3, sharey=True, width_ratios=(1.4, 1, 1))
     for axes, values, title in zip(
-        grid, (table["tokens_per_s"], 100 * table["hit_rate"]), ("tokens/s", "hit rate (%)"), strict=True
+        bars, (table["tokens_per_s"], 100 * table["hit_rate"]), ("tokens/s", "hit rate (%)"), strict=True
     ):
-        bars = axes.barh(range(len(table)), values, 0.66, color="#0072B2")
-        labels = [significant(value) for value in values]
-        if title == "tokens/s":
-            labels = [f"{label}, {price(table.iloc[[index]])}" for index, label in enumerate(labels)]
-        axes.bar_label(bars, labels, padding=3)
+        drawn = axes.barh(range(len(table)), values, 0.66, color="#0072B2")
+        axes.bar_label(drawn, [significant(value) for value in values], padding=3)
         axes.set_title(title)
-        axes.set_xlim(0, 1.6 * values.max() or 1)
+        axes.set_xlim(0, 1.3 * values.max() or 1)
+    draw_prices(prices, *(table[name].to_numpy() for name in ("perplexity", "perplexity_standard_error")))
+    for axes in (*bars, prices):
         axes.tick_params(axis="y", length=0, grid_linewidth=0)
-    grid[0].set_yticks(range(len(table)), names)
-    grid[0].invert_yaxis()
+    prices.set_yticks(range(len(table)), [wrapped(name, 60) for name in names])
+    prices.invert_yaxis()
     return figure

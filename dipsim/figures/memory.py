@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from dipsim.basics.units import show, significant
 from dipsim.figures.style import COLOURS, MARKERS, STYLE, blank_figure, save_figure
-from dipsim.results.split import read_split
+from dipsim.results.split import prices, read_split
 
 
 def draw_memory(folder: Path) -> list[Path]:
@@ -58,5 +58,4 @@ def _speeds(rows: pd.DataFrame) -> str:
     """How fast each split is, and the price."""
     pairs = zip(rows["split"], rows["latency_s"], strict=True)
     speeds = [f"{split} {significant(1 / latency)}" for split, latency in pairs]
-    prices = dict.fromkeys(rows["perplexity"])
-    return f"tokens/s: {', '.join(speeds)} · perplexity: {', '.join(prices)}"
+    return f"tokens/s: {', '.join(speeds)} · perplexity: {', '.join(dict.fromkeys(prices(rows)))}"

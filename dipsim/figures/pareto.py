@@ -16,8 +16,12 @@ BUDGETS = (0.1, 0.2, 0.5, 1.0)
 
 
 def label(row: Any) -> str:
-    """`dip-ca(gamma=0.5, keep=0.7)` without parameters that are zero."""
-    shown = [part for part in row["parameters"].strip("{}").replace('"', "").split(", ") if not part.endswith(": 0")]
+    """`dip-ca(gamma=0.5, keep=0.7)` without parameters that are 0 or false."""
+    shown = [
+        part
+        for part in row["parameters"].strip("{}").replace('"', "").split(", ")
+        if not part.endswith((": 0", ": false"))
+    ]
     return f"{row['policy']}({', '.join(shown).replace(': ', '=')})" if any(shown) else row["policy"]
 
 
@@ -59,8 +63,9 @@ def draw_pareto(table: pd.DataFrame, folder: Path, baseline: str = "dense") -> l
     policies = list(dict.fromkeys(table["policy"]))
     with style.context(["default", STYLE]):
         first = table.iloc[0]
-        setting = f"{first['model']} on {first['device']} · {first['eviction']} · {first['tokens']:,} tokens of "
-        figure = blank_figure("Perplexity against speed", f"{setting}{first['text']}", 4.2 * len(fractions), 4.2)
+        fixed = [name for name in ("model", "device", "eviction", "timing") if len(table[name].unique()) == 1]
+        setting = [*(str(first[name]) for name in fixed), f"{first['tokens']:,} tokens of {first['text']}"]
+        figure = blank_figure("Perplexity against speed", " · ".join(setting), 4.2 * len(fractions), 4.2)
         panels = np.atleast_1d(figure.subplots(1, len(fractions), sharey=True))
         for axes, fraction in zip(panels, fractions, strict=True):
             at = table[table["mlp_fraction"] == fraction]
@@ -68,6 +73,8 @@ def draw_pareto(table: pd.DataFrame, folder: Path, baseline: str = "dense") -> l
                 mine = at[at["policy"] == policy]
                 look = {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
                 axes.scatter(mine["tokens_per_s"], mine["perplexity"], s=26, alpha=0.45, **look)
+                spots = (mine[name] for name in ("tokens_per_s", "perplexity", "standard_error"))
+                axes.errorbar(*spots, fmt="none", ecolor=look["color"], elinewidth=0.9, capsize=2, alpha=0.7)
                 best = front(mine).sort_values("tokens_per_s")
                 axes.plot(best["tokens_per_s"], best["perplexity"], label=policy, lw=1.3, ms=6, **look)
             for perplexity in at[at["policy"] == baseline]["perplexity"].head(1):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import cycle, product
 from pathlib import Path
 from typing import Any
@@ -17,27 +18,25 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, NullLocator
 
-from dipsim.basics.units import significant
-from dipsim.figures.style import COLOURS, DASHES, LUMINANCE, MARKERS, STYLE, blank_figure, save_figure
-from dipsim.results.folder import Run, read_experts, read_tables
+from dipsim.basics.errors import InputError, did_you_mean, quoted
+from dipsim.basics.units import significant, unit_of
+from dipsim.figures.style import (
+    COLOURS,
+    DASHES,
+    LUMINANCE,
+    MARKERS,
+    STYLE,
+    blank_figure,
+    draw_prices,
+    looks_of,
+    save_figure,
+)
+from dipsim.results.folder import Run, read_experts, read_tables, tables_of
+from dipsim.results.labels import short
+from dipsim.results.result import Result
 
-LOOKS = {  # what a token waits for: its name, colour (Okabe and Ito's) and hatch
-    "flash": ("Flash", "#0072B2", ""),
-    "dram": ("DRAM", "#E69F00", "/////"),
-    "compute": ("compute", "#009E73", "...."),
-    "wait": ("waiting", "#BBBBBB", "xxxx"),
-}
-
-
-FURTHER = ("#CC79A7", "#D55E00", "#56B4E9", "#F0E442")  # of further tiers and units of compute
+FEW, DWARFS = 0.05, 1.6  # a share of the tokens, and how much longer they take, so that an axis ends before them
 KINDS = {"demand": "", "interrupt": ": interrupted", "guess": ": guesses", "fill": ": fills"}  # what a request is for
-
-
-def _looks(names: Iterable[str]) -> dict[str, tuple[str, str, str]]:
-    """How each of these resources looks, and waiting last; those of a device's own are told apart by colour."""
-    further = [name for name in names if name not in LOOKS]
-    own = {name: (name, colour, "") for name, colour in zip(further, cycle(FURTHER), strict=False)}
-    return {name: look for name, look in LOOKS.items() if name != "wait"} | own | {"wait": LOOKS["wait"]}
 
 
 def draw_run(folder: Path) -> list[Path]:
@@ -48,25 +47,51 @@ def draw_run(folder: Path) -> list[Path]:
     runs, (tokens, layers, spans) = read_tables(folder)
     experts = read_experts(folder, runs)
     with style.context(["default", STYLE]):
-        figures = {
-            "latency": _latency(runs, tokens),
-            "policies": _policies(runs),
-            "hit_rate_by_layer": _hit_rate(runs, layers),
-            "token_gantt": _gantt(runs, spans),
-            **({} if experts is None else {"experts_by_layer": _experts(runs, experts)}),
-        }
+        figures = {name: draw() for name, draw in _figures(runs, tokens, layers, spans, experts).items()}
         return [path for name, figure in figures.items() for path in save_figure(figure, folder / name)]
+
+
+def plot(results: Result | Sequence[Result], figure: str = "policies") -> Figure:
+    """Draw results that are in memory: those of different policies in one setting, or only one.
+
+    The figures are those of a run's folder: `policies`, `latency`, `hit_rate_by_layer`, `token_gantt` and, of experts,
+    `experts_by_layer`. A notebook shows what is returned; `savefig` writes it. Raises InputError for any other figure,
+    and for results that are not of one setting.
+    """
+    runs, (tokens, layers, spans), experts = tables_of([results] if isinstance(results, Result) else results)
+    known = _figures(runs, tokens, layers, spans, experts)
+    if figure not in known:
+        raise InputError(
+            f"plot: {quoted(figure)} is not one of the figures {', '.join(known)}{did_you_mean(figure, known)}"
+        )
+    with style.context(["default", STYLE]):
+        return known[figure]()
+
+
+def _figures(
+    runs: list[Run], tokens: pd.DataFrame, layers: pd.DataFrame, spans: pd.DataFrame, experts: pd.DataFrame | None
+) -> dict[str, Callable[[], Figure]]:
+    """What draws each figure of a run, by its name."""
+    return {
+        "latency": partial(_latency, runs, tokens),
+        "policies": partial(_policies, runs),
+        "hit_rate_by_layer": partial(_hit_rate, runs, layers),
+        "token_gantt": partial(_gantt, runs, spans),
+        **({} if experts is None else {"experts_by_layer": partial(_experts, runs, experts)}),
+    }
 
 
 def _latency(runs: list[Run], table: pd.DataFrame) -> Figure:
     """Latency of every token, stacked by what it waited for; a panel a policy."""
+    unit, scale = unit_of(table["latency_s"], "time")
+    top = _top(table)
     rows = math.ceil(len(runs) / 4)
     columns = math.ceil(len(runs) / rows)
     figure = _figure("Latency token by token", runs, max(3.2 * columns, 6.5), (3.1 + 0.15 * _lines(runs)) * rows)
     grid = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
     times = [name for name in map(str, table) if name.endswith("_s") and name not in ("start_s", "latency_s")]
     names = [name.removesuffix("_s") for name in times]
-    looks = {part: look for part, look in _looks(names).items() if part in names}
+    looks = {part: look for part, look in looks_of(names).items() if part in names}
     parts = {part: look for part, look in looks.items() if table[f"{part}_s"].max() > 1e-6 * table["latency_s"].max()}
     for index, (run, axes) in enumerate(zip(runs, grid, strict=False)):
         mine = table[table["policy"] == run.policy]
@@ -74,22 +99,25 @@ def _latency(runs: list[Run], table: pd.DataFrame) -> Figure:
         edges = mine["token"].iloc[0] + np.arange(len(mine)) - 0.5
         below = np.zeros(len(mine))
         for part, (_, colour, hatch) in parts.items():
-            top = below + 1e3 * mine[f"{part}_s"].to_numpy()
-            axes.fill_between(edges, below, top, step="post", facecolor=colour, edgecolor="white", hatch=hatch, lw=0)
-            below = top
+            above = below + mine[f"{part}_s"].to_numpy() / scale
+            axes.fill_between(edges, below, above, step="post", facecolor=colour, edgecolor="white", hatch=hatch, lw=0)
+            below = above
         if "stream" in mine:
             for edge in edges[np.diff(mine["stream"], prepend=mine["stream"].iloc[0]) > 0]:
                 axes.axvline(edge, color="black", lw=1, ls="--", label="the next stream, side by side with the others")
         axes.set_title(run.label, weight="bold", pad=29)
-        note = (
-            f"mean {significant(1e3 * run.mean_latency_s)} ms · {significant(run.tokens_per_s)} tokens/s\n{run.price}"
-        )
+        mean = f"mean {significant(run.mean_latency_s / scale)} {unit}"
+        note = f"{mean} · {significant(run.tokens_per_s)} tokens/s\n{run.price}"
         axes.annotate(note, (0, 1), (0, 4), xycoords="axes fraction", textcoords="offset points", va="bottom")
         axes.set_xlim(edges[0] - 0.02 * len(mine), edges[-1])  # the first token, with a cold cache, is a spike
+        if len(beyond := mine.iloc[:-1][mine["latency_s"].iloc[:-1] > top]):
+            after = (float(edges[0] + beyond.index.max() - mine.index[0] + 1), 0.985)
+            axes.annotate(_clipped(beyond, scale, unit), after, (3, 0), ("data", "axes fraction"), "offset points",
+                          va="top", fontsize=8)  # fmt: skip
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
         axes.set_xlabel("token" if index + columns >= len(runs) else "")
-        axes.set_ylabel("latency (ms)" if index % columns == 0 else "")
-    grid[0].set_ylim(0, 1.05e3 * table["latency_s"].max())
+        axes.set_ylabel(f"latency ({unit})" if index % columns == 0 else "")
+    grid[0].set_ylim(0, top / scale)
     for axes in grid[len(runs) :]:
         axes.remove()
     handles = [Patch(facecolor=colour, edgecolor="white", hatch=hatch, lw=0) for _, colour, hatch in parts.values()]
@@ -100,22 +128,39 @@ def _latency(runs: list[Run], table: pd.DataFrame) -> Figure:
     return figure
 
 
+def _top(table: pd.DataFrame) -> float:
+    """Where the axis of latencies ends, in seconds: beyond all tokens, unless a few, as the first, dwarf the rest."""
+    rank = table.groupby("policy")["latency_s"].rank(method="first", ascending=False)
+    few = rank <= (table.groupby("policy")["latency_s"].transform("size") * FEW).clip(lower=1)
+    highest, rest = table["latency_s"].max(), table.loc[~few, "latency_s"].max()
+    return float(1.25 * rest if highest > DWARFS * rest > 0 else 1.05 * highest or 1)
+
+
+def _clipped(tokens: pd.DataFrame, scale: float, unit: str) -> str:
+    """What a panel says of tokens that it does not show whole."""
+    first, highest = tokens["token"].iloc[0], significant(tokens["latency_s"].max() / scale)
+    return f"← {f'token {first}:' if len(tokens) == 1 else f'{len(tokens)} tokens up to'} {highest} {unit}"
+
+
 def _policies(runs: list[Run]) -> Figure:
     """Speed, hit rate, share of the MLP read, energy if known, and the price, in panels that share their rows."""
     dense = next((run.tokens_per_s for run in runs if run.policy == "dense"), None)
     speeds = [run.tokens_per_s for run in runs]
     labels = [significant(speed) + (f" ({speed / dense:.2f}x)" if dense else "") for speed in speeds]
-    energies = [1e3 * (run.energy_j_per_token or 0.0) for run in runs]
-    prices, measured = [run.perplexity or 0.0 for run in runs], [run.measured for run in runs]
+    energies = [run.energy_j_per_token or 0.0 for run in runs]
+    joule, factor = ("mJ", 1e3) if max(energies) < 1 else ("J", 1.0)
     panels: tuple[tuple[str, str, str, list[float], list[str] | None], ...] = (  # title, colour, hatch, lengths, texts
         ("speed (tokens/s)", "#0072B2", "", speeds, labels),
         ("hit rate (%)", "#56B4E9", "", [100 * run.hit_rate for run in runs], None),
         ("MLP fraction read (%)", "#56B4E9", "", [100 * run.mlp_fraction_read for run in runs], None),
-        *((("energy (mJ/token)", "#E69F00", "....", energies, None),) if any(energies) else ()),
-        ("perplexity (lower is better)", "#D55E00", "/////", prices, measured),
+        *(
+            ((f"energy ({joule}/token)", "#E69F00", "....", [factor * each for each in energies], None),)
+            if any(energies)
+            else ()
+        ),
     )
     figure = _figure("Speed, and its price", runs, 12, 0.7 + max(0.45, 0.18 * _lines(runs)) * len(runs))
-    grid = figure.subplots(1, len(panels), sharey=True, width_ratios=(1.4, *[1] * (len(panels) - 1)))
+    *grid, last = figure.subplots(1, len(panels) + 1, sharey=True, width_ratios=(1.4, *[1] * len(panels)))
     for axes, (title, colour, hatch, lengths, texts) in zip(grid, panels, strict=True):
         bars = axes.barh(range(len(runs)), lengths, 0.66, color=colour, edgecolor="white", lw=0, hatch=hatch)
         axes.bar_label(bars, texts, fmt="{:.1f}", padding=3)
@@ -123,6 +168,9 @@ def _policies(runs: list[Run]) -> Figure:
         axes.set_xlim(0, 130 if "%" in title else 1.35 * max(lengths) or 1)
         axes.xaxis.set_major_locator(MaxNLocator(4, steps=(1, 2, 2.5, 5, 10)) if any(lengths) else NullLocator())
         axes.xaxis.set_major_formatter("{x:,g}")
+    measured = [(run.perplexity, run.perplexity_standard_error) for run in runs]
+    draw_prices(last, *np.array(measured, dtype=float).T)
+    for axes in (*grid, last):
         axes.tick_params(axis="y", length=0, grid_linewidth=0)  # names of rows need neither
     grid[0].set_yticks(range(len(runs)), [run.label for run in runs])
     grid[0].invert_yaxis()
@@ -186,7 +234,8 @@ def _experts(runs: list[Run], table: pd.DataFrame) -> Figure:
 
 def _gantt(runs: list[Run], table: pd.DataFrame) -> Figure:
     """The requests of one token, a row a resource: all of them, and enlarged those of the first three layers."""
-    table = table.assign(start=1e3 * table["start_s"], end=1e3 * table["end_s"])
+    unit, scale = unit_of([table["end_s"].max()], "time")
+    table = table.assign(start=table["start_s"] / scale, end=table["end_s"] / scale)
     first = table.sort_values("start", kind="stable").drop_duplicates(["policy", "step"])
     order = first.groupby("policy").cumcount().groupby(first["step"]).max()  # as within a layer, and lm_head last
     steps = list(order.sort_values(kind="stable").index)
@@ -202,9 +251,9 @@ def _gantt(runs: list[Run], table: pd.DataFrame) -> Figure:
     y = 0.0
     for run in runs:
         mine = table[table["policy"] == run.policy]
-        heading = f"{run.policy} · {significant(mine['end'].max())} ms · {run.price}"
+        heading = f"{short(run.policy)} · {significant(mine['end'].max())} {unit} · {run.price}"
         panels[0].text(0, y, heading, weight="bold", va="center", in_layout=False)  # may reach into the next panel
-        for (resource, (name, *_)), kind in product(_looks(table["resource"].unique()).items(), KINDS):
+        for (resource, (name, *_)), kind in product(looks_of(table["resource"].unique()).items(), KINDS):
             if len(row := mine[(mine["resource"] == resource) & (mine["kind"] == kind)]):
                 y += 1
                 ticks[y] = name + KINDS[kind]
@@ -215,7 +264,7 @@ def _gantt(runs: list[Run], table: pd.DataFrame) -> Figure:
     for axes, window, title in zip(panels, windows, titles, strict=True):
         axes.set_title(title)
         axes.set_xlim(0, window)
-        axes.set_xlabel("time from the token's start (ms)")
+        axes.set_xlabel(f"time from the token's start ({unit})")
         axes.tick_params(axis="y", length=0, grid_linewidth=0)  # names of rows need neither
         axes.spines["left"].set_visible(False)
         axes.patch.set_visible(False)

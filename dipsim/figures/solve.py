@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib import style
 from matplotlib.figure import Figure
 
-from dipsim.basics.units import unit_for
+from dipsim.basics.units import unit_of
 from dipsim.figures.style import COLOURS, DASHES, MARKERS, STYLE, blank_figure, save_figure
 from dipsim.figures.sweep_table import price
 from dipsim.results.csv_table import POSITIVE, SMALLEST, TEXT, Column, read_table
@@ -39,7 +39,7 @@ def draw_solve(folder: Path) -> list[Path]:
 def _figure(samples: pd.DataFrame, answers: pd.DataFrame) -> Figure:
     """A line a policy, marked where it was simulated, and a ring at its answer."""
     first, limit = samples.iloc[0], float(samples["limit"].iloc[0])
-    unit, scale = unit_for(float(samples["value"].median()), first["dimension"]) if first["dimension"] else ("", 1.0)
+    unit, scale = unit_of(samples["value"], first["dimension"]) if first["dimension"] else ("", 1.0)
     same = " · ".join(str(first[name]) for name in ("layout", "eviction", "start", "timing"))
     setting = f"{first['model']} on {first['device']} · {first['tokens']:,.0f} tokens · {same}"
     figure = blank_figure(f"{first['unknown']} for {first['target']}", setting, 7, 3.4 + 0.2 * len(answers))

@@ -12,7 +12,7 @@ from dipsim.figures.gains import draw_gains, gains, map_axes
 from dipsim.figures.lines import draw_bars, draw_lines
 from dipsim.figures.maps import draw_maps, draw_winner
 from dipsim.figures.style import STYLE, save_figure
-from dipsim.figures.sweep_table import DRAM, FLASH, WITHOUT, read_sweep, varies
+from dipsim.figures.sweep_table import DRAM, FLASH, WITHOUT, read_sweep, swept_alone, varies
 
 
 def draw_sweep(folder: Path) -> list[Path]:
@@ -37,9 +37,9 @@ def draw_sweep(folder: Path) -> list[Path]:
                     figures[f"speedup{suffix}"] = draw_maps(pruned, "speedup", title)
                 if varies(rows["policy"]):
                     figures[f"winner{suffix}"] = draw_winner(rows)
-        if varies(table[DRAM]):
+        if swept_alone(table, DRAM):
             figures["dram"] = draw_lines(table, DRAM, FLASH)
-        if varies(table[FLASH]):
+        if swept_alone(table, FLASH):
             figures["flash"] = draw_lines(table, FLASH, DRAM)
         if not figures:
             figures["policies"] = draw_bars(table)

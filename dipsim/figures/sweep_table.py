@@ -5,7 +5,7 @@ A *case* is all that a grid has besides DRAM size, Flash speed and policy: trace
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from dipsim.basics.errors import InputError
-from dipsim.basics.units import significant
+from dipsim.basics.units import significant, unit_of
 from dipsim.results.csv_table import (
     AMOUNT,
     ANYTHING,
@@ -25,6 +25,7 @@ from dipsim.results.csv_table import (
     read_table,
     refuse_rows,
 )
+from dipsim.results.labels import short
 from dipsim.results.quality import NOT_MEASURED
 
 SETTINGS = ("layout", "start", "eviction", "scope", "timing", "prompt")
@@ -35,12 +36,12 @@ COLUMNS: dict[str, Column] = {
     **dict.fromkeys(("mlp_fraction_in_dram", "hit_rate"), SHARE),
     "flash_utilisation": AMOUNT,
     "scope": Column(default="layer"),
-    CLIFF: Column(float, 0, default=np.nan, empty=np.nan),
+    **dict.fromkeys((CLIFF, "perplexity_standard_error"), Column(float, 0, default=np.nan, empty=np.nan)),
     "perplexity": Column(float, SMALLEST, empty=np.nan, blank=NOT_MEASURED),  # a word in tables of version 0.1
 }
 DRAM, FLASH = "dram_bytes", "flash_bandwidth_bytes_per_s"
 ON_AXES = ("flash.read_bandwidth", "cache.size")  # what is swept and drawn along an axis
-AXES = {DRAM: "DRAM (GB)", FLASH: "Flash read bandwidth (GB/s)"}
+NAMES = {DRAM: ("DRAM", "size"), FLASH: ("Flash read bandwidth", "bandwidth")}
 OWN = ("streams", "turns", "contention", "split")  # swept keys without a dot that have columns of their own
 WITHOUT: dict[str, tuple[str, Any]] = {"prefetch": ("prefetch.when", "never"), "drafts": ("speculate.draft", 0)}
 TO_MAP = {  # what a map of gains takes
@@ -60,6 +61,7 @@ def is_sweep(folder: Path) -> bool:
 def read_sweep(path: Path) -> pd.DataFrame:
     """Read the table; add each row's `case` (what varies), `other` (without the trace) and `speedup` over dense.
 
+    A perplexity that was not measured is NaN. Paths are file names where those tell rows apart as well.
     Raises InputError if it is missing or not a sweep's.
     """
     try:
@@ -70,6 +72,10 @@ def read_sweep(path: Path) -> pd.DataFrame:
             refuse_rows(path, table[name].isna(), f"its {name} is neither True nor False")
     except InputError as error:
         raise InputError(f"{error}; run `python -m dipsim sweep --out {path.parent}` again") from None
+    for name in ("trace", "layout", "policy"):
+        table[name] = _short(table[name])
+    named = zip(table["trace"], table["model"], strict=True)
+    table["trace"] = [trace if model in trace else f"{model} ({trace})" for trace, model in named]
     hardware = [name for name in table.columns if is_swept(name) and name not in ON_AXES]
     said = table.assign(tokens=table["tokens"].map("{:,.0f} tokens".format))
     for name in (*hardware, *SETTINGS):
@@ -88,6 +94,24 @@ def read_sweep(path: Path) -> pd.DataFrame:
     dense = dense[~dense.index.duplicated(keep=False)]  # two dense points that figures cannot tell apart are no measure
     table["speedup"] = table["tokens_per_s"] / dense.reindex(point).to_numpy()
     return table
+
+
+def _short(texts: pd.Series[str]) -> pd.Series[str]:
+    """Texts with paths cut to file names, unless that makes two of them one."""
+    cut = texts.map(short)
+    return cut if cut.nunique() == texts.nunique() else texts
+
+
+def axis_of(values: Iterable[float], name: str) -> tuple[str, float]:
+    """The name of an axis of DRAM or Flash, in a unit that suits the values, and that unit in SI."""
+    label, dimension = NAMES[name]
+    unit, scale = unit_of(values, dimension)
+    return f"{label} ({unit})", scale
+
+
+def swept_alone(table: pd.DataFrame, name: str) -> bool:
+    """Whether a number is swept by itself: it varies within a case, not only from one device or trace to the next."""
+    return bool(table.groupby("case")[name].agg(varies).any())
 
 
 def join_columns(table: pd.DataFrame, names: Sequence[str]) -> pd.Series[str]:
@@ -124,4 +148,5 @@ def price(rows: pd.DataFrame) -> str:
 
 def heading(rows: pd.DataFrame) -> str:
     """What the rows have in common, for the head of a figure."""
-    return " · ".join(text for text in map(str, rows[["setting", "case"]].iloc[0]) if text)
+    shared = [name for name in ("setting", "case") if not varies(rows[name])]
+    return " · ".join(filter(None, map(str, rows[shared].iloc[0])))

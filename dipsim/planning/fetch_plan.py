@@ -120,9 +120,9 @@ class FetchPlan:
     `ranked` [P] are the columns that a position selects among, `piece_bytes` [P] what a column takes in each piece of
     its group, `unit_bytes` [P] what it takes in all of them. What is missed enters a cache if it `admits`. `layer` [P]
     is num_hidden_layers for lm_head. `warm_up` is the number of tokens of a sequence, at most, that came before those
-    counted, of which `encoded` tells what they did to experts. `split` tells how the best split was found, None for the
-    even one. `uses` [L, E] are the counted tokens that use each
-    expert, in whichever copy, None without experts. `guessed` tells what was read ahead of masks, None if nothing
+    counted, of which `encoded` tells what they did to experts. `split` tells how the best split of the DRAM was found,
+    None for the even one. `uses` [L, E] are the counted tokens that use each expert, in whichever copy, None without
+    experts. `guessed` tells what was read ahead of masks, None if nothing
     was; what a step found there in time, or waited for, counts among its `dram_hits`. `accepted` [T] is how many
     tokens each row stands for where drafts are verified together, None where it is one. `tier_bytes` [T, tiers]
     came from tiers above DRAM and behind Flash in `tier_reads`, and count among `dram_hits`, and what is missed and

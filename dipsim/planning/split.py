@@ -176,6 +176,6 @@ def _divide(builder: PlanBuilder, caches: Sequence[Claim]) -> None:
             whole_streamed_bytes=whole - held.get(WHOLE, 0.0),
             cache_bytes=float(cached.sum()),
             capacities=tuple(map(tuple, counts.tolist())),
-            unused_bytes=room - float(split.best.sum()),
+            unused_bytes=max(0.0, room - float(split.best.sum())),  # but for rounding
         )
     )

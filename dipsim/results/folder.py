@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -31,6 +30,7 @@ from dipsim.results.csv_table import (
     refuse_rows,
 )
 from dipsim.results.dictionary import write_columns
+from dipsim.results.labels import short, wrapped
 from dipsim.results.quality import NOT_MEASURED
 from dipsim.results.result import Result, shown_token
 from dipsim.results.table_files import write_table
@@ -66,19 +66,25 @@ def write_tables(results: Sequence[Result], out: Path, timeline: bool = False, p
     With `parquet` each table is written as .parquet too. `summary.json` is written last: a folder without it is not
     finished.
     """
+    tables = _tables(results)
+    for name, table in tables.items():
+        write_table(out / name, table, parquet)
+    write_columns(out, (*tables, "summary.json"))
+    if timeline:
+        write(out / "timeline.json", partial(perfetto.write_events, results))
+    write_summary(results, out)
+
+
+def _tables(results: Sequence[Result]) -> dict[str, pd.DataFrame]:
+    """The tables of a run, by the names of their files."""
     tables = {
         "tokens.csv": [result.tokens() for result in results],
         "layers.csv": [result.layers() for result in results],
         "spans.csv": [result.spans(shown_token(result.plan.rows)) for result in results],
     }
     experts = [table for result in results if (table := result.experts()) is not None]
-    tables |= {EXPERTS: experts} if experts else {}
-    for name, parts in tables.items():
-        write_table(out / name, pd.concat(parts, ignore_index=True), parquet)
-    write_columns(out, (*tables, "summary.json"))
-    if timeline:
-        write(out / "timeline.json", partial(perfetto.write_events, results))
-    write_summary(results, out)
+    parts = tables | ({EXPERTS: experts} if experts else {})
+    return {name: pd.concat(each, ignore_index=True) for name, each in parts.items()}
 
 
 def write_summary(results: Sequence[Result], out: Path) -> None:
@@ -87,6 +93,7 @@ def write_summary(results: Sequence[Result], out: Path) -> None:
 
 
 Text = Annotated[str, Field(max_length=LONGEST)]
+Name = Annotated[str, Field(max_length=LONGEST, pattern=r"^\P{C}*$")]  # without control characters
 Amount = Annotated[float, Field(ge=0, le=LARGEST)]
 Positive = Annotated[float, Field(ge=SMALLEST, le=LARGEST)]
 Share = Annotated[float, Field(ge=0, le=SHARE.most)]
@@ -96,8 +103,9 @@ class Run(Strict, extra="ignore"):
     """What figures show of one run in `summary.json`."""
 
     policy: Text
+    model: Text = ""  # as in folders of version 0.1
     device: Text
-    start: Text = "cold"  # as in folders of version 0.1
+    start: Text = "cold"
     layout: Text = "columns"
     eviction: Text
     timing: Text
@@ -108,16 +116,18 @@ class Run(Strict, extra="ignore"):
     working_set_bytes: Amount | None = None
     tokens_per_s: Positive
     mean_latency_s: Amount = Field(validation_alias=AliasPath("latency_s", "mean"))
+    parts_s: dict[Name, Amount] = Field(default_factory=dict)  # what a token waits for, the mean
     flash_s: Amount | None = Field(None, validation_alias=AliasPath("busy_s", "flash"))
     hit_rate: Share
     mlp_fraction_read: Amount
     energy_j_per_token: Amount | None = None
     perplexity: Positive | None = None
+    perplexity_standard_error: Amount | None = None
 
     @property
     def label(self) -> str:
         """The policy, in lines that fit beside a figure."""
-        return textwrap.fill(self.policy, 32, break_on_hyphens=False)
+        return wrapped(self.policy)
 
     @property
     def price(self) -> str:
@@ -130,16 +140,33 @@ class Run(Strict, extra="ignore"):
         return NOT_MEASURED if self.perplexity is None else significant(self.perplexity, 4)
 
     @property
+    def settings(self) -> dict[str, str]:
+        """What the runs of a folder have in common, by name."""
+        told = {
+            **{"model": self.model, "device": self.device, "DRAM": show(self.dram_bytes, "size")},
+            **{
+                "layout": short(self.layout),
+                "eviction": self.eviction + (f" over the {self.scope}" * bool(self.scope)),
+            },
+            **{"timing": self.timing, "start": self.start, "on the clock": self.on_clock, "tokens": f"{self.tokens:,}"},
+        }
+        return {name: value for name, value in told.items() if value}
+
+    @property
     def setting(self) -> str:
-        """What the runs of a folder have in common."""
-        tokens = f"{self.tokens:,} token{'s' * (self.tokens > 1)}"
-        served = f" over the {self.scope}" if self.scope else ""
-        rule = f"eviction {self.eviction}{served}"
-        memory = [f"layout {self.layout}", rule, f"timing {self.timing}", f"start {self.start}"]
-        memory += [self.on_clock] if self.on_clock else []
-        return " · ".join((self.device, f"DRAM {show(self.dram_bytes, 'size')}", *memory, tokens))
+        """The same in words."""
+        return in_words(self.settings)
 
 
+def in_words(settings: Mapping[str, str]) -> str:
+    """Settings as the head of a figure says them: a name stands before what does not speak for itself."""
+    bare = ("model", "device", "on the clock")
+    words = [value if name in bare else f"{name} {value}" for name, value in settings.items() if name != "tokens"]
+    tokens = settings.get("tokens")
+    return " · ".join(words + ([] if tokens is None else [f"{tokens} token{'s' * (tokens != '1')}"]))
+
+
+ONE_RUN = "each policy must stand there once, and all in the same setting"
 _RUNS = TypeAdapter(Annotated[list[Run], Field(min_length=1)])
 
 
@@ -150,6 +177,21 @@ def read_tables(folder: Path) -> tuple[list[Run], list[pd.DataFrame]]:
     """
     runs = read_runs(folder)
     return runs, [_table(folder, name, runs) for name in TABLES if name != EXPERTS]
+
+
+def tables_of(results: Sequence[Result]) -> tuple[list[Run], list[pd.DataFrame], pd.DataFrame | None]:
+    """What would be read back of results if they were written: runs, tables, and uses of experts.
+
+    Raises InputError if they are not those of one run.
+    """
+    try:
+        runs = _RUNS.validate_python([result.summary() for result in results])
+    except ValidationError as error:
+        complain(error, "results")
+    if not _are_one(runs):
+        raise InputError(f"results: {ONE_RUN}")
+    tables = _tables(results)
+    return runs, [tables[name] for name in TABLES if name != EXPERTS], tables.get(EXPERTS)
 
 
 def read_experts(folder: Path, runs: list[Run]) -> pd.DataFrame | None:
@@ -166,9 +208,13 @@ def read_runs(folder: Path) -> list[Run]:
         runs = _RUNS.validate_json(read_text(path))
     except ValidationError as error:
         complain(error, path)
-    if len({run.policy for run in runs}) < len(runs) or len({run.setting for run in runs}) > 1:
-        _refuse(folder, path.name, "each policy must stand there once, and all in the same setting")
+    if not _are_one(runs):
+        _refuse(folder, path.name, ONE_RUN)
     return runs
+
+
+def _are_one(runs: list[Run]) -> bool:
+    return len({run.policy for run in runs}) == len(runs) and len({run.setting for run in runs}) == 1
 
 
 def _table(folder: Path, name: str, runs: list[Run]) -> pd.DataFrame:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dipsim.basics.arrays import Floats
+from dipsim.basics.arrays import Floats, same
+from dipsim.basics.units import significant
 from dipsim.planning.fetch_plan import FetchPlan, Guessed
+from dipsim.results.quality import NOT_MEASURED
 from dipsim.sparsity.policy import whole_matrices
 from dipsim.timing.device import Device
 from dipsim.timing.service import dram_traffic, page_fault_share
@@ -17,15 +20,17 @@ from dipsim.timing.timeline import RESOURCES, Timeline
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
 
 FATES = ("useful", "late", "wasted", "dropped")  # of guesses
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False, eq=False)
 class Result:
-    """One policy's run on one device.
+    """One policy's run on one device. Two are equal if all that they hold is, arrays and spans included.
 
+    `summary()` has the figures, `tokens()`, `layers()`, `experts()` and `spans(token)` are tables, `plot()` draws.
     `perplexity` and its `standard_error` are None unless they were measured for exactly this setting. `on_clock` says
     in words what depended on the clock.
     """
@@ -36,6 +41,35 @@ class Result:
     perplexity: float | None = None
     standard_error: float | None = None
     on_clock: str = ""
+
+    def __eq__(self, other: object) -> bool:
+        return same(self, other) if isinstance(other, Result) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash((self.policy, self.device.name, self.tokens_per_s))
+
+    def __repr__(self) -> str:
+        speed, hits, price = self._shown.values()
+        where = f"{self.policy} on {self.device.name}"
+        return f"<Result {where}: {speed} tokens/s, hit rate {hits}, perplexity {price}>"
+
+    def _repr_html_(self) -> str:
+        """A small table, which notebooks show."""
+        cells = {"policy": self.policy, "device": self.device.name, **self._shown}
+        rows = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in cells.items())
+        return f"<table>{rows}</table>"
+
+    @property
+    def _shown(self) -> dict[str, str]:
+        """The speed and what goes with it, in words."""
+        price = NOT_MEASURED if self.perplexity is None else f"{self.perplexity:.2f}"
+        return {"tokens/s": significant(self.tokens_per_s), "hit rate": f"{self.hit_rate:.1%}", "perplexity": price}
+
+    def plot(self, figure: str = "latency") -> Figure:
+        """One of the figures of this run, which notebooks show. Arguments and errors are those of `dipsim.plot`."""
+        import dipsim  # figures are drawn from results, which know none of them but by this public name
+
+        return dipsim.plot(self, figure)
 
     @property
     def policy(self) -> str:

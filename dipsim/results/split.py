@@ -11,9 +11,10 @@ import pandas as pd
 
 from dipsim.basics.files import write
 from dipsim.basics.units import show, significant
-from dipsim.results.csv_table import AMOUNT, TEXT, Column, read_table
+from dipsim.results.csv_table import AMOUNT, POSITIVE, SMALLEST, TEXT, Column, read_table
+from dipsim.results.dictionary import write_columns
 from dipsim.results.folder import MEMORY, SPLITS
-from dipsim.results.quality import NOT_MEASURED
+from dipsim.results.quality import MEASURED, NOT_MEASURED
 from dipsim.results.result import Result
 
 _OR_NOTHING = Column(float, 0, empty=np.nan)
@@ -24,8 +25,10 @@ _MEMORY = {
     **dict.fromkeys(("even_saves_s_per_byte", "best_saves_s_per_byte"), _OR_NOTHING),  # nothing where it must be there
 }
 _SPLITS = {
-    **dict.fromkeys(("model", "device", "policy", "split", "perplexity"), TEXT),
-    **dict.fromkeys(("dram_bytes", "tokens", "flash_predicted_s", "flash_s", "latency_s", "hit_rate"), AMOUNT),
+    **dict.fromkeys(("model", "device", "policy", "split", "perplexity_source"), TEXT),
+    **dict.fromkeys(("dram_bytes", "tokens", "latency_s"), POSITIVE),
+    **dict.fromkeys(("flash_predicted_s", "flash_s", "hit_rate"), AMOUNT),
+    "perplexity": Column(float, SMALLEST, empty=np.nan),
     "latency_predicted_s": _OR_NOTHING,  # nothing where Flash and the rest run side by side
 }
 
@@ -36,6 +39,7 @@ def write_split(pairs: Sequence[tuple[Result, Result]], out: Path) -> None:
     speeds = [row for pair in pairs for row in _speeds(*pair)]
     write(out / SPLITS, pd.DataFrame(speeds).to_csv(index=False))
     write(out / MEMORY, pd.DataFrame(parts, columns=list(_MEMORY)).to_csv(index=False))
+    write_columns(out, (MEMORY, SPLITS))
 
 
 def read_split(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -69,9 +73,14 @@ def speeds_shown(splits: pd.DataFrame) -> pd.DataFrame:
             "tokens/s": (1 / splits["latency_s"]).map("{:.2f}".format),
             "predicted": (1 / splits["latency_predicted_s"]).map("{:.2f}".format).replace("nan", ""),
             "hit rate": splits["hit_rate"].map("{:.1%}".format),
-            "perplexity": splits["perplexity"],
+            "perplexity": prices(splits),
         }
     )
+
+
+def prices(splits: pd.DataFrame) -> list[str]:
+    """The perplexity of each row, as people read it."""
+    return [NOT_MEASURED if np.isnan(value) else significant(value, 4) for value in splits["perplexity"]]
 
 
 def _span(values: pd.Series[float]) -> str:
@@ -124,5 +133,6 @@ def _speeds(even: Result, best: Result) -> Iterator[dict[str, Any]]:
             **{"flash_predicted_s": cost * a_unit, "flash_s": busy},
             "latency_predicted_s": rest + cost * a_unit if one_by_one else None,
             **{"latency_s": summary["latency_s"]["mean"], "hit_rate": summary["hit_rate"]},
-            "perplexity": NOT_MEASURED if perplexity is None else significant(perplexity, 4),
+            "perplexity": perplexity,
+            "perplexity_source": NOT_MEASURED if perplexity is None else MEASURED,
         }

@@ -27,7 +27,7 @@ def load_policy(name_or_path: str | Path, /, **parameters: Any) -> Policy:
     and for parameters that the policy does not have or that are out of range.
     """
     cls = policy_class(name_or_path)
-    return _made(cls, parameters, f"policy {assets.policy_name(str(name_or_path))}")
+    return made(cls, parameters, f"policy {assets.policy_name(str(name_or_path))}")
 
 
 def policy_class(name_or_path: str | Path) -> type[Policy]:
@@ -40,7 +40,7 @@ def load_prefetcher(name_or_path: str | Path, /, **parameters: Any) -> Prefetche
 
     Raises InputError as `load_policy`.
     """
-    return _made(prefetcher_class(name_or_path), parameters, f"prefetch: {assets.policy_name(str(name_or_path))}")
+    return made(prefetcher_class(name_or_path), parameters, f"prefetch: {assets.policy_name(str(name_or_path))}")
 
 
 def prefetcher_class(name_or_path: str | Path) -> type[Prefetcher]:
@@ -51,11 +51,11 @@ def prefetcher_class(name_or_path: str | Path) -> type[Prefetcher]:
 def load_plugin(path: Path) -> Policy | Prefetcher:
     """Load whatever a user's file holds, without parameters. Raises InputError as `load_policy`."""
     found: type[Policy | Prefetcher] = _plugin_class("policies", path, Policy, Prefetcher)
-    return _made(found, {}, path)
+    return made(found, {}, path)
 
 
-def _made(cls: type[Plugin], parameters: dict[str, Any], where: object) -> Plugin:
-    """A plugin with its parameters. Raises InputError for those it refuses, in whatever way."""
+def made(cls: type[Plugin], parameters: dict[str, Any], where: object) -> Plugin:
+    """A plugin with its parameters. Raises InputError, beginning with `where`, for those it refuses in any way."""
     try:
         return parse(cls, parameters, where)
     except (InputError, MemoryError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -10,7 +10,7 @@ from typing import Annotated, Any, Self
 from pydantic import BeforeValidator, Field, PlainSerializer, StrictBool, WithJsonSchema, model_validator
 
 from dipsim.basics import assets
-from dipsim.basics.errors import InputError, named
+from dipsim.basics.errors import InputError, collected, named
 from dipsim.basics.fields import Count, Natural, Strict, parse
 from dipsim.basics.files import read_yaml
 from dipsim.basics.units import Size, show
@@ -227,10 +227,11 @@ class Experiment(Options):
 
     def open_trace(self) -> Trace:
         """Open the trace. Raises InputError if it cannot be used."""
-        return Trace.open(self.trace)
+        with named("trace"):
+            return Trace.open(self.trace)
 
-    def load_hardware(self, shape: ModelShape) -> Device:
-        """Load the device, changed as the experiment says, for a model of this shape.
+    def load_hardware(self, shape: ModelShape | None) -> Device:
+        """Load the device, changed as the experiment says, for a model of this shape, if it is known.
 
         Raises InputError if it cannot be used.
         """
@@ -239,11 +240,36 @@ class Experiment(Options):
 
     def load_policies(self) -> list[Policy]:
         """Load the policies. Raises InputError if one cannot be used, or is there twice."""
-        policies = [choice.load() for choice in self.policies]
+        policies: list[Policy] = []
+        complaints: list[str] = []
+        for choice in self.policies:
+            with collected(complaints):
+                policies.append(choice.load())
+        if complaints:
+            raise InputError(*complaints)
         labels = [policy.label for policy in policies]
         if len(set(labels)) < len(labels):
             raise InputError(f"policies: {max(labels, key=labels.count)} is there twice; remove one or change it")
         return policies
+
+    def load_parts(self, open_trace: Callable[[str], Trace] = Trace.open) -> tuple[list[Policy], Trace, Device]:
+        """Load the policies, the trace and the device. Raises InputError with all of them that cannot be used."""
+        complaints: list[str] = []
+        with collected(complaints):
+            policies = self.load_policies()
+        trace = None
+        with collected(complaints), named("trace"):
+            trace = open_trace(self.trace)
+        with collected(complaints):
+            device = self.load_hardware(None if trace is None else trace.shape)
+        with collected(complaints):
+            load_layout(self.layout)
+        if self.prefetch is not None:
+            with collected(complaints):
+                self.prefetch.by.load()
+        if complaints or trace is None:
+            raise InputError(*complaints)
+        return policies, trace, device
 
     def resolved(self, folder: Path | None = None) -> dict[str, Any]:
         """All fields, as a file in a folder would say them, by default in the current one."""
@@ -254,7 +280,7 @@ class Experiment(Options):
         """The file of each policy and of the prefetcher, by what provenance calls it. None of them is loaded."""
         files = {f"policy {choice.policy}": assets.find("policies", choice.policy) for choice in self.policies}
         if self.prefetch is not None:
-            files[f"prefetcher {self.prefetch.by.policy}"] = assets.find("prefetchers", self.prefetch.by.policy)
+            files[f"prefetcher {self.prefetch.by.prefetcher}"] = assets.find("prefetchers", self.prefetch.by.prefetcher)
         return files
 
     def policy_files(self) -> dict[str, Path]:
@@ -271,16 +297,22 @@ class Experiment(Options):
 
 
 def load_device(
-    name_or_path: str, shape: ModelShape, changes: Mapping[str, Any] | None = None, scale_to: str | None = None
+    name_or_path: str | Path,
+    shape: ModelShape | None,
+    changes: Mapping[str, Any] | None = None,
+    scale_to: str | None = None,
 ) -> Device:
-    """Load a device with fields changed by dotted name, its reads scaled for a model of this shape.
+    """Load a device with fields changed by dotted name, its reads scaled for a model of this shape, if it is known.
 
     Raises InputError if the device, a field or the trace `scale_to` cannot be used.
     """
-    device = Device.load(name_or_path).replace("hardware", **(changes or {}))
-    if scale_to is None:
+    with named("device"):
+        device = Device.load(name_or_path)
+    device = device.replace("hardware", **(changes or {}))
+    if scale_to is None or shape is None:
         return device
-    other = Trace.open(scale_to).shape
+    with named("scale_to"):
+        other = Trace.open(scale_to).shape
     return device.scaled(shape.hidden_size / other.hidden_size, f"{device.name} (scaled to {other.name})")
 
 

@@ -217,7 +217,7 @@ def _clock(point: Point) -> ClockOptions | None:
     options = point.cell.clock_options
     if options.prefetch is None:
         return options
-    by = options.prefetch.by.model_copy(update={"policy": _absolute("prefetchers", options.prefetch.by.policy)})
+    by = options.prefetch.by.model_copy(update={"prefetcher": _absolute("prefetchers", options.prefetch.by.prefetcher)})
     return options.model_copy(update={"prefetch": options.prefetch.model_copy(update={"by": by})})
 
 

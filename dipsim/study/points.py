@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 
 from dipsim.basics.assets import same_policy
-from dipsim.basics.errors import LONGEST, InputError, one_line
+from dipsim.basics.errors import InputError
 from dipsim.clock.cycles import check_clock
 from dipsim.planning.fetch_plan import FetchPlan, Setting
 from dipsim.planning.planner import plan
 from dipsim.results.quality import Measured, lookup, read_quality
 from dipsim.study.choices import PolicyChoice
 from dipsim.study.experiment import Experiment
-from dipsim.study.grid import NESTED, OWN, grid, swept_value
+from dipsim.study.grid import NESTED, OWN, at_point, grid, swept_value
 from dipsim.study.keys import plan_key, point_key, trace_hash
 from dipsim.timing.device import Device
 from dipsim.workload.trace import Trace
@@ -80,19 +80,19 @@ class _Opened:
 def points(experiment: Experiment, where: object = "sweep") -> list[Point]:
     """The points of a sweep, each once, in the order of the grid.
 
-    Raises InputError, naming the point, if one of them cannot run. Nothing is computed before.
+    Raises InputError, naming the points, if some of them cannot run. Nothing is computed before.
     """
     if not experiment.sweep:
         raise InputError(f"{where}: sweep: is missing; list values, like `dram: [2 GB, 4 GB]`, or use `dipsim run`")
     opened = cache(_Opened.of)  # for this call only: a file may change before the next sweep
     plans: dict[str, Planned] = {}
     found: dict[str, Point] = {}
+    complaints: dict[str, str] = {}
     for cell in grid(experiment, where):
         named = {key: swept_value(cell, key) for key in experiment.sweep}
-        try:
-            policies = cell.load_policies()
+        with at_point(named, complaints, where):
+            policies, _, device = cell.load_parts(lambda name: opened(name).trace)
             trace = opened(cell.trace)
-            device = cell.load_hardware(trace.trace.shape)
             length = trace.trace.longest_sequence(cell.tokens)
             settings = cell.settings(policies, trace.trace.shape, length, device)
             for choice, setting in zip(cell.policies, settings, strict=True):
@@ -103,9 +103,8 @@ def points(experiment: Experiment, where: object = "sweep") -> list[Point]:
                     check_clock(plans[key].empty, cell.clocked(setting.buffer), device)
                 point = _point(cell, choice, device, trace.trace, plans[key], named)
                 found.setdefault(point.key, point)
-        except InputError as error:
-            values = ", ".join(f"{name}: {one_line(value, LONGEST)}" for name, value in named.items())
-            raise InputError(f"{where}: point ({values}): {error}") from None
+    if complaints:
+        raise InputError(*complaints.values())
     return list(found.values())
 
 
@@ -162,4 +161,5 @@ def _point(
 def _is_option(cell: Experiment, name: str) -> bool:
     """Whether a swept key is an option of its own column, a field of an option, or a parameter of the prefetcher."""
     head = name.rpartition(".")[0]
-    return name in OWN or head in NESTED or (cell.prefetch is not None and same_policy(head, cell.prefetch.by.policy))
+    by = None if cell.prefetch is None else cell.prefetch.by.prefetcher
+    return name in OWN or head in NESTED or (by is not None and same_policy(head, by))

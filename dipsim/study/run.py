@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dipsim.basics import assets
-from dipsim.basics.errors import InputError
+from dipsim.basics.errors import InputError, named
 from dipsim.basics.fields import parse
 from dipsim.basics.progress import Progress, silent
 from dipsim.basics.units import show
@@ -20,7 +20,8 @@ from dipsim.results.folder import clear_results, write_tables
 from dipsim.results.quality import lookup, read_quality
 from dipsim.results.result import Result, shown_token
 from dipsim.sparsity.policy import Policy
-from dipsim.study.experiment import Experiment, Options
+from dipsim.study.choices import load_choice
+from dipsim.study.experiment import Experiment, Options, load_device
 from dipsim.timing import engine
 from dipsim.timing.device import Device
 from dipsim.workload.trace import Trace
@@ -33,30 +34,44 @@ def run(experiment: Experiment, progress: Progress = silent, timeline: bool = Fa
     """
     if experiment.sweep:
         raise InputError("sweep: an experiment with a sweep is a grid; use `python -m dipsim sweep`")
-    policies, trace = experiment.load_policies(), experiment.open_trace()
-    return _run(trace, experiment.load_hardware(trace.shape), policies, experiment, progress, timeline)
+    policies, trace, device = experiment.load_parts()
+    return _run(trace, device, policies, experiment, progress, timeline)
 
 
 def simulate(
-    trace: Trace, policy: Policy, device: Device, *, dram: str | float | None = None, **options: Any
+    trace: Trace | str | Path,
+    policy: Policy | str | Path | Mapping[str, Mapping[str, Any]],
+    device: Device | str | Path,
+    *,
+    dram: str | float | None = None,
+    progress: Progress = silent,
+    **options: Any,
 ) -> Result:
     """Simulate one policy on a device; the result keeps all spans.
 
-    `dram` is a size like "60 MB", a number of bytes, or None for all that the device has. `options` are those of an
-    experiment: `start` ("warm" by default), `layout` ("columns"), `eviction`, `timing` ("serial"), `tokens` (all),
-    `prompt` (0), `read_through` (True), `calibration`, `stream_static` (False), `cache`, `bits` (the trace's own; or
-    e.g. {"mlp": 4.5, "kv_cache": 4}), and those of `ClockOptions`: `prefetch`, `speculate`, `streams` (1), `turns`,
-    `contention` (False). Raises InputError if the parts do not fit each other.
+    Trace, policy and device are objects, names of what is shipped, or paths; a policy may also be written with its
+    parameters, as {"dip": {"keep": 0.5}}. `dram` is a size like "60 MB", a number of bytes, or None for all that the
+    device has. `options` are those of an experiment: `start` ("warm" by default), `layout` ("columns"), `eviction`,
+    `timing` ("serial"), `tokens` (all), `prompt` (0), `read_through` (True), `calibration`, `stream_static` (False),
+    `split` ("even"), `cache`, `bits` (the trace's own; or e.g. {"mlp": 4.5, "kv_cache": 4}), and those of
+    `ClockOptions`: `prefetch`, `speculate`, `streams` (1), `turns`, `contention` (False).
+
+    `progress(what, done, total)` is called as the work proceeds, by default silently; `progress=print` writes a line
+    each time, here as in `run` and `sweep`. Raises InputError if a part cannot be used, or they do not fit each other.
     """
     size = f"{dram!r} B" if isinstance(dram, (int, float)) else dram
     checked = parse(Options, {"dram": size, **options}, "simulate")
-    return _run(trace, device, [policy], checked, timeline=True)[0]
+    with named("simulate"):
+        with named("trace"):
+            opened = trace if isinstance(trace, Trace) else Trace.open(trace)
+        chosen = policy if isinstance(policy, Policy) else load_choice(policy)
+        loaded = device if isinstance(device, Device) else load_device(device, opened.shape)
+    return _run(opened, loaded, [chosen], checked, progress, timeline=True)[0]
 
 
 def check(experiment: Experiment) -> None:
     """Find everything that can go wrong before the first layer is read. Raises InputError if something does."""
-    policies, trace = experiment.load_policies(), experiment.open_trace()
-    device = experiment.load_hardware(trace.shape)
+    policies, trace, device = experiment.load_parts()
     settings = experiment.settings(policies, trace.shape, trace.longest_sequence(experiment.tokens), device)
     _check(trace, settings, device, experiment)
 
@@ -66,10 +81,9 @@ def cliff(experiment: Experiment) -> str | None:
 
     Raises InputError if the experiment cannot be used.
     """
-    policies, trace = experiment.load_policies(), experiment.open_trace()
+    policies, trace, device = experiment.load_parts()
     if trace.shape.mixture is None:
         return None
-    device = experiment.load_hardware(trace.shape)
     settings = experiment.settings(policies, trace.shape, trace.longest_sequence(experiment.tokens), device)
     plans = plan(trace, settings, experiment.tokens, layers=0)
     over_all = [each for each in plans if each.setting.scope == "model"]

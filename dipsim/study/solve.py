@@ -25,6 +25,7 @@ from dipsim.basics.progress import Progress, silent
 from dipsim.basics.units import dimension_of, parse
 from dipsim.basics.units import write as write_quantity
 from dipsim.planning.planner import plan
+from dipsim.results.dictionary import write_columns
 from dipsim.results.provenance import write_experiment, write_origin
 from dipsim.results.quality import Measured, read_quality
 from dipsim.storage.flash import Flash
@@ -248,8 +249,8 @@ def solve(
     """
     if experiment.sweep:
         raise InputError(f"{where}: sweep: solve chooses values by itself; leave the sweep out")
-    trace = experiment.open_trace()
-    device, measured = experiment.load_hardware(trace.shape), read_quality(trace)
+    _, trace, device = experiment.load_parts()
+    measured = read_quality(trace)
     allowed = _allowed(measured, trace, within)
     head = name.rpartition(".")[0]
     choices = [choice for choice in experiment.policies if same_policy(head, choice.policy)] or experiment.policies
@@ -389,6 +390,7 @@ def _write(folder: Path, experiment: Experiment, searches: Sequence[_Search], an
     write_experiment(folder, experiment.resolved(folder))
     write(folder / "samples.csv", pd.DataFrame(samples).to_csv(index=False))
     write(folder / "solve.csv", pd.DataFrame(found).to_csv(index=False))
+    write_columns(folder, ("solve.csv", "samples.csv"))
     write_origin(
         folder, experiment.resolved(folder), files_behind([p for search in searches for p in search.tried.values()])
     )

@@ -200,6 +200,6 @@ def files_behind(wanted: Sequence[Point]) -> dict[str, Path]:
         files |= point.cell.learned_files()
         files[f"policy {point.choice.policy}"] = assets.find("policies", point.choice.policy)
         if point.cell.prefetch is not None:
-            by = point.cell.prefetch.by.policy
+            by = point.cell.prefetch.by.prefetcher
             files[f"prefetcher {by}"] = assets.find("prefetchers", by)
     return files

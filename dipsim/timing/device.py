@@ -70,6 +70,15 @@ class Arithmetic(Strict):
         return self.model_copy(update={name: rate * share for name, rate in rates.items() if rate is not None})
 
 
+class Unit(Arithmetic):
+    """A further unit of compute, such as an NPU, for the steps that it `runs`: attention, whole (matrices that every
+    token reads), input, neuron and expert (columns and experts that masks choose), lm_head. Its rate is given as that
+    of `Compute`, whose other times it shares. Prompts and what reads interrupt are the main unit's.
+    """
+
+    runs: tuple[Literal["attention", "whole", "input", "neuron", "expert", "lm_head"], ...] = Field(min_length=1)
+
+
 class Compute(Arithmetic):
     """Arithmetic, as it is reached: `throughput` in floating-point operations per second, of which a multiply-add
     counts as two, or `weights` in bytes of weights (and KV cache) that are computed with per second. Bringing them from
@@ -91,15 +100,6 @@ class Compute(Arithmetic):
         times = {name: getattr(self, name) / share for name in ("layer", "interrupt")}
         units = {name: unit.slowed(share) for name, unit in self.units.items()}
         return super().slowed(share).model_copy(update={**times, "units": units})
-
-
-class Unit(Arithmetic):
-    """A further unit of compute, such as an NPU, for the steps that it `runs`: attention, whole (matrices that every
-    token reads), input, neuron and expert (columns and experts that masks choose), lm_head. Its rate is given as that
-    of `Compute`, whose other times it shares. Prompts and what reads interrupt are the main unit's.
-    """
-
-    runs: tuple[Literal["attention", "whole", "input", "neuron", "expert", "lm_head"], ...] = Field(min_length=1)
 
 
 class Tier(Strict):

@@ -4,7 +4,7 @@ import pytest
 
 from dipsim.basics.errors import InputError
 from dipsim.basics.fields import parse
-from dipsim.basics.files import read_yaml, write
+from dipsim.basics.files import compose, line_of, read_yaml, write
 from dipsim.timing.device import Device
 
 BOMB = "a0: &a0 [1]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 20)}]\n" for n in range(1, 9))
@@ -138,3 +138,49 @@ def test_a_path_below_a_file_is_one_line_and_leaves_nothing(tmp_path):
     with pytest.raises(InputError, match=r"file/deep\.txt: cannot be written"):
         write(tmp_path / "file/deep.txt", "text")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+LINES = """\
+title: x          # 1
+part:
+  rate: 3         # 3
+  run: [a, b]
+parts:
+- dip             # 6
+- dip-ca:
+    gamma: 3      # 8
+- {up: {fraction: 2}}
+sweep:
+  flash.page: [1] # 11
+alias: &a {x: 1}  # 12
+other: *a
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("title: must be", 1),
+        ("part.rate: must be", 3),
+        ("part: rate: must be", 3),
+        ("part.colour: is required", 2),  # missing from there
+        ("parts.1: must be", 7),
+        ("parts: dip: no such", 6),
+        ("parts: dip-ca: gamma: must be", 8),
+        ("parts: up: fraction: must be", 9),
+        ("sweep.flash.page: is", 11),
+        ("other.x: must be", 12),  # where it is written
+        ("titles: must be", None),
+        ("title", None),
+    ],
+)
+def test_the_line_of_a_field(tmp_path, text, line):
+    (tmp_path / "a.yaml").write_text(LINES)
+    assert line_of(compose(tmp_path / "a.yaml"), text) == line
+
+
+@pytest.mark.parametrize("text", ["a: [1", BOMB, "a: " + "[" * 31 + "]" * 31, "", "a: \x07"])
+def test_what_cannot_be_read_has_no_lines(tmp_path, text):
+    (tmp_path / "a.yaml").write_text(text)
+    assert line_of(compose(tmp_path / "a.yaml"), "a: must be") is None
+    assert compose(tmp_path / "missing.yaml") is None

@@ -88,8 +88,8 @@ def test_a_layer_of_a_recipe_must_fit(recipe, monkeypatch):
 @pytest.mark.parametrize(
     ("tokens", "sizes", "complaint"),
     [
-        (10**24, {}, r"tokens: Input should be less than or equal to 1000000000 \(got 1000000000000000000000000\)"),
-        (10, {"num_hidden_layers": 10**6}, r"model\.num_hidden_layers: Input should be less than or equal to 10000"),
+        (10**24, {}, r"tokens: must be less than or equal to 1000000000 \(got 1000000000000000000000000\)"),
+        (10, {"num_hidden_layers": 10**6}, r"model\.num_hidden_layers: must be less than or equal to 10000"),
         (10, {"hidden_size": 10**9, "intermediate_size": 10**9}, None),
     ],
 )

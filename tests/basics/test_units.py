@@ -53,3 +53,20 @@ def test_what_is_written_reads_back_exactly(value, dimension):
 def test_people_see_three_digits():
     assert units.show(64438272, "size") == "64.4 MB"
     assert units.show(0, "size") == "0 B"
+
+
+@pytest.mark.parametrize(
+    ("values", "dimension", "unit"),
+    [
+        ([5e7, 7e7], "size", ("MB", 1e6)),
+        ([5e8, 1e9, 8e9], "size", ("GB", 1e9)),
+        ([5e7, 2e9, 3e9], "size", ("MB", 1e6)),  # 50 MB would be 0.05 GB
+        ([0.5e9, 2e9, 4e9], "bandwidth", ("GB/s", 1e9)),
+        ([4e8, 9e8], "bandwidth", ("MB/s", 1e6)),
+        ([0.15, 0.0], "time", ("ms", 1e-3)),
+        ([1e-12], "time", ("ns", 1e-9)),
+        ([], "size", ("B", 1.0)),
+    ],
+)
+def test_the_unit_of_an_axis(values, dimension, unit):
+    assert units.unit_of(values, dimension) == unit

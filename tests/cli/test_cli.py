@@ -12,10 +12,12 @@ import pytest
 import yaml
 from rich.console import Console
 
+from dipsim.basics.files import sha256
 from dipsim.results import tables as report
 from dipsim.sparsity.plugins import load_policy
 from dipsim.study.run import simulate
 from dipsim.timing.device import Device
+from dipsim.workload import wikitext
 
 
 @pytest.fixture
@@ -161,7 +163,9 @@ def test_what_an_experiment_cannot_do_names_its_file_once(here, cli_run, command
     assert (status, err.count("exp.yaml"), err.count("\n")) == (2, 1, 1)
     assert err.startswith("error: exp.yaml: prefetch: buffer: 1 B does not hold the ")
     (here / "exp.yaml").write_text("trace: 3\n")
-    assert cli_run(command, "exp.yaml")[2].count("exp.yaml") == 1
+    lines = cli_run(command, "exp.yaml")[2].splitlines()
+    assert lines[0].removesuffix(" (and 1 more)") == "error: exp.yaml: trace: must be a valid string (got 3) (line 1)"
+    assert lines[1:] == ["error: exp.yaml: policies: is required but missing"] * (command == "check")
     assert not (here / "results").exists()
 
 
@@ -179,6 +183,17 @@ def test_a_sweep_says_why_there_is_no_map_of_gains(here, cli_run, swept, missing
     assert (status, err) == (0, "")
     assert (out.count("No map of prefetch: sweep prefetch.when with never") == 1) is missing
     assert (here / "results/exp/prefetch.png").exists() is ("prefetch.lanes" in swept)
+
+
+def test_text_says_whether_it_is_the_measured_one(here, cli_run, monkeypatch):
+    (here / "raw.txt").write_text(" = Jam = \n \n It is jam . It 's sweet . \n")
+    status, out, err = cli_run("text", "raw.txt", "--out", "jam.txt")
+    assert (status, out, err.count("\n")) == (0, "jam.txt: 1 paragraphs\n", 1)
+    assert err.startswith("warning: jam.txt: is not the text of the shipped figures")
+    assert (here / "jam.txt").read_text() == "It is jam. It's sweet.\n"
+    monkeypatch.setattr(wikitext, "MEASURED", {sha256(here / "jam.txt"): "jam"})
+    known = (0, "jam.txt: 1 paragraphs, the jam split as it was measured\n", "")
+    assert cli_run("text", "raw.txt", "--out", "jam.txt") == known
 
 
 @pytest.mark.parametrize("of", ["device", "experiment"])
@@ -242,7 +257,10 @@ BAD = [
     (["run", "exp.yaml", "--tokens", "99"], "tokens: 99 asked for"),
     (["run", "exp.yaml", "--tokens", "0"], "tokens"),
     (["run", "exp.yaml", "--tokens", "x"], "--tokens"),
-    (["run", "exp.yaml", "--policy", "dop"], "dop: no such policy; shipped: cache-prior, dense"),
+    (
+        ["run", "exp.yaml", "--policy", "dop"],
+        "command line: policies: dop: no such policy (did you mean dip?); shipped: cache-prior, dense",
+    ),
     (["run", "exp.yaml", "--policy", "dip-ca", "--eviction", "belady"], "belady needs to know"),
     (["run", "exp.yaml", "--set", "dip.keep=2"], "policy dip: keep"),
     (["run", "exp.yaml", "--set", "dip.kep=0.5"], "policy dip: kep: unknown key"),
@@ -272,6 +290,8 @@ BAD = [
     (["report", "nowhere", "--out", "page.pdf"], "--out page.pdf: a report must end in .html"),
     (["recipe", "--shape", "config.json", "--out", "r.yaml", "--tokens", "0"], "recipe: tokens"),
     (["record", "--model", "x", "--text", "t.txt", "--out", "trace.bin"], "must end in .safetensors"),
+    (["text", "exp.yaml", "--out", "t.txt"], "exp.yaml: is no split of WikiText-2"),
+    (["text", "tiny.safetensors", "--out", "t.txt"], "tiny.safetensors: is not a UTF-8 text file"),
 ]
 
 

@@ -8,6 +8,8 @@ from xml.etree import ElementTree
 
 import matplotlib
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from dipsim.basics.errors import InputError
 from dipsim.figures.run import draw_run
@@ -20,7 +22,14 @@ Perplexities = dict[str, float | None]
 
 def run(policy: str, tokens: int, perplexity: float | None) -> dict[str, object]:
     """One object of summary.json, with a key that no figure needs."""
-    setting = {"device": "paper", "layout": "bundled", "eviction": "lfu", "timing": "serial", "start": "warm"}
+    setting = {
+        "model": "tiny",
+        "device": "paper",
+        "layout": "bundled",
+        "eviction": "lfu",
+        "timing": "serial",
+        "start": "warm",
+    }
     setting |= {"dram_bytes": 64e6, "tokens": tokens, "energy_j_per_token": 0.0123 if tokens == 3 else None}
     speed = 75.0 if "dip" in policy else 50.0
     shares = {"hit_rate": 0.5, "mlp_fraction_read": 0.75, "utilisation": {"flash": 1.0}}
@@ -69,9 +78,93 @@ def test_every_figure_names_its_setting_and_its_price(drawn: Path, name: str) ->
     assert (drawn / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     assert (drawn / f"{name}.png").stat().st_size > 10_000
     said = "\n".join(texts(drawn / f"{name}.svg"))
-    assert "paper · DRAM 64 MB · layout bundled · eviction lfu · timing serial · start warm · 3 tokens" in said
+    assert "tiny · paper · DRAM 64 MB · layout bundled · eviction lfu · timing serial · start warm · 3 tokens" in said
     assert all(price in said for price in ("16.81", "109.2", "not measured"))
     assert all(policy in said for policy in ("dense", "dip(cost=$5, rest=$6)", "dip-ca(keep=0.75, gamma=0.5,"))
+
+
+def captured(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Figure]:
+    """The figures of a folder by name, none of them saved."""
+    found: dict[str, Figure] = {}
+    monkeypatch.setattr("dipsim.figures.run.save_figure", lambda figure, path: found.update({path.name: figure}) or [])
+    draw_run(folder)
+    return found
+
+
+def with_latencies(folder: Path, latencies: dict[str, list[float]]) -> Path:
+    """A folder whose tokens take so many seconds, all of them for Flash."""
+    write_tables(folder, dict.fromkeys(latencies), tokens=len(next(iter(latencies.values()))))
+    rows = [f'"{policy}",{t},0,0,{s},{s},0,0,0' for policy, of in latencies.items() for t, s in enumerate(of)]
+    (folder / "tokens.csv").write_text("\n".join([(folder / "tokens.csv").read_text().split("\n")[0], *rows, ""]))
+    return folder
+
+
+REST = [0.02] * 59
+
+
+@pytest.mark.parametrize(
+    ("latencies", "top", "said"),
+    [
+        ({"dense": [0.2, *REST]}, 25.0, ["← token 0: 200 ms"]),
+        ({"dense": [0.2, 0.1, *REST]}, 25.0, ["← 2 tokens up to 200 ms"]),
+        ({"dense": [0.03, *REST]}, 31.5, []),  # not so much more that it flattens the rest
+        ({"dense": [0.2, 0.2, 0.2, 0.2, *REST]}, 210.0, []),  # too many to be an exception
+        ({"dense": [0.2] * 60, "dip": [0.02] * 60}, 210.0, []),
+        ({"dense": [0.05] * 60, "dip": [*REST, 0.4]}, 62.5, ["← token 59: 400 ms"]),
+        ({"dense": [0.02]}, 21.0, []),
+        ({"dense": [0.02, 0.0, 0.0]}, 21.0, []),
+    ],
+)
+def test_a_spike_does_not_flatten_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, latencies: dict[str, list[float]], top: float, said: list[str]
+) -> None:
+    panels = captured(with_latencies(tmp_path / "out", latencies), monkeypatch)["latency"].axes
+    assert panels[0].get_ylim() == pytest.approx((0, top))
+    assert [text.get_text() for axes in panels for text in axes.texts if "←" in text.get_text()] == said
+    assert panels[0].get_ylabel() == "latency (ms)"
+
+
+def test_long_times_are_in_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    panels = captured(with_latencies(tmp_path / "out", {"dense": [2.0, 3.0]}), monkeypatch)["latency"].axes
+    assert (panels[0].get_ylabel(), panels[0].get_ylim()[1]) == ("latency (s)", pytest.approx(3.15))
+
+
+def changed_runs(folder: Path, **fields: list[Any]) -> Path:
+    """The folder with fields of its summary changed, a value each run."""
+    runs = json.loads((folder / "summary.json").read_text())
+    for name, values in fields.items():
+        runs = [each | {name: value} for each, value in zip(runs, values, strict=True)]
+    (folder / "summary.json").write_text(json.dumps(runs))
+    return folder
+
+
+def test_prices_begin_near_the_data_and_have_their_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_tables(tmp_path / "out", {"dense": 16.8, "dip": 17.2, "dip-ca": None})
+    changed_runs(folder, perplexity_standard_error=[0.0, 0.1, None], energy_j_per_token=[2.0, 0.5, 0.25])
+    *_, energy, prices = captured(folder, monkeypatch)["policies"].axes
+    assert prices.get_xlim() == pytest.approx((16.8 - 0.05, 17.3 + 0.55))  # the data span 0.5
+    assert [text.get_text() for text in prices.texts] == ["not measured", "16.80", "17.20 ± 0.10"]
+    ((_, _, (bars,)),) = prices.containers
+    ends = [segment[:, 0].tolist() for segment in bars.get_segments()]
+    assert ends == [pytest.approx([16.8, 16.8]), pytest.approx([17.1, 17.3])]
+    assert energy.get_title(loc="left") == "energy (J/token)"
+    assert [bar.get_width() for bar in energy.patches] == [2.0, 0.5, 0.25]
+
+
+def test_nothing_measured_is_no_axis_of_prices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prices = captured(write_tables(tmp_path / "out", {"dense": None}), monkeypatch)["policies"].axes[-1]
+    assert (len(prices.get_xticks()), [text.get_text() for text in prices.texts]) == (0, ["not measured"])
+
+
+def test_of_a_path_in_a_label_the_file_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_tables(tmp_path / "out", {"precision(calibration='/far/away/q4.safetensors')": None})
+    changed_runs(folder, layout=["./far/away/own.safetensors"])
+    for figure in captured(folder, monkeypatch).values():
+        figure.draw_without_rendering()
+        said = " ".join(text.get_text() for text in figure.findobj(Text)).replace("\n", "")
+        assert "precision(calibration='q4.safetensors')" in said
+        assert "layout own.safetensors" in said
+        assert "away" not in said
 
 
 def test_streams_are_told_apart(tmp_path: Path) -> None:
@@ -158,7 +251,7 @@ def test_a_missing_table_says_what_to_run(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "complaint"),
     [
-        ("summary.json", "{}", "summary.json: Input should be a valid"),
+        ("summary.json", "{}", "summary.json: must be a list"),
         ("summary.json", "[]", "summary.json: must not be empty"),
         ("summary.json", "\x00", "summary.json: Invalid JSON"),
         ("summary.json", '[{"policy": "dense"}]', "device: is required but missing"),

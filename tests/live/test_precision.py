@@ -607,7 +607,7 @@ def test_what_cannot_be_is_one_line(tiny, calibrated, tmp_path):
         Calibrated.read(out)
     header = calibrated.origin.model_dump_json().replace('"version":2', '"version":1')
     save_file(calibrated.tensors, out, {"origin": header})
-    with pytest.raises(InputError, match=r"version: Input should be 2 \(got 1\); make it again with .dipsim calib"):
+    with pytest.raises(InputError, match=r"version: must be 2 \(got 1\); make it again with .dipsim calib"):
         Calibrated.read(out)
     broken = Calibrated(
         out, calibrated.origin, {k: v for k, v in calibrated.tensors.items() if k != "layers.2.up.errors"}

@@ -131,7 +131,7 @@ def test_only_some_are_cache_aware_and_labels_tell_what_was_set():
         ("dip-ca", {"gamma": 0}, "gamma"),
         ("dip-ca", {"fixed_top_n": -1}, "fixed_top_n"),
         ("magnitude", {"fraction": "half"}, "fraction"),
-        ("dop", {}, "no such policy; shipped: cache-prior, dense, dip, dip-ca"),
+        ("dop", {}, r"dop: no such policy \(did you mean dip\?\); shipped: cache-prior, dense, dip, dip-ca"),
         ("./missing.py", {}, "no such file"),
     ],
 )

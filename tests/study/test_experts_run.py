@@ -113,9 +113,9 @@ def test_a_sweep_of_the_cache_in_bytes(experiment, tmp_path):
     ("options", "complaint"),
     [
         ({"dram": "1 GB", "cache": {"size": "1 MB"}}, "give either dram or cache.size, not both"),
-        ({"cache": {"size": "1 MB", "scope": "token"}}, "cache.scope: Input should be 'layer' or 'model'"),
+        ({"cache": {"size": "1 MB", "scope": "token"}}, "cache.scope: must be 'layer' or 'model'"),
         ({"cache": {"size": "many"}}, "cache.size: 'many' is not a number with a unit"),
-        ({"cache": "1 MB"}, "cache: Input should be"),
+        ({"cache": "1 MB"}, "cache: must be"),
         ({"policies": ["dense"], "cache": {"size": "2 kB"}}, "policy dense: reads every expert of every layer"),
         ({"layout": "rows", "cache": {"size": "2 kB"}}, "layout: rows lays columns out"),
     ],

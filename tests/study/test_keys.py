@@ -28,7 +28,6 @@ OTHER = {
     "streams": 2,
     "draft": 3,
     "bits": BitWidths(mlp=4.5),
-    "split": "best",
 }
 
 

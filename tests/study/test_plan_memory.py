@@ -136,7 +136,7 @@ def test_unused_bytes_and_resident_ones_make_up_the_dram():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"split": "uneven"}, "split: Input should be 'even' or 'best' (got 'uneven')"),
+        ({"split": "uneven"}, "split: must be 'even' or 'best' (got 'uneven')"),
         ({"start": "cold"}, "split: best is learned from tokens that are not counted, and there are none"),
         ({"layout": "popularity"}, "split: best: eviction pinned has no cache that changes"),
         ({"policies": ["dense"]}, "policies: none of them chooses columns, so no DRAM is to be split"),

@@ -349,7 +349,7 @@ def test_what_a_plugin_imports_from_its_folder_is_part_of_it(files, tmp_path, pl
         ({"sweep": {"drum": ["2 kB"]}}, "sweep.drum: is neither a field"),
         ({"sweep": {"policies": [["dip"]]}}, "sweep.policies: is neither a field"),
         ({"sweep": {"gate.fraction": [0.5]}}, "sweep.gate.fraction: is neither a field"),
-        ({"sweep": {"dram": ["2 kB", "2"]}}, "dram: '2' has no unit"),
+        ({"sweep": {"dram": ["2 kB", "2"]}}, r"exp.yaml: point \(dram: 2\): dram: '2' has no unit"),
         ({"sweep": {"eviction": ["lfu", "nonesuch"]}}, "eviction: "),
         ({"sweep": {"tokens": [4, 0]}}, "tokens: "),
         ({"sweep": {"flash.bandwidth": ["1 GB/s"]}}, r"point \(flash.bandwidth: 1 GB/s\): hardware: flash.bandwidth"),
@@ -359,8 +359,8 @@ def test_what_a_plugin_imports_from_its_folder_is_part_of_it(files, tmp_path, pl
         ({"sweep": {"dram": ["9 GB"]}}, "more than the 8 GB of device paper"),
         ({"sweep": {"tokens": [4, 400]}}, r"point \(tokens: 400\): tokens: 400 asked for"),
         ({"sweep": {"eviction": ["lfu", "belady"]}}, r"point \(eviction: belady\): eviction: belady needs to know"),
-        ({"sweep": {"device": ["nope"]}}, r"point \(device: nope\): nope: no such device"),
-        ({"sweep": {"trace": ["nope"]}}, r"point \(trace: nope\): nope: no such trace"),
+        ({"sweep": {"device": ["nope"]}}, r"point \(device: nope\): device: nope: no such device"),
+        ({"sweep": {"trace": ["nope"]}}, r"point \(trace: nope\): trace: nope: no such trace"),
     ],
 )
 def test_what_cannot_run_says_so_before_anything_is_computed(tiny_trace, tmp_path, planned, fields, complaint):

@@ -90,7 +90,9 @@ def test_replace_is_checked_and_leaves_the_original():
 
 
 def test_unknown_device_lists_the_shipped_ones():
-    with pytest.raises(InputError, match=r"paper-9: no such device; shipped: .*paper.*; or give a path"):
+    with pytest.raises(
+        InputError, match=r"paper-9: no such device \(did you mean paper\?\); shipped: .*paper.*; or give a path"
+    ):
         Device.load("paper-9")
     with pytest.raises(InputError, match="no such file"):
         Device.load("./nope.yaml")
@@ -102,7 +104,7 @@ def test_unknown_device_lists_the_shipped_ones():
         ({"level": "validated", "against": "a run"}, "validated needs the error that was found, such as 0.05"),
         ({"level": "validated", "error": 0.05}, "validated needs the error that was found, such as 0.05, and against"),
         ({"level": "assumed", "error": 0.05}, "assumed has no error; a device with one is validated or fitted"),
-        ({"level": "proven"}, "Input should be 'validated', 'fitted', 'derived' or 'assumed'"),
+        ({"level": "proven"}, "must be 'validated', 'fitted', 'derived' or 'assumed'"),
     ],
 )
 def test_evidence_that_does_not_fit_is_refused(evidence, complaint):

@@ -1,10 +1,12 @@
 """Synthetic traces: reproducible, lazy, without order, and like the recorded trace they were fitted to."""
 
+import csv
 import json
 import re
 import subprocess
 import sys
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,7 +22,10 @@ from dipsim.workload.recorded import write_trace
 from dipsim.workload.synthetic import sample_signal, statistics_at
 from dipsim.workload.trace import TENSORS, Header
 
-SHIPPED = ("llama-3-8b", "mistral-7b", "phi-3-medium", "phi-3-mini", "smollm2-135m-synthetic", "turbosparse-mistral")
+SHIPPED = {  # and rows of statistics
+    **dict.fromkeys(("phi-3-medium", "phi-3-mini", "smollm2-135m-synthetic", "turbosparse-mistral"), 30),
+    **{"llama-3-8b": 32, "mistral-7b": 32, "llama-2-13b": 40},
+}
 SIGNAL = Signal(
     scale=0.5, scale_spread=0.2, scale_tail=0.1, mean=-0.4, mean_spread=0.6, mean_tail=0.1, tail=0.05, correlation=0.4
 )
@@ -108,10 +113,57 @@ def test_statistics_are_interpolated_by_depth():
 def test_shipped_recipes_open(name):
     opened = Trace.open(name)
     assert opened.name == name
-    assert len(opened.statistics) == 30
+    assert len(opened.statistics) == SHIPPED[name]
     assert opened.shape.name == name.removesuffix("-synthetic")
     last = values(opened, opened.shape.num_hidden_layers - 1, 2)
     assert all(np.isfinite(a).all() for a in last)
+
+
+@pytest.mark.parametrize(("name", "model", "layer"), [("llama-3-8b", "Llama-3-8B", 1),
+                                                      ("mistral-7b", "Mistral-7B", 24),
+                                                      ("llama-2-13b", "Llama-2-13B", 38)])  # fmt: skip
+def test_three_models_have_their_own_marginals_and_smollm2s_popularity(name, model, layer, checkout):
+    opened, like = Trace.open(name), Trace.open(fit.LIKE).statistics
+    with (checkout / "benchmarks/data/teal/quantiles.csv").open() as file:
+        rows = {
+            row["tensor"]: row for row in csv.DictReader(file) if (row["model"], row["layer"]) == (model, str(layer))
+        }
+
+    def largest(trace, signal):
+        sizes = np.abs(getattr(trace.layer(layer, 16), signal))
+        wanted = {float(key[1:]) / 100: float(value) for key, value in rows[signal].items() if key[0] == "q"}
+        return np.abs(np.log(np.quantile(sizes, list(wanted)) / np.median(sizes) / list(wanted.values()))).max()
+
+    assert largest(opened, "mlp_input") < 0.04
+    assert largest(opened, "glu") < 0.06
+    assert largest(replace(opened, statistics=like), "glu") > 0.15
+    changed = {"mlp_input": {"tail", "scale_spread"}, "gate_proj": {"scale", "mean"}, "up_proj": set()}
+    for index, row in enumerate(opened.statistics):
+        there = statistics_at(like, index / (len(opened.statistics) - 1))
+        for tensor in TENSORS:
+            kept = set(Signal.model_fields) - changed[tensor]
+            ours, theirs = (getattr(each, tensor).model_dump(include=kept) for each in (row, there))
+            assert ours == pytest.approx(theirs, rel=1e-3)
+
+
+@pytest.mark.slow
+def test_the_shipped_marginals_are_the_fit_of_the_measured(checkout, monkeypatch):
+    monkeypatch.syspath_prepend(str(checkout / "benchmarks"))
+    import marginals
+
+    name, layer = "mistral-7b", 24
+    after, like = marginals.opened(name), marginals.opened(fit.LIKE).statistics
+    wanted = marginals.measured(name)
+    start = marginals.shortened(statistics_at(like, layer / 31))
+    found = marginals.fit_layer(start, {signal: quantiles[layer] for signal, quantiles in wanted.items()})
+    for tensor in TENSORS:
+        shipped = getattr(after.statistics[layer], tensor).model_dump()
+        assert getattr(found, tensor).model_dump() == pytest.approx(shipped, rel=0.02, abs=1e-3)
+    before = replace(after, statistics=like)
+    rows = marginals.agreement({name: (wanted, marginals.drawn(before), marginals.drawn(after))})
+    page = (checkout / "docs/background/synthesis.md").read_text(encoding="utf-8")
+    for row in rows:
+        assert f"| {' | '.join(row)} |" in page, "run `python benchmarks/marginals.py --write`"
 
 
 def test_a_large_model_is_drawn_a_layer_at_a_time():

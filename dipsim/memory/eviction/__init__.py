@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, WithJsonSchema
 
-from dipsim.basics.errors import InputError, quoted
+from dipsim.basics.errors import InputError, did_you_mean, quoted
 from dipsim.memory.eviction.rule import RULES, EvictionRule
 
 for _module in iter_modules(__path__):
@@ -20,13 +20,17 @@ def eviction_rule(name: str) -> type[EvictionRule]:
     try:
         return RULES[name]
     except (KeyError, TypeError):
-        raise InputError(f"eviction: {quoted(name)} is not one of {', '.join(RULES)}") from None
+        raise InputError(f"eviction: {_unknown(name)}") from None
 
 
 def _check(name: str) -> str:
     if name not in RULES:
-        raise ValueError(f"{quoted(name)} is not one of {', '.join(RULES)}")
+        raise ValueError(_unknown(name))
     return name
+
+
+def _unknown(name: object) -> str:
+    return f"{quoted(name)} is not one of {', '.join(RULES)}{did_you_mean(name, RULES)}"
 
 
 # A field of an experiment: the name of a rule.

@@ -6,7 +6,7 @@ from importlib import import_module
 from pkgutil import iter_modules
 
 from dipsim.basics import assets
-from dipsim.basics.errors import InputError, quoted
+from dipsim.basics.errors import InputError, did_you_mean, quoted
 from dipsim.storage.layout import LAYOUTS, Layout
 from dipsim.storage.learned import SUFFIX, Learned, learned_file
 
@@ -23,5 +23,8 @@ def load_layout(name_or_path: str) -> Layout:
         return LAYOUTS[name_or_path]()
     if (file := learned_file(name_or_path)) is not None:
         return Learned.read(file)
-    known = ", ".join((*sorted(LAYOUTS), *assets.names("layouts")))
-    raise InputError(f"layout: {quoted(name_or_path)} is not one of {known}, nor the path of a learned one, *{SUFFIX}")
+    known = (*sorted(LAYOUTS), *assets.names("layouts"))
+    raise InputError(
+        f"layout: {quoted(name_or_path)} is not one of {', '.join(known)}, nor the path of a learned one, "
+        f"*{SUFFIX}{did_you_mean(name_or_path, known)}"
+    )
