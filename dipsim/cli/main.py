@@ -7,6 +7,7 @@ answers at once.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from io import TextIOWrapper
 from typing import Annotated, NoReturn, TextIO
@@ -31,6 +32,26 @@ for family in (live, imports, simulate, solve, memory, answers, compare, machine
 
 def main() -> NoReturn:
     """Run the command line; what the user can mend is one line on stderr and exit status 2."""
+    interrupts: list[int] = []
+
+    def interrupt(number: int, _frame: object) -> NoReturn:
+        interrupts.append(number)
+        raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:  # and not ignored, as in the background
+        signal.signal(signal.SIGINT, interrupt)
+    try:
+        _run()
+    except Exception:
+        if not interrupts:
+            raise
+        fail("interrupted", status=INTERRUPTED)  # modules that are being imported make any error of Ctrl-C
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _run() -> NoReturn:
     try:
         _escape(sys.stdout)
         status = app(standalone_mode=False, complete_var=COMPLETE) or 0

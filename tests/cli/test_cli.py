@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +14,10 @@ import yaml
 from rich.console import Console
 
 from dipsim.basics.files import sha256
+from dipsim.cli import main
 from dipsim.results import tables as report
 from dipsim.sparsity.plugins import load_policy
+from dipsim.study import run as studied
 from dipsim.study.run import simulate
 from dipsim.timing.device import Device
 from dipsim.workload import wikitext
@@ -320,3 +323,20 @@ def test_bad_input_is_one_line(here, cli_run, arguments, complaint):
     assert err.count("\n") == 1
     assert out == ""
     assert sorted(path for path in here.rglob("*")) == before
+
+
+def test_ctrl_c_within_an_import_is_one_line(cli_run, monkeypatch):
+    """Modules that are being imported make any error of it."""
+
+    def interrupted(*_args, **_options):
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        except KeyboardInterrupt as caught:
+            raise RuntimeError("Error calling __set_name__") from caught
+
+    monkeypatch.setattr(studied, "run", interrupted)
+    assert cli_run("run") == (130, "", "error: interrupted\n")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    monkeypatch.setattr(studied, "run", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main.main()

@@ -65,7 +65,7 @@ def test_folders_are_compared_as_they_are(here, cli_run):
         assert (status, out, err.count("\n")) == (2, "", 1)
         assert complaint in err
     (here / "one/experiment.yaml").write_text("trace: 3")
-    assert "one/experiment.yaml: trace: Input should be a valid string" in cli_run("compare", "one", "slow.yaml")[2]
+    assert "one/experiment.yaml: trace: must be a valid string" in cli_run("compare", "one", "slow.yaml")[2]
     assert not (here / "damaged").exists()
 
 

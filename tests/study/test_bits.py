@@ -103,8 +103,8 @@ def test_a_perplexity_is_of_the_bits_that_it_was_measured_for(make, tmp_path):
     ("fields", "complaint"),
     [
         ({"bits": {"kv": 8}}, "exp.yaml: bits.kv: unknown key"),
-        ({"bits": {"mlp": 0}}, "exp.yaml: bits.mlp: Input should be greater than 0"),
-        ({"bits": {"mlp": "4"}}, "exp.yaml: bits.mlp: Input should be a valid number"),
+        ({"bits": {"mlp": 0}}, "exp.yaml: bits.mlp: must be greater than 0"),
+        ({"bits": {"mlp": "4"}}, "exp.yaml: bits.mlp: must be a valid number"),
         ({"sweep": {"bits": [{"mlp": 4}]}}, "sweep.bits: is neither a field"),
         ({"sweep": {"bits.embedding": [4]}}, "bits.embedding: unknown key"),
     ],

@@ -143,7 +143,10 @@ def test_on_the_command_line_paths_are_seen_from_the_current_folder(folder, tmp_
     written(folder, device="missing.yaml")
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(DEVICE | {"name": "here"}))
     status, _, errors = cli_run("run", "exp/mine.yaml")
-    assert (status, errors) == (2, f"error: exp/mine.yaml: exp/missing.yaml: no such file (looked in {tmp_path})\n")
+    assert (status, errors) == (
+        2,
+        f"error: exp/mine.yaml: device: exp/missing.yaml: no such file (looked in {tmp_path}) (line 1)\n",
+    )
     flags = ["--device", "own.yaml", "--set", f"./exp/own.py.weights={os.devnull}"]
     status, _, errors = cli_run("run", "exp/mine.yaml", *flags)
     assert (status, errors.count("\n")) == (2, 1)
