@@ -81,12 +81,22 @@ def test_run_takes_it_from_the_table_beside_the_trace(tiny_trace):
 
 
 @pytest.mark.slow
-def test_the_shipped_table_covers_the_quickstart_and_its_own_experiment():
+def test_the_shipped_table_covers_the_quickstart_and_its_own_experiments():
     rows = quality.read_quality(Trace.open("smollm2-135m"))
     results = run(Experiment.load(assets.find("examples", "quickstart")))
     assert all(result.perplexity for result in results)
-    accuracy = yaml.safe_load((assets.directory("examples") / "accuracy.yaml").read_text())
-    assert len(rows) == len(accuracy["policies"]) * len(accuracy["sweep"]["dram"])
+    examples = assets.directory("examples")
+    accuracy = yaml.safe_load((examples / "accuracy.yaml").read_text())
+    keeps, gammas = yaml.safe_load((examples / "paper/gamma.yaml").read_text())["sweep"].values()
+    more = len(keeps) * (len(gammas) - 1)  # both have the gamma 0.5
+    assert len(rows) == len(accuracy["policies"]) * len(accuracy["sweep"]["dram"]) + more
+    at_half = {row.parameters: row.perplexity for row in rows if row.policy == "dip-ca" and row.mlp_fraction == 0.5}
+    for keep in keeps:
+        costs = [
+            at_half[json.dumps({"fixed_top_n": 0, "free": False, "gamma": gamma, "keep": keep, "warmup": 0})]
+            for gamma in gammas
+        ]
+        assert costs[-1] == max(costs)  # the smallest gamma costs most
     (dense,) = {row.perplexity for row in rows if row.policy == "dense"}
     assert dense == pytest.approx(16.80, abs=0.005)
     assert all(row.perplexity >= dense - 3 * row.standard_error for row in rows)
