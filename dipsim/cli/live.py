@@ -11,6 +11,7 @@ import typer
 from dipsim.basics.errors import InputError, named
 from dipsim.basics.progress import Progress
 from dipsim.cli.complete import completion
+from dipsim.cli.options import Settings
 from dipsim.cli.terminal import apply_settings, console, must_end, progress_bar, torch_needed
 
 if TYPE_CHECKING:
@@ -48,9 +49,7 @@ def learn_layout(
         str,
         typer.Option(help="Policy whose columns are laid out, by name or path.", autocompletion=completion("policies")),
     ] = "dip",
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", help="Policy parameter, POLICY.PARAMETER=VALUE; may be repeated.")
-    ] = None,
+    settings: Settings = None,
     device: Annotated[
         str | None,
         typer.Option(help="What columns will be read from, by name or path.", autocompletion=completion("devices")),
@@ -313,9 +312,7 @@ def adapt(
     policy: Annotated[
         str, typer.Option(help="Policy, by name or path.", autocompletion=completion("policies"))
     ] = "dip",
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", help="Policy parameter, POLICY.PARAMETER=VALUE; may be repeated.")
-    ] = None,
+    settings: Settings = None,
     rank: Annotated[int, typer.Option(help="Rank of the adapters.")] = 32,
     steps: Annotated[int, typer.Option(help="Training steps.")] = 800,
     batch: Annotated[int, typer.Option(help="Sequences a step.")] = 8,

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from dipsim.cli.options import Dram, Policies, Settings
 from dipsim.cli.terminal import changed, console, plain_table, progress_bar, say
 
 commands = typer.Typer()
@@ -15,11 +16,9 @@ commands = typer.Typer()
 @commands.command()
 def plan_memory(
     experiment: Annotated[Path, typer.Argument(help="Experiment file.")],
-    policy: Annotated[list[str] | None, typer.Option(help="Policy, by name or path; may be repeated.")] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", help="Policy parameter, POLICY.PARAMETER=VALUE; may be repeated.")
-    ] = None,
-    dram: Annotated[str | None, typer.Option(help='DRAM for weights and KV cache, e.g. "1.5 GB".')] = None,
+    policy: Policies = None,
+    settings: Settings = None,
+    dram: Dram = None,
     out: Annotated[Path | None, typer.Option(help="Output folder; by default results/<experiment>-memory.")] = None,
 ) -> None:
     """Find the split of the DRAM over caches that takes Flash least time; simulate it beside the even split."""

@@ -12,6 +12,7 @@ import typer
 
 from dipsim.basics.errors import InputError
 from dipsim.cli.complete import completion
+from dipsim.cli.options import DeviceName, Dram, OptionalExperiment, Policies, Settings, Tokens, TraceName, Workers
 from dipsim.cli.terminal import changed, console, default_folder, progress_bar, say, torch_needed
 
 if TYPE_CHECKING:
@@ -32,26 +33,12 @@ class Processor(StrEnum):
 
 @commands.command()
 def run(
-    experiment: Annotated[
-        Path | None, typer.Argument(help="Experiment file; by default the shipped quickstart.")
-    ] = None,
-    trace: Annotated[
-        str | None, typer.Option(help="Trace, by name or path.", autocompletion=completion("traces"))
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="Device, by name or path.", autocompletion=completion("devices"))
-    ] = None,
-    policy: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Policy, by name or path, with the file's parameters if it is there; may be repeated.",
-            autocompletion=completion("policies"),
-        ),
-    ] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", help="Policy parameter, POLICY.PARAMETER=VALUE; may be repeated.")
-    ] = None,
-    dram: Annotated[str | None, typer.Option(help='DRAM for weights and KV cache, e.g. "1.5 GB".')] = None,
+    experiment: OptionalExperiment = None,
+    trace: TraceName = None,
+    device: DeviceName = None,
+    policy: Policies = None,
+    settings: Settings = None,
+    dram: Dram = None,
     layout: Annotated[
         str | None,
         typer.Option(help="How columns lie in Flash; see `list layouts`.", autocompletion=completion("layouts")),
@@ -68,7 +55,7 @@ def run(
         str | None, typer.Option(help='Bytes for caches alone, instead of --dram, e.g. "4000 MiB".')
     ] = None,
     timing: Annotated[str | None, typer.Option(help="serial, concurrent or pipelined.")] = None,
-    tokens: Annotated[int | None, typer.Option(help="Simulate only the first so many tokens.")] = None,
+    tokens: Tokens = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -114,7 +101,7 @@ def run(
 @commands.command()
 def sweep(
     experiment: Annotated[Path, typer.Argument(help="Experiment file with a sweep.")],
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes; by default one a core.")] = None,
+    workers: Workers = None,
     dask: Annotated[str | None, typer.Option(help="Address of a Dask scheduler to run on (extra `dask`).")] = None,
     device: Annotated[
         Processor, typer.Option(help="What plans, not what is simulated; cuda is this machine's GPU (extra `cuda`).")

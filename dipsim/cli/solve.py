@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dipsim.cli.options import DeviceName, Dram, OptionalExperiment, Policies, Settings, Tokens, TraceName, Workers
 from dipsim.cli.terminal import changed, console, default_folder, progress_bar
 
 if TYPE_CHECKING:
@@ -19,9 +20,7 @@ commands = typer.Typer()
 
 @commands.command()
 def solve(
-    experiment: Annotated[
-        Path | None, typer.Argument(help="Experiment file; by default the shipped quickstart.")
-    ] = None,
+    experiment: OptionalExperiment = None,
     target: Annotated[
         str, typer.Option(help='"10 tokens/s", "p95 80 ms" (or mean, p50, p99), or "20 mJ/token".')
     ] = "10 tokens/s",
@@ -31,14 +30,13 @@ def solve(
     within: Annotated[float | None, typer.Option(help="How much perplexity may grow over that of dense.")] = None,
     low: Annotated[str | None, typer.Option("--from", help="The least value to try; most have a default.")] = None,
     high: Annotated[str | None, typer.Option("--to", help="The largest value to try.")] = None,
-    trace: Annotated[str | None, typer.Option(help="Trace, by name or path.")] = None,
-    device: Annotated[str | None, typer.Option(help="Device, by name or path.")] = None,
-    policy: Annotated[list[str] | None, typer.Option(help="Policy, by name or path; may be repeated.")] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", help="Policy parameter, POLICY.PARAMETER=VALUE; may be repeated.")
-    ] = None,
-    tokens: Annotated[int | None, typer.Option(help="Simulate only the first so many tokens.")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes; by default one a core.")] = None,
+    trace: TraceName = None,
+    device: DeviceName = None,
+    policy: Policies = None,
+    settings: Settings = None,
+    dram: Dram = None,
+    tokens: Tokens = None,
+    workers: Workers = None,
     out: Annotated[Path | None, typer.Option(help="Output folder; as of `run`, with the unknown's name.")] = None,
 ) -> None:
     """Find the least DRAM, or the value of something else, that reaches a target: for each policy, to 0.5 %."""
@@ -48,7 +46,7 @@ def solve(
     from dipsim.study.solve import solve as find
 
     path = experiment or assets.find("examples", "quickstart")
-    options = {"trace": trace, "device": device, "tokens": tokens}
+    options = {"trace": trace, "device": device, "dram": dram, "tokens": tokens}
     changes = {key: value for key, value in options.items() if value is not None}
     with changed(path, changes, policy, settings) as resolved:
         folder = out or default_folder(experiment, resolved, changes or policy or settings, f"-{unknown}")
