@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from matplotlib import style
@@ -47,7 +48,8 @@ def _lines(axes: Axes, rows: pd.DataFrame, what: str, scale: float, label: str) 
         for split, dash in (("even", "--"), ("best", "-")):
             values = mine[f"{split}_{what}"] * scale
             shown = marker if split == "best" else ""
-            axes.plot(mine["layer"], values, label=f"{group}, {split}", color=colour, ls=dash, marker=shown, ms=4)
+            look: dict[str, Any] = {"color": colour, "ls": dash, "marker": shown, "ms": 4, "ds": "steps-mid"}
+            axes.plot(mine["layer"], values, label=f"{group}, {split}", **look)
     axes.set_ylim(bottom=0)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
     axes.set_xlabel("layer")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,8 +20,7 @@ SAMPLES, ANSWERS = "samples.csv", "solve.csv"
 _SAMPLE = {
     **dict.fromkeys(("unknown", "dimension", "target", "unit", "case", "model", "device"), TEXT),
     **dict.fromkeys(("layout", "eviction", "start", "timing"), TEXT),
-    **dict.fromkeys(("value", "limit", "tokens"), POSITIVE),
-    "found": Column(float, 0),
+    **dict.fromkeys(("value", "limit", "tokens", "found"), POSITIVE),
     "perplexity": Column(float, SMALLEST, empty=np.nan),
 }
 
@@ -43,20 +43,17 @@ def _figure(samples: pd.DataFrame, answers: pd.DataFrame) -> Figure:
     same = " · ".join(str(first[name]) for name in ("layout", "eviction", "start", "timing"))
     setting = f"{first['model']} on {first['device']} · {first['tokens']:,.0f} tokens · {same}"
     figure = blank_figure(f"{first['unknown']} for {first['target']}", setting, 7, 3.4 + 0.2 * len(answers))
-    axes = figure.subplots()
+    axes, sign = figure.subplots(), -1.0 if first["unit"] == "tokens/s" else 1.0
     looks = zip(answers.to_dict("records"), cycle(COLOURS), cycle(MARKERS), cycle(DASHES), strict=False)
     for answer, colour, marker, dash in looks:
         mine = samples[samples["case"] == answer["case"]].sort_values("value")
         told = f"{answer['answer'] or 'not reached'}, {price(pd.DataFrame([answer]))}"
-        axes.plot(
-            mine["value"] / scale,
-            mine["found"],
-            marker + dash,
-            color=colour,
-            ms=3,
-            lw=1.2,
-            label=f"{answer['case']}\n{told}",
-        )
+        values = np.unique([*mine["value"], *np.linspace(mine["value"].min(), mine["value"].max(), 1000)])
+        found = mine["found"].to_numpy() ** sign
+        between = np.interp(values, mine["value"], found) ** sign  # the time of a token is close to a straight line
+        tried = np.flatnonzero(np.isin(values, mine["value"])).tolist()
+        look: dict[str, Any] = {"color": colour, "ms": 3, "lw": 1.2, "markevery": tried}
+        axes.plot(values / scale, between, marker + dash, label=f"{answer['case']}\n{told}", **look)
         if answer["answer"]:
             axes.plot(answer["value"] / scale, answer["found"], "o", mfc="none", mec=colour, ms=10, mew=1.6)
     axes.axhline(limit, color="0.35", lw=1, ls=(0, (1, 1)), zorder=0)

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from dipsim.basics.assets import policy_name, same_policy
-from dipsim.basics.errors import InputError, quoted
+from dipsim.basics.errors import InputError, did_you_mean, quoted
 from dipsim.basics.files import write
 from dipsim.basics.progress import Progress, silent
 from dipsim.basics.units import dimension_of, parse
@@ -31,7 +31,7 @@ from dipsim.results.quality import Measured, read_quality
 from dipsim.storage.flash import Flash
 from dipsim.study.choices import PolicyChoice
 from dipsim.study.experiment import Experiment
-from dipsim.study.grid import swept_value
+from dipsim.study.grid import HARDWARE, swept_value
 from dipsim.study.passes import Row
 from dipsim.study.points import Point, points
 from dipsim.study.sweep import complete, files_behind, finished, line
@@ -221,7 +221,7 @@ class _Search:
             good = [(p, tried) for p, tried in measured if p <= allowed and self.target.gap(self.rows[tried]) >= 0]
             if measured and self.tried[value].planned.perplexity is None:
                 near = f"{unknown.shown(min(good)[1])} (perplexity {min(good)[0]:.2f})" if good else "none"
-                said.append(f"of the values whose perplexity was measured, the best within it and the target: {near}")
+                said.append(f"best value of measured perplexity within the target and what was allowed: {near}")
         return "; ".join(said)
 
 
@@ -307,7 +307,8 @@ def _unknown(
 ) -> Unknown:
     """What to find for the policy of the experiment, with its range. Raises InputError if it has none."""
     current = _current(name, experiment, device)
-    dimension = {"dram": "size", IOPS: "rate"}.get(name) or dimension_of(current)
+    found = ({"dram": "size", IOPS: "rate"}.get(name), *map(dimension_of, (current, *limits)))
+    dimension = next(filter(None, found), None)
     low, high = (_limit(text, dimension) for text in limits)
     if name == "dram":
         room = _room(experiment, device, trace)
@@ -322,13 +323,26 @@ def _unknown(
     if room is None and (low is None or high is None):
         raise InputError(
             f"{where}: --for {name}: has no value to start from; give its range with --from and --to, or another name "
-            "(dram, iops, flash.read_bandwidth, dip.keep)"
+            f"(dram, iops, flash.read_bandwidth, dip.keep){did_you_mean(name, _names(experiment, device))}"
         )
     low, high = (low or (room or (0, 0))[0], high or (room or (0, 0))[1])
     if not 0 < low < high:
         raise InputError(f"{where}: --for {name}: the range from {low:.{DIGITS}g} to {high:.{DIGITS}g} is empty")
     flash = device.flash if name == BANDWIDTH and device.flash.curve else None
     return Unknown(name, dimension, low, high, isinstance(current, int), flash)
+
+
+def _names(experiment: Experiment, device: Device) -> list[str]:
+    """What may be looked for."""
+    fields = device.model_dump(exclude_none=True)
+    named = [f"{part}.{name}" for part in HARDWARE for name in fields.get(part) or ()]
+    policy = experiment.policies[0]
+    return [
+        "dram",
+        IOPS,
+        *named,
+        *(f"{policy_name(policy.policy)}.{name}" for name in type(policy.load()).model_fields),
+    ]
 
 
 def _current(name: str, experiment: Experiment, device: Device) -> Any:
