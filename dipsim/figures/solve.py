@@ -11,16 +11,17 @@ import pandas as pd
 from matplotlib import style
 from matplotlib.figure import Figure
 
-from dipsim.basics.units import unit_of
+from dipsim.basics.units import DIMENSIONS, unit_of
 from dipsim.figures.style import COLOURS, DASHES, MARKERS, STYLE, blank_figure, save_figure
 from dipsim.figures.sweep_table import price
-from dipsim.results.csv_table import POSITIVE, SMALLEST, TEXT, Column, read_table
+from dipsim.results.csv_table import AMOUNT, POSITIVE, SMALLEST, TEXT, Column, read_table, refuse_rows
 
 SAMPLES, ANSWERS = "samples.csv", "solve.csv"
 _SAMPLE = {
     **dict.fromkeys(("unknown", "dimension", "target", "unit", "case", "model", "device"), TEXT),
     **dict.fromkeys(("layout", "eviction", "start", "timing"), TEXT),
-    **dict.fromkeys(("value", "limit", "tokens", "found"), POSITIVE),
+    **dict.fromkeys(("value", "limit", "tokens"), POSITIVE),
+    "found": AMOUNT,
     "perplexity": Column(float, SMALLEST, empty=np.nan),
 }
 
@@ -31,6 +32,8 @@ def draw_solve(folder: Path) -> list[Path]:
     Raises InputError if its tables are missing or damaged.
     """
     samples = read_table(folder / SAMPLES, _SAMPLE)
+    wrong = ~samples["dimension"].isin(["", *DIMENSIONS])
+    refuse_rows(folder / SAMPLES, wrong, "its dimension is none; ask `solve` again")
     answers = read_table(folder / ANSWERS, _SAMPLE | {"answer": TEXT})
     with style.context(["default", STYLE]):
         return save_figure(_figure(samples, answers), folder / "solve")
@@ -49,7 +52,7 @@ def _figure(samples: pd.DataFrame, answers: pd.DataFrame) -> Figure:
         mine = samples[samples["case"] == answer["case"]].sort_values("value")
         told = f"{answer['answer'] or 'not reached'}, {price(pd.DataFrame([answer]))}"
         values = np.unique([*mine["value"], *np.linspace(mine["value"].min(), mine["value"].max(), 1000)])
-        found = mine["found"].to_numpy() ** sign
+        found = np.maximum(mine["found"].to_numpy(), SMALLEST) ** sign
         between = np.interp(values, mine["value"], found) ** sign  # the time of a token is close to a straight line
         tried = np.flatnonzero(np.isin(values, mine["value"])).tolist()
         look: dict[str, Any] = {"color": colour, "ms": 3, "lw": 1.2, "markevery": tried}

@@ -2,7 +2,8 @@
 
 What a claim costs falls as it gets bytes. Where no byte saves more than the one before it, taking those first that save
 most is the best split (Everett 1963). A cost that falls late, such as that of LRU on a loop, is taken along its lower
-convex hull: all bytes up to where it has fallen, or none (docs/background/equations.md, section 3).
+convex hull: all bytes up to where it has fallen. What is left for the last of them may be too little
+(docs/background/equations.md, section 3).
 """
 
 from __future__ import annotations
@@ -81,7 +82,8 @@ def total_cost(claims: Sequence[Claim], sizes: Floats) -> float:
 
 
 def best_split(claims: Sequence[Claim], even: Floats, room: float) -> Split:
-    """The split of `room` bytes that costs a token least; the `even` one, which must fit, where none costs less.
+    """A split of `room` bytes that costs a token little: the best along the hulls, which of the last step takes a part
+    or leaves it out, whichever costs less; the `even` one, which must fit, where neither costs less.
 
     Bytes that save nothing go to all claims in proportion to what they lack: the tokens to come may want them.
     """
@@ -89,15 +91,19 @@ def best_split(claims: Sequence[Claim], even: Floats, room: float) -> Split:
         ((rate, size, index) for index, claim in enumerate(claims) for rate, size in claim.steps()),
         key=lambda step: -step[0],
     )
-    best = np.zeros(len(claims))
+    found = [*(_filled(claims, steps, room, in_part) for in_part in (True, False)), even]
+    best = min(found, key=lambda sizes: total_cost(claims, sizes))
+    return Split(tuple(claims), even, best)
+
+
+def _filled(claims: Sequence[Claim], steps: Sequence[tuple[float, float, int]], room: float, in_part: bool) -> Floats:
+    """The bytes of each claim if these steps are taken in turn; what does not fit is taken in part, or left out."""
+    sizes = np.zeros(len(claims))
     for _, size, index in steps:
-        taken = size if size <= room else room // claims[index].unit * claims[index].unit
-        best[index] += taken
+        taken = size if size <= room else room // claims[index].unit * claims[index].unit if in_part else 0.0
+        sizes[index] += taken
         room -= taken
     units = np.array([claim.unit for claim in claims])
-    lacking = np.array([claim.sizes[-1] for claim in claims]) - best
-    if room >= lacking.sum():
-        best += lacking
-    else:
-        best += lacking * (room / lacking.sum()) // units * units
-    return Split(tuple(claims), even, even if total_cost(claims, even) < total_cost(claims, best) else best)
+    lacking = np.array([claim.sizes[-1] for claim in claims]) - sizes
+    share = 1.0 if room >= lacking.sum() else room / lacking.sum()
+    return sizes + (lacking if share == 1.0 else lacking * share // units * units)

@@ -36,7 +36,7 @@ from dipsim.results.result import Result, shown_token
 from dipsim.results.table_files import write_table
 from dipsim.timing.timeline import BREAKDOWN
 
-FIGURES = ("latency", "policies", "hit_rate_by_layer", "token_gantt", "experts_by_layer", "memory")
+FIGURES = ("latency", "policies", "hit_rate_by_layer", "token_gantt", "experts_by_layer", "memory", "solve")
 EXPERTS = "experts.csv"  # in the folder of a model that has experts
 MEMORY, SPLITS = "memory.csv", "splits.csv"  # in that of plan-memory
 TABLES: dict[str, dict[str, Column]] = {  # the columns that are read back
@@ -53,7 +53,8 @@ def clear_results(out: Path) -> None:
     """Remove what an earlier run left in a folder, and this one may not replace: all but the tables."""
     remove_temporary(out)
     drawn = [f"{name}.{kind}" for name in FIGURES for kind in ("png", "svg")]
-    others = ("summary.json", "timeline.json", "replay.csv", "report.html", EXPERTS, "experts.parquet", MEMORY, SPLITS)
+    others = ["summary.json", "timeline.json", "replay.csv", "report.html", EXPERTS, "experts.parquet", MEMORY, SPLITS]
+    others += ["solve.csv", "samples.csv", "sweep.csv", "sweep.parquet"]  # `plot` and `report` go by what is there
     for name in (*others, *drawn):
         if (out / name).is_file():
             (out / name).unlink()

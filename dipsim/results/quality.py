@@ -96,8 +96,8 @@ def memory_of(plan: FetchPlan) -> str:
     """What the masks depend on besides policy, DRAM and eviction, as text; empty where there is nothing.
 
     A cache-aware policy sees who is resident, which depends on the scope of a cache of experts, with pinned columns on
-    the layout, and with `auto` on the device. A policy that uses what is read depends on how it is read. Files that a
-    policy reads stand by their hashes.
+    the layout, and with `auto` on the device. The best split of the DRAM depends on all that reading does. A policy
+    that uses what is read depends on how it is read. Files that a policy reads stand by their hashes.
     """
     setting = plan.setting
     seen: dict[str, object] = {}
@@ -105,8 +105,11 @@ def memory_of(plan: FetchPlan) -> str:
     if uses_all or setting.policy.cache_aware:
         if setting.start == "filled":
             seen["start"] = setting.start
-        if setting.split != "even":
-            seen |= {"split": setting.split, "calibration": _calibration_hash(setting)}
+        if setting.split != "even":  # which is learned for the reads that there are
+            flash = setting.flash and setting.flash.model_dump(exclude_defaults=True)
+            read = {"layout": _layout_hash(setting), "flash": flash, "page": setting.page}
+            seen |= {"split": setting.split, "calibration": _calibration_hash(setting), **read}
+            seen["stream_static"] = setting.stream_static
         if setting.scope == "model":
             seen["scope"] = setting.scope
         together = {"streams": setting.streams - 1, "draft": setting.draft}  # others that change the caches
@@ -114,9 +117,7 @@ def memory_of(plan: FetchPlan) -> str:
         if uses_all and setting.buffer:  # what is read ahead changes what is read along
             seen["buffer"] = setting.buffer
         if uses_all or setting.eviction == "pinned":
-            file = learned_file(setting.layout)
-            layout = sha256(file) if file else setting.layout
-            seen |= {"layout": layout, "calibration": _calibration_hash(setting)}
+            seen |= {"layout": _layout_hash(setting), "calibration": _calibration_hash(setting)}
     if uses_all or (load_layout(setting.layout).needs_pinned and seen):
         seen["flash"] = setting.flash and setting.flash.model_dump(exclude_defaults=True)
     if uses_all and setting.flash is None and setting.page != 1:
@@ -124,6 +125,11 @@ def memory_of(plan: FetchPlan) -> str:
     if files := setting.policy.files():
         seen["files"] = [sha256(file) for file in files]
     return json.dumps(seen, sort_keys=True) if seen else ""
+
+
+def _layout_hash(setting: Setting) -> str:
+    file = learned_file(setting.layout)
+    return sha256(file) if file else setting.layout
 
 
 def _calibration_hash(setting: Setting) -> str | None:

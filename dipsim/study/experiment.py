@@ -137,7 +137,7 @@ class Options(ClockOptions):
             raise ValueError("give either dram or cache.size, not both: dram is the caches and all else")
         return self
 
-    def _with_bits(self, shape: ModelShape) -> ModelShape:
+    def with_own_bits(self, shape: ModelShape) -> ModelShape:
         """The model's shape with the bits of these options."""
         return shape if self.bits is None else shape.with_bits(self.bits.model_dump(exclude_none=True))
 
@@ -167,7 +167,7 @@ class Options(ClockOptions):
 
     def settings(self, policies: Iterable[Policy], shape: ModelShape, length: int, device: Device) -> list[Setting]:
         """What to plan for each policy. Raises InputError if the device has less DRAM, or bits cannot be changed."""
-        own, shape = shape, self._with_bits(shape)
+        own, shape = shape, self.with_own_bits(shape)
         eviction = self.eviction_rule(shape)
         flash = device.flash if self.read_through and not device.flash.scattered_is_free else None
         page = device.flash.page

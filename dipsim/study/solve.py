@@ -26,22 +26,25 @@ from dipsim.basics.units import dimension_of, parse
 from dipsim.basics.units import write as write_quantity
 from dipsim.planning.planner import plan
 from dipsim.results.dictionary import write_columns
+from dipsim.results.folder import clear_results
 from dipsim.results.provenance import write_experiment, write_origin
-from dipsim.results.quality import Measured, read_quality
+from dipsim.results.quality import Measured, bits_of, read_quality
 from dipsim.storage.flash import Flash
 from dipsim.study.choices import PolicyChoice
 from dipsim.study.experiment import Experiment
-from dipsim.study.grid import HARDWARE, swept_value
+from dipsim.study.grid import HARDWARE
 from dipsim.study.passes import Row
 from dipsim.study.points import Point, points
 from dipsim.study.sweep import complete, files_behind, finished, line
 from dipsim.timing.device import Device
+from dipsim.workload.shape import BitWidths, ModelShape
 from dipsim.workload.trace import Trace
 
 FIRST, FIRST_OF_ONE_PLAN = 5, 65  # values that cover the range; a plan serves many where it does not depend on them
 TOLERANCE = 0.005  # of an answer, relative
 MONOTONE = 0.001  # change of speed the wrong way, relative, that is no rounding
 DIGITS = 4  # of a value, so that it can be read out
+LEAST = 1e-300  # of a figure that has a logarithm
 LATENCIES = ("mean", "p50", "p95", "p99")
 IOPS = "iops"  # reads a second that Flash answers if they have no bytes: 1 / flash.command_time
 BANDWIDTH = "flash.read_bandwidth"
@@ -76,7 +79,7 @@ class Target:
         found = row[self.column]
         if found is None:
             raise InputError(f"--target {self.text}: the device does not say what energy it takes; add energy to it")
-        ratio = math.log(found / self.value)
+        ratio = math.log(max(found, LEAST) / self.value)
         return ratio if self.more_is_better else -ratio
 
 
@@ -176,15 +179,21 @@ class _Search:
         beyond, value = self.bracket()
         best = value if value is not None else max(self.rows, key=lambda tried: self.target.gap(self.rows[tried]))
         price = self.tried[best].planned.perplexity
-        within = None if allowed is None or price is None else price <= allowed
+        within = None if value is None or allowed is None or price is None else price <= allowed
         shown = "" if value is None else self.unknown.shown(value)
         return Answer(self.case, shown, self.row(best), within, self._note(value, best, beyond, allowed))
 
     @property
     def case(self) -> str:
         """The policy, without the parameter that is looked for."""
-        own = same_policy(self.unknown.name.rpartition(".")[0], self.choice.policy)
-        return policy_name(self.choice.policy) if own else self.choice.load().label
+        head, _, parameter = self.unknown.name.rpartition(".")
+        if not same_policy(head, self.choice.policy):
+            return self.choice.load().label
+        others = {name: value for name, value in self.choice.parameters.items() if name != parameter}
+        try:
+            return self.choice.model_copy(update={"parameters": others}).load().label
+        except InputError:  # it has no default
+            return policy_name(self.choice.policy)
 
     def row(self, value: float) -> dict[str, Any]:
         """A point's row of the table."""
@@ -249,9 +258,13 @@ def solve(
     """
     if experiment.sweep:
         raise InputError(f"{where}: sweep: solve chooses values by itself; leave the sweep out")
+    if name == "dram" and experiment.cache is not None:  # which it takes the place of
+        experiment = experiment.model_copy(update={"cache": experiment.cache.model_copy(update={"size": None})})
     _, trace, device = experiment.load_parts()
+    if target.column == "energy_j_per_token" and device.energy is None:
+        target.gap({target.column: None})  # which complains
     measured = read_quality(trace)
-    allowed = _allowed(measured, trace, within)
+    allowed = _allowed(measured, experiment.with_own_bits(trace.shape), within)
     head = name.rpartition(".")[0]
     choices = [choice for choice in experiment.policies if same_policy(head, choice.policy)] or experiment.policies
     searches = []
@@ -293,8 +306,7 @@ def _points(search: _Search, experiment: Experiment, values: Sequence[float], wh
     (key,) = {key for key, _ in written.values()}
     sweep = {key: [text for _, text in written.values()]}
     found = points(experiment.model_copy(update={"policies": (search.choice,), "sweep": sweep}), where)
-    by_text = {json.dumps(swept_value(point.cell, key)): point for point in found}
-    return {value: by_text[json.dumps(text)] for value, (_, text) in written.items()}
+    return dict(zip(written, found, strict=True))
 
 
 def _unknown(
@@ -306,10 +318,16 @@ def _unknown(
     where: object,
 ) -> Unknown:
     """What to find for the policy of the experiment, with its range. Raises InputError if it has none."""
-    current = _current(name, experiment, device)
+    current = _current(name, experiment, device, trace.shape)
     found = ({"dram": "size", IOPS: "rate"}.get(name), *map(dimension_of, (current, *limits)))
     dimension = next(filter(None, found), None)
     low, high = (_limit(text, dimension) for text in limits)
+    if isinstance(current, bool):
+        raise InputError(f"{where}: --for {name}: is no number; look for one that is, such as dram")
+    if name == IOPS and device.flash.curve is not None:
+        raise InputError(
+            f"{where}: --for {name}: the Flash of {device.name} is described by a curve; look for {BANDWIDTH}, its peak"
+        )
     if name == "dram":
         room = _room(experiment, device, trace)
     elif name == IOPS:
@@ -325,11 +343,14 @@ def _unknown(
             f"{where}: --for {name}: has no value to start from; give its range with --from and --to, or another name "
             f"(dram, iops, flash.read_bandwidth, dip.keep){did_you_mean(name, _names(experiment, device))}"
         )
-    low, high = (low or (room or (0, 0))[0], high or (room or (0, 0))[1])
+    ends = room or (0.0, 0.0)
+    low, high = ends[0] if low is None else low, ends[1] if high is None else high
+    whole = isinstance(current, int) or (current is dimension is None and low == int(low) and high == int(high))
+    low, high = (math.ceil(low), math.floor(high)) if whole else (low, high)
     if not 0 < low < high:
         raise InputError(f"{where}: --for {name}: the range from {low:.{DIGITS}g} to {high:.{DIGITS}g} is empty")
     flash = device.flash if name == BANDWIDTH and device.flash.curve else None
-    return Unknown(name, dimension, low, high, isinstance(current, int), flash)
+    return Unknown(name, dimension, low, high, whole, flash)
 
 
 def _names(experiment: Experiment, device: Device) -> list[str]:
@@ -345,12 +366,14 @@ def _names(experiment: Experiment, device: Device) -> list[str]:
     ]
 
 
-def _current(name: str, experiment: Experiment, device: Device) -> Any:
+def _current(name: str, experiment: Experiment, device: Device, shape: ModelShape) -> Any:
     """The value that a field has now, as a file would say it; None where there is none."""
     if name == BANDWIDTH:
         return write_quantity(device.flash.peak_bandwidth, "bandwidth")
     found: Any = experiment.resolved() | device.model_dump(mode="json", exclude_none=True)
     head, _, leaf = name.rpartition(".")
+    if head == "bits" and leaf in BitWidths.model_fields:
+        return float(getattr(experiment.with_own_bits(shape).bits, leaf))
     policy = experiment.policies[0]
     if same_policy(head, policy.policy):
         return getattr(policy.load(), leaf, None)
@@ -369,11 +392,7 @@ def _limit(text: str | None, dimension: str | None) -> float | None:
 
 def _room(experiment: Experiment, device: Device, trace: Trace) -> tuple[float, float]:
     """The least DRAM that a policy runs in, and what is of use to it, or what the device has."""
-    usable = {
-        "dram": device.dram.usable,
-        "cache": experiment.cache and experiment.cache.model_copy(update={"size": None}),
-    }
-    unlimited = experiment.model_copy(update=usable)
+    unlimited = experiment.model_copy(update={"dram": device.dram.usable})
     settings = unlimited.settings(
         unlimited.load_policies(), trace.shape, trace.longest_sequence(experiment.tokens), device
     )
@@ -388,19 +407,21 @@ def _up(value: float) -> float:
     return math.ceil(value / unit) * unit
 
 
-def _allowed(measured: Sequence[Measured], trace: Trace, within: float | None) -> float | None:
+def _allowed(measured: Sequence[Measured], shape: ModelShape, within: float | None) -> float | None:
     """How large a perplexity may be; None if nothing was asked, or that of the model as it is was not measured."""
     if within is None:
         return None
     if not within >= 0:
         raise InputError(f"--within {within:g}: must be 0 or more, how much perplexity may grow")
-    rows = (row for row in measured if (row.policy, row.model, row.adapter) == ("dense", trace.shape.name, ""))
+    dense = "dense", shape.name, "", bits_of(shape)
+    rows = (row for row in measured if (row.policy, row.model, row.adapter, row.bits) == dense)
     return next((row.perplexity + within for row in rows), None)
 
 
 def _write(folder: Path, experiment: Experiment, searches: Sequence[_Search], answers: Sequence[Answer]) -> None:
     samples = [search.row(value) for search in searches for value in sorted(search.tried)]
     found = [answer.row | {"answer": answer.value, "note": answer.note} for answer in answers]
+    clear_results(folder)
     write_experiment(folder, experiment.resolved(folder))
     write(folder / "samples.csv", pd.DataFrame(samples).to_csv(index=False))
     write(folder / "solve.csv", pd.DataFrame(found).to_csv(index=False))

@@ -237,6 +237,10 @@ def test_the_command_answers_in_a_table(experiment, tmp_path, cli_run):
         (["--for", "dram", "--from", "2 MB", "--to", "1 MB"], "is empty"),
         (["--for", "nothing.here", "--from", "1", "--to", "2"], "neither a field of the experiment"),
         (["--within", "-1"], "must be 0 or more"),
+        (["--for", "dramm"], "(did you mean dram?)"),
+        (["--for", "hot"], "is no number"),
+        (["--for", "iops", "--device", "pi5-nvme"], "described by a curve; look for flash.read_bandwidth"),
+        (["--target", "20 mJ/token"], "add energy"),
         (["examples/hardware/start.yaml"], "leave the sweep out"),
     ],
 )
@@ -247,3 +251,56 @@ def test_what_cannot_be_asked_is_one_line(cli_run, tmp_path, checkout, monkeypat
     assert message in err
     assert err.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_policies_differ_in_what_is_not_looked_for(experiment, tmp_path):
+    policies = [{"dip-ca": {"keep": 0.5, "gamma": gamma}} for gamma in (0.5, 0.2)]
+    answers = solve(experiment(policies=policies), Target.read("500 tokens/s"), "dip-ca.keep", tmp_path / "out")
+    assert [answer.policy for answer in answers] == ["dip-ca(gamma=0.5)", "dip-ca(gamma=0.2)"]
+
+
+def test_bits_are_looked_for_as_real_numbers(experiment, tmp_path):
+    """Flash brings what DRAM does not hold of 96 B of weights of the MLP at 4 bits, 24 B a bit."""
+    chosen = experiment(dram="400 B")
+    slow, fast = (summary(chosen.model_copy(update={"bits": bits(n)}))["latency_s"]["mean"] for n in (8, 6))
+    limit = f"mean {1e6 * (slow + fast) / 2:.9g} us"
+    (answer,) = solve(chosen, Target.read(limit), "bits.mlp", tmp_path / "out", low="4.5", high="8")
+    assert 7 * (1 - TOLERANCE) <= float(answer.value) <= 7 * (1 + 1e-3)
+
+
+def bits(mlp):
+    return parse(Experiment, {"trace": "t", "policies": ["dense"], "bits": {"mlp": mlp}}, "").bits
+
+
+def test_a_size_of_caches_gives_way_to_that_of_all(experiment, tmp_path):
+    data = experiment().resolved() | {"dram": None, "cache": {"size": "20 B"}}
+    chosen = parse(Experiment, data, "exp.yaml")
+    (answer,) = solve(chosen, Target.read("900 tokens/s"), "dram", tmp_path / "out")
+    assert answer == solve(experiment(), Target.read("900 tokens/s"), "dram", tmp_path / "other")[0]
+
+
+def test_energy_may_be_none_at_all(experiment, tmp_path):
+    device = DEVICE | {"energy": {"flash": "0 J/B", "dram": "0 J/B", "compute": "0 J/FLOP"}}
+    chosen = experiment()
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(device))
+    (answer,) = solve(chosen, Target.read("20 mJ/token"), "dram", tmp_path / "out")
+    assert answer.note.startswith("reached everywhere")
+
+
+def test_the_price_is_compared_with_dense_of_the_same_bits(tmp_path):
+    chosen = {"trace": "smollm2-135m", "policies": ["dense"], "tokens": 2, "bits": {"mlp": 8}}
+    target = Target.read("20 tokens/s")
+    (answer,) = solve(parse(Experiment, chosen, ""), target, "dram.bandwidth", tmp_path, within=0.5)
+    assert answer.within is None
+
+
+def test_a_folder_holds_one_kind_of_results(experiment, tmp_path, cli_run):
+    path = tmp_path / "exp.yaml"
+    path.write_text(yaml.safe_dump(experiment().resolved()))
+    out = tmp_path / "out"
+    assert cli_run("run", path, "--out", out)[0] == 0
+    assert cli_run("solve", path, "--target", "300 tokens/s", "--out", out)[0] == 0
+    assert not (out / "summary.json").exists()
+    assert cli_run("run", path, "--out", out)[0] == 0
+    assert not (out / "solve.csv").exists()
+    assert not (out / "solve.png").exists()
