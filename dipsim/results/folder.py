@@ -54,7 +54,7 @@ def clear_results(out: Path) -> None:
     remove_temporary(out)
     drawn = [f"{name}.{kind}" for name in FIGURES for kind in ("png", "svg")]
     others = ["summary.json", "timeline.json", "replay.csv", "report.html", EXPERTS, "experts.parquet", MEMORY, SPLITS]
-    others += ["solve.csv", "samples.csv", "sweep.csv", "sweep.parquet"]  # `plot` and `report` go by what is there
+    others += ["solve.csv", "samples.csv"]  # `plot` and `report` go by what is there
     for name in (*others, *drawn):
         if (out / name).is_file():
             (out / name).unlink()
