@@ -176,6 +176,7 @@ def die_at_three(task, tick):
     return number
 
 
+@pytest.mark.slow
 def test_the_tasks_of_a_killed_worker_are_tried_once_more(tmp_path):
     tasks = [(number, str(tmp_path / "killed")) for number in range(6)]
     assert sorted(in_processes(die_at_three, tasks, 2, lambda _: None)) == list(range(6))

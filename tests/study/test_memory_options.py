@@ -164,6 +164,7 @@ def test_every_shipped_device_says_what_is_free_and_loads_its_dram_with_what_it_
         assert device.flash.page == 4096, name
 
 
+@pytest.mark.slow
 def test_the_figures_of_a_sweep_tell_layouts_and_starts_apart(tiny_trace, tmp_path):
     sweep(make(tiny_trace(tokens=20), sweep={"layout": ["columns", "bundled"], "start": ["warm", "cold"],
                                              "dram": ["3 kB", "4 kB"]}), tmp_path)  # fmt: skip

@@ -158,6 +158,7 @@ def test_what_was_found_is_not_computed_again(experiment, tmp_path, planned):
     assert [(tmp_path / "out" / name).read_bytes() for name in ("solve.csv", "samples.csv")] == tables
 
 
+@pytest.mark.slow
 def test_perplexity_is_within_beyond_or_not_measured(tmp_path):
     policies = ["dense", {"magnitude": {"fraction": 0.5}}, {"dip": {"keep": 0.77}}]
     chosen = parse(Experiment, {"trace": "smollm2-135m", "policies": policies, "tokens": 2}, "exp.yaml")
@@ -168,6 +169,7 @@ def test_perplexity_is_within_beyond_or_not_measured(tmp_path):
     assert [answer.within for answer in wide] == [True, True, None]
 
 
+@pytest.mark.slow
 def test_measured_values_of_a_parameter_are_tried_and_the_best_is_named(tmp_path):
     data = {"trace": "smollm2-135m", "policies": [{"dip": {"keep": 0.75}}], "tokens": 2, "dram": "60 MB"}
     chosen = parse(Experiment, data, "exp.yaml")
@@ -294,6 +296,7 @@ def test_the_price_is_compared_with_dense_of_the_same_bits(tmp_path):
     assert answer.within is None
 
 
+@pytest.mark.slow
 def test_a_folder_holds_one_kind_of_results(experiment, tmp_path, cli_run):
     path = tmp_path / "exp.yaml"
     path.write_text(yaml.safe_dump(experiment().resolved()))

@@ -379,6 +379,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(files, tmp_path, cli_run):
     assert "cannot be written" in errors
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_the_points_before_it_are_kept(files, tmp_path, planned):
     def fill():  # no file may grow beyond 1 kB: a point does not, the table does
         resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024))
