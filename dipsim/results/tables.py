@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-LABEL, WORD = 20, 24  # letters that a label, and a word of it, may take in one line of a narrow table
+LABEL = 20  # letters that a label may take in one line of a narrow table
 
 
 def heading(results: Sequence[Result]) -> str:
@@ -65,8 +65,6 @@ class Pieces:
 
     def __rich_console__(self, _console: Console, options: ConsoleOptions) -> RenderResult:
         least = {name: min(LABEL, _width(name, texts)) for name, texts in self.labels.items()}
-        words = {name: max(len(word) for text in texts for word in text.split()) for name, texts in self.labels.items()}
-        least = {name: max(letters, min(WORD, words[name])) for name, letters in least.items()}
         width = {name: _width(name, texts) for name, texts in self.numbers.items()}
         room = options.max_width - 2  # the edges
         gap = 2 if sum(2 + each for each in (*least.values(), *width.values())) <= room else 1

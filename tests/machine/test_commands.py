@@ -37,8 +37,8 @@ def replayed(dipsim):
     """Predicted over measured of each policy; None where the disk changed meanwhile."""
     done = dipsim("replay", "out", "--file", "x.bin", *SMALL, "--tokens", "4")
     assert done.returncode == 0, done.stderr
-    rows = [line.split() for line in done.stdout.splitlines() if line.startswith(("dense ", "dip "))]
-    assert [row[0] for row in rows] == ["dense", "dip"]
+    rows = [line.split() for line in done.stdout.splitlines() if line.startswith(("dense ", "dip("))]
+    assert [row[0] for row in rows] == ["dense", "dip(keep=0.75)"]
     return None if "inconclusive" in done.stdout else [float(row[5]) for row in rows]
 
 

@@ -58,4 +58,4 @@ def test_two_processes_with_different_hash_seeds_write_the_same_bytes(tiny_trace
         subprocess.run(command, env=environment, check=True, capture_output=True)
         outputs.append({path.name: path.read_bytes() for path in (tmp_path / seed).iterdir()})
     assert outputs[0] == outputs[1]
-    assert len(outputs[0]) == 15
+    assert len(outputs[0]) == 16

@@ -110,6 +110,12 @@ DEVICES = st.builds(
 )
 
 
+def told_apart(parts, dev):
+    """What held tokens up, [T, parts]. Where Flash and DRAM are as fast, rounding says which of them ended last."""
+    flash, dram, *others = parts.T
+    return np.array([flash + dram, *others] if dev.flash.peak_bandwidth == dev.dram.bandwidth else parts.T)
+
+
 @settings(deadline=None)
 @given(PLANS, DEVICES, st.sampled_from(TIMINGS))
 @example(random_plan(SHAPE, 0, 1, "dense", 0.8), TWINS, "concurrent")  # Flash and DRAM end together, but for rounding
@@ -119,12 +125,13 @@ def test_engine_equals_the_recurrence_and_stays_within_the_bounds(fetch_plan, de
     assert simulated.latency_s == pytest.approx(latency(service, timing), rel=1e-12)
     assert simulated.ttft_s == pytest.approx(prefill_time(service, timing), rel=1e-12)
     closed = timeline(fetch_plan, dev, timing)
-    assert closed.parts_s == pytest.approx(simulated.parts_s, rel=1e-9, abs=1e-15)
+    assert told_apart(closed.parts_s, dev) == pytest.approx(told_apart(simulated.parts_s, dev), rel=1e-9, abs=1e-15)
     assert closed.start_s == pytest.approx(simulated.start_s, rel=1e-12)
     assert closed.busy_s == pytest.approx(simulated.busy_s, rel=1e-12)
     low, high = bounds(service)
     assert closed.waited_s == pytest.approx(simulated.waited_s, rel=1e-9, abs=1e-15)
-    assert simulated.latency_s.sum() >= low.sum() * (1 - 1e-12)  # a token may begin with what came before it
+    ahead = simulated.ttft_s * len(fetch_plan.sequence_starts)  # a token may begin with what came before it
+    assert simulated.latency_s.sum() + ahead >= low.sum() * (1 - 1e-12)
     assert (simulated.latency_s <= high * (1 + 1e-12)).all()
 
 
