@@ -113,16 +113,17 @@ class Sweeps:
         if whom == "all":
             os.killpg(process.pid, one)
         else:
-            mine = [process.pid] if whom == "parent" else children(process.pid)
+            mine = [process.pid] if whom == "parent" else workers_of(process.pid)
             if not mine:
                 return
             os.kill(self.random.choice(mine), one)
         self.kills[f"{whom} {one.name}"] += 1
 
 
-def children(parent: int) -> list[int]:
-    """The processes that a process started."""
-    found = subprocess.run(["pgrep", "-P", str(parent)], capture_output=True, text=True, check=False).stdout
+def workers_of(parent: int) -> list[int]:
+    """The processes that a process started to work, and not loky's that only removes what they share."""
+    command = ["pgrep", "-f", "-P", str(parent), "popen_loky"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False).stdout
     return [int(line) for line in found.split()]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import sys
 import tempfile
 import threading
 import time
@@ -77,26 +76,8 @@ def _side_by_side(
         initargs=(os.getpid(),),
     )
     with _deaf():
-        _start_tracker()
         found = parallel(delayed(_count)(work, place, task, tally) for place, task in tasks)  # starts the others
     yield from found
-
-
-def _start_tracker() -> None:
-    """Start loky's process that removes what processes share, deaf and mute: a worker that is killed makes it complain
-    of semaphores that are gone.
-    """
-    from joblib.externals.loky.backend import resource_tracker
-
-    sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        resource_tracker.ensure_running()
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
 
 
 @contextmanager
