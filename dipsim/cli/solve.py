@@ -79,7 +79,7 @@ def _table(answers: list[Answer], target: Target, unknown: str, within: float | 
     """One row a policy."""
     from dipsim.basics.units import significant
     from dipsim.results.labels import short
-    from dipsim.results.quality import NOT_MEASURED
+    from dipsim.results.quality import NOT_MEASURED, priced
     from dipsim.results.tables import Pieces
 
     numbers = {
@@ -93,5 +93,5 @@ def _table(answers: list[Answer], target: Target, unknown: str, within: float | 
         verdicts = {True: "yes", False: "no", None: NOT_MEASURED}
         numbers[f"within +{within:g}"] = [verdicts[answer.within] for answer in answers]
     prices = [(answer.row["perplexity"], answer.row["perplexity_standard_error"]) for answer in answers]
-    numbers["perplexity"] = [NOT_MEASURED if price is None else f"{price:.2f} ± {error:.2f}" for price, error in prices]
+    numbers["perplexity"] = [priced(*price) for price in prices]
     return Pieces({"policy": [short(answer.policy) for answer in answers]}, numbers, "perplexity")

@@ -13,7 +13,7 @@ from matplotlib.patches import Patch
 from dipsim.basics.units import significant, unit_of
 from dipsim.figures.style import STYLE, blank_figure, looks_of, save_figure
 from dipsim.results.labels import short
-from dipsim.results.quality import NOT_MEASURED
+from dipsim.results.quality import rounded
 
 
 def save_compare(table: pd.DataFrame, setting: str, folder: Path) -> list[Path]:
@@ -72,5 +72,4 @@ def _places(table: pd.DataFrame) -> tuple[list[float], dict[float, str]]:
 
 def _label(speed: float, ratio: float, perplexity: float) -> str:
     over = "" if np.isnan(ratio) else f" ({ratio:.2f}x)"
-    price = NOT_MEASURED if np.isnan(perplexity) else significant(perplexity, 4)
-    return f"{significant(speed)}{over}, perplexity: {price}"
+    return f"{significant(speed)}{over}, perplexity: {rounded(perplexity)}"

@@ -25,6 +25,7 @@ from dipsim.results.csv_table import (
     read_table,
     refuse_rows,
 )
+from dipsim.results.dictionary import OWN
 from dipsim.results.labels import short
 from dipsim.results.quality import NOT_MEASURED
 
@@ -42,7 +43,6 @@ COLUMNS: dict[str, Column] = {
 DRAM, FLASH = "dram_bytes", "flash_bandwidth_bytes_per_s"
 ON_AXES = ("flash.read_bandwidth", "cache.size")  # what is swept and drawn along an axis
 NAMES = {DRAM: ("DRAM", "size"), FLASH: ("Flash read bandwidth", "bandwidth")}
-OWN = ("streams", "turns", "contention", "split")  # swept keys without a dot that have columns of their own
 WITHOUT: dict[str, tuple[str, Any]] = {"prefetch": ("prefetch.when", "never"), "drafts": ("speculate.draft", 0)}
 TO_MAP = {  # what a map of gains takes
     "prefetch": "prefetch.when with never among its values, and two more keys that are numbers",

@@ -12,7 +12,7 @@ import pandas as pd
 from dipsim.basics.errors import InputError
 from dipsim.results.folder import Run
 from dipsim.results.labels import short
-from dipsim.results.quality import MEASURED, NOT_MEASURED
+from dipsim.results.quality import source_of
 
 TOLD = ("device", "dram", "layout", "eviction", "timing", "start", "tokens", "policies")  # by the runs themselves
 
@@ -101,7 +101,7 @@ def rows(compared: Sequence[Compared]) -> pd.DataFrame:
                     "hit_rate": run.hit_rate,
                     "perplexity": run.perplexity,
                     "perplexity_standard_error": run.perplexity_standard_error,
-                    "perplexity_source": NOT_MEASURED if run.perplexity is None else MEASURED,
+                    "perplexity_source": source_of(run.perplexity),
                     "energy_j_per_token": run.energy_j_per_token,
                     **{f"{part}_s": run.parts_s.get(part, 0.0) for part in parts},
                 }

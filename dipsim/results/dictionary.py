@@ -14,6 +14,7 @@ from typing import NamedTuple
 from dipsim.basics.files import write
 
 COLUMNS = "columns.md"  # in a folder of results
+OWN = ("streams", "turns", "contention", "split")  # swept keys without a dot that have a column of their own
 HEAD = """# Columns
 
 What the columns of the tables mean, and the fields of `summary.json`. All units are SI: bytes, not bits, and 1 GB is

@@ -14,7 +14,7 @@ from pydantic import AliasPath, Field, TypeAdapter, ValidationError
 from dipsim.basics.errors import InputError, quoted
 from dipsim.basics.fields import Strict, complain
 from dipsim.basics.files import read_text, remove_temporary, write
-from dipsim.basics.units import show, significant
+from dipsim.basics.units import show
 from dipsim.results import perfetto
 from dipsim.results.csv_table import (
     AMOUNT,
@@ -31,7 +31,7 @@ from dipsim.results.csv_table import (
 )
 from dipsim.results.dictionary import write_columns
 from dipsim.results.labels import short, wrapped
-from dipsim.results.quality import NOT_MEASURED
+from dipsim.results.quality import rounded
 from dipsim.results.result import Result, shown_token
 from dipsim.results.table_files import write_table
 from dipsim.timing.timeline import BREAKDOWN
@@ -138,7 +138,7 @@ class Run(Strict, extra="ignore"):
     @property
     def measured(self) -> str:
         """The perplexity, or that it was not measured."""
-        return NOT_MEASURED if self.perplexity is None else significant(self.perplexity, 4)
+        return rounded(self.perplexity)
 
     @property
     def settings(self) -> dict[str, str]:

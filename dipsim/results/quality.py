@@ -8,6 +8,7 @@ cache, its DRAM share and eviction too.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
@@ -19,6 +20,7 @@ import pandas as pd
 from dipsim.basics import assets
 from dipsim.basics.errors import InputError, quoted
 from dipsim.basics.files import sha256, write
+from dipsim.basics.units import significant
 from dipsim.planning.fetch_plan import FetchPlan, Setting
 from dipsim.results.csv_table import AMOUNT, COUNT, POSITIVE, REAL, SHARE, TEXT, Column, read_table, refuse_rows
 from dipsim.sparsity.selection import sees_memory
@@ -28,6 +30,23 @@ from dipsim.workload.shape import ModelShape
 from dipsim.workload.trace import Trace
 
 MEASURED, NOT_MEASURED = "measured", "not measured"  # what tables and figures say of a perplexity
+
+
+def source_of(perplexity: float | None) -> str:
+    """What stands beside a perplexity in a table."""
+    return NOT_MEASURED if perplexity is None else MEASURED
+
+
+def rounded(perplexity: float | None) -> str:
+    """A perplexity as figures say it; None or NaN where it was not measured."""
+    return NOT_MEASURED if perplexity is None or math.isnan(perplexity) else significant(perplexity, 4)
+
+
+def priced(perplexity: float | None, error: float | None = None) -> str:
+    """A perplexity as tables say it, with its standard error if that is known; each None or NaN where it is not."""
+    if perplexity is None or math.isnan(perplexity):
+        return NOT_MEASURED
+    return f"{perplexity:.2f}" + ("" if error is None or math.isnan(error) else f" ± {error:.2f}")
 
 
 @dataclass(frozen=True)

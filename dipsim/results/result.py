@@ -12,7 +12,7 @@ import numpy as np
 from dipsim.basics.arrays import Floats, same
 from dipsim.basics.units import significant
 from dipsim.planning.fetch_plan import FetchPlan, Guessed
-from dipsim.results.quality import NOT_MEASURED
+from dipsim.results.quality import priced
 from dipsim.sparsity.policy import whole_matrices
 from dipsim.timing.device import Device
 from dipsim.timing.service import dram_traffic, page_fault_share
@@ -62,7 +62,7 @@ class Result:
     @property
     def _shown(self) -> dict[str, str]:
         """The speed and what goes with it, in words."""
-        price = NOT_MEASURED if self.perplexity is None else f"{self.perplexity:.2f}"
+        price = priced(self.perplexity)
         return {"tokens/s": significant(self.tokens_per_s), "hit rate": f"{self.hit_rate:.1%}", "perplexity": price}
 
     def plot(self, figure: str = "latency") -> Figure:

@@ -14,7 +14,7 @@ from dipsim.basics.units import show, significant
 from dipsim.results.csv_table import AMOUNT, POSITIVE, SMALLEST, TEXT, Column, read_table
 from dipsim.results.dictionary import write_columns
 from dipsim.results.folder import MEMORY, SPLITS
-from dipsim.results.quality import MEASURED, NOT_MEASURED
+from dipsim.results.quality import rounded, source_of
 from dipsim.results.result import Result
 
 _OR_NOTHING = Column(float, 0, empty=np.nan)
@@ -80,7 +80,7 @@ def speeds_shown(splits: pd.DataFrame) -> pd.DataFrame:
 
 def prices(splits: pd.DataFrame) -> list[str]:
     """The perplexity of each row, as people read it."""
-    return [NOT_MEASURED if np.isnan(value) else significant(value, 4) for value in splits["perplexity"]]
+    return [rounded(value) for value in splits["perplexity"]]
 
 
 def _span(values: pd.Series[float]) -> str:
@@ -134,5 +134,5 @@ def _speeds(even: Result, best: Result) -> Iterator[dict[str, Any]]:
             "latency_predicted_s": rest + cost * a_unit if one_by_one else None,
             **{"latency_s": summary["latency_s"]["mean"], "hit_rate": summary["hit_rate"]},
             "perplexity": perplexity,
-            "perplexity_source": NOT_MEASURED if perplexity is None else MEASURED,
+            "perplexity_source": source_of(perplexity),
         }

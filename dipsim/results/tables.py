@@ -15,7 +15,7 @@ from rich.table import Table
 
 from dipsim.basics.units import show, significant
 from dipsim.results.labels import short
-from dipsim.results.quality import NOT_MEASURED
+from dipsim.results.quality import priced
 from dipsim.results.result import Result
 from dipsim.timing.service import page_fault_share
 
@@ -121,7 +121,7 @@ def run_table(results: Sequence[Result]) -> Pieces:
         numbers["used"] = lambda s: _guesses(s.get("guesses_per_token"))[1]
     if any(summary["energy_j_per_token"] is not None for summary in summaries):
         numbers["mJ/token"] = lambda s: _millijoules(s["energy_j_per_token"])
-    numbers["perplexity"] = lambda s: _priced(s["perplexity"], s["perplexity_standard_error"])
+    numbers["perplexity"] = lambda s: priced(s["perplexity"], s["perplexity_standard_error"])
     texts = {name: [text(summary) for summary in summaries] for name, text in numbers.items()}
     return Pieces(labels, texts, "perplexity")
 
@@ -157,7 +157,7 @@ def sweep_table(points: pd.DataFrame) -> Table:
     for policy, mine in points.groupby("policy", sort=False):
         speeds, hits = mine["tokens_per_s"], mine["hit_rate"]
         joules = mine["energy_j_per_token"].astype(float)
-        found = list(dict.fromkeys(_priced(price, None) for price in mine["perplexity"]))
+        found = list(dict.fromkeys(priced(price, None) for price in mine["perplexity"]))
         rows.add_row(
             escape(short(str(policy))),
             str(len(mine)),
@@ -185,18 +185,11 @@ def compare_table(rows: pd.DataFrame) -> Table:
                 f"{row['tokens_per_s']:.2f}",
                 "" if row["ratio"] != row["ratio"] else f"{row['ratio']:.2f}x",
                 f"{row['hit_rate']:.1%}",
-                _priced(row["perplexity"], row["perplexity_standard_error"]),
+                priced(row["perplexity"], row["perplexity_standard_error"]),
                 *((_millijoules(row["energy_j_per_token"]),) if energy else ()),
                 end_section=index == len(mine) - 1,
             )
     return table
-
-
-def _priced(perplexity: float | None, error: float | None) -> str:
-    """A perplexity with its standard error, if it is known; what is not measured is None or NaN."""
-    if perplexity is None or math.isnan(perplexity):
-        return NOT_MEASURED
-    return f"{perplexity:.2f}" + ("" if error is None or math.isnan(error) else f" ± {error:.2f}")
 
 
 def budget_table(best: pd.DataFrame) -> Table:

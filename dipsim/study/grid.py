@@ -17,7 +17,6 @@ from dipsim.study.experiment import Experiment, policy_entries, set_parameter
 
 HARDWARE = ("flash", "dram", "compute", "energy")  # a device's parts, with which its fields begin
 FIXED = ("sweep", "policies", "hardware", "bits")  # fields that cannot be swept as a whole
-OWN = ("streams", "turns", "contention", "split")  # fields without a dot that have a column where they are swept
 POINT_BYTES = 5000  # that a point takes at least, before anything is planned
 NESTED = ("cache", "bits", "prefetch", "speculate")  # options that have fields of their own
 

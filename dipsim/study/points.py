@@ -13,10 +13,11 @@ from dipsim.basics.errors import InputError
 from dipsim.clock.cycles import check_clock
 from dipsim.planning.fetch_plan import FetchPlan, Setting
 from dipsim.planning.planner import plan
+from dipsim.results.dictionary import OWN
 from dipsim.results.quality import Measured, lookup, read_quality
 from dipsim.study.choices import PolicyChoice
 from dipsim.study.experiment import Experiment
-from dipsim.study.grid import NESTED, OWN, at_point, grid, swept_value
+from dipsim.study.grid import NESTED, at_point, grid, swept_value
 from dipsim.study.keys import plan_key, point_key, trace_hash
 from dipsim.timing.device import Device
 from dipsim.workload.trace import Trace

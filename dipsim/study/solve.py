@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -183,7 +184,7 @@ class _Search:
         shown = "" if value is None else self.unknown.shown(value)
         return Answer(self.case, shown, self.row(best), within, self._note(value, best, beyond, allowed))
 
-    @property
+    @cached_property
     def case(self) -> str:
         """The policy, without the parameter that is looked for."""
         head, _, parameter = self.unknown.name.rpartition(".")

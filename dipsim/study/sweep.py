@@ -22,7 +22,7 @@ from dipsim.basics.progress import Progress, silent
 from dipsim.planning.planner import CpuPlanner, Planner
 from dipsim.results.dictionary import COLUMNS, write_columns
 from dipsim.results.provenance import write_experiment, write_origin
-from dipsim.results.quality import MEASURED, NOT_MEASURED
+from dipsim.results.quality import source_of
 from dipsim.results.table_files import write_table
 from dipsim.study.experiment import Experiment
 from dipsim.study.keys import digest
@@ -145,7 +145,7 @@ def line(point: Point, row: Row) -> dict[str, Any]:
     price = {
         "perplexity": planned.perplexity,
         "perplexity_standard_error": planned.standard_error,
-        "perplexity_source": NOT_MEASURED if planned.perplexity is None else MEASURED,
+        "perplexity_source": source_of(planned.perplexity),
     }
     return {**point.columns, **row, **price, "key": point.key}
 
