@@ -10,7 +10,8 @@ import os
 import signal
 import sys
 from io import TextIOWrapper
-from typing import Annotated, NoReturn, TextIO
+from threading import Timer, main_thread
+from typing import TYPE_CHECKING, Annotated, NoReturn, TextIO
 
 import typer
 
@@ -19,7 +20,11 @@ from dipsim.basics.version import __version__
 from dipsim.cli import answers, compare, imports, inspect, live, machine, memory, simulate, solve
 from dipsim.cli.complaints import fail, located
 
+if TYPE_CHECKING:
+    from sys import UnraisableHookArgs
+
 INTERRUPTED = 130  # exit status
+AGAIN_S = 0.01
 COMPLETE = "_DIPSIM_COMPLETE"  # how a shell asks, also of `python -m dipsim`
 
 app = typer.Typer(
@@ -38,9 +43,16 @@ def main() -> NoReturn:
         interrupts.append(number)
         raise KeyboardInterrupt
 
-    before = signal.getsignal(signal.SIGINT)
+    def dropped(what: UnraisableHookArgs) -> None:
+        if what.exc_type is KeyboardInterrupt:  # it fell where Python drops errors, as while something is collected
+            Timer(AGAIN_S, signal.pthread_kill, [main_thread().ident, signal.SIGINT]).start()
+        else:
+            hook(what)
+
+    before, hook = signal.getsignal(signal.SIGINT), sys.unraisablehook
     if before is signal.default_int_handler:  # and not ignored, as in the background
         signal.signal(signal.SIGINT, interrupt)
+        sys.unraisablehook = dropped
     try:
         _run()
     except Exception:
@@ -49,6 +61,7 @@ def main() -> NoReturn:
         fail("interrupted", status=INTERRUPTED)  # modules that are being imported make any error of Ctrl-C
     finally:
         signal.signal(signal.SIGINT, before)
+        sys.unraisablehook = hook
 
 
 def _run() -> NoReturn:

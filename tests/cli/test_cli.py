@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jsonschema
@@ -323,6 +324,25 @@ def test_bad_input_is_one_line(here, cli_run, arguments, complaint):
     assert err.count("\n") == 1
     assert out == ""
     assert sorted(path for path in here.rglob("*")) == before
+
+
+def test_ctrl_c_that_python_drops_comes_again(cli_run, monkeypatch):
+    """An error in what runs when something is collected does not reach anybody."""
+
+    class Collected:
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+
+    def interrupted(*_args, **_options):
+        thing = Collected()
+        del thing
+        time.sleep(10)
+
+    monkeypatch.setattr(studied, "run", interrupted)
+    before = sys.unraisablehook
+    assert cli_run("run") == (130, "", "error: interrupted\n")
+    assert sys.unraisablehook is before
 
 
 def test_ctrl_c_within_an_import_is_one_line(cli_run, monkeypatch):
