@@ -14,7 +14,7 @@ commands = typer.Typer()
 
 @commands.command()
 def report(
-    folder: Annotated[Path, typer.Argument(help="Output folder of a run or a sweep.")],
+    folder: Annotated[Path, typer.Argument(help="Output folder of run, sweep, solve, plan-memory or compare.")],
     out: Annotated[Path | None, typer.Option(help="The page; by default report.html in the folder.")] = None,
 ) -> None:
     """Write one HTML page of an output folder; it opens without a network."""

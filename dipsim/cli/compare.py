@@ -13,6 +13,8 @@ from dipsim.cli.terminal import changed, console, progress_bar, say
 
 if TYPE_CHECKING:
     from dipsim.results.folder import Run
+    from dipsim.results.result import Result
+    from dipsim.study.experiment import Experiment
 
 commands = typer.Typer()
 
@@ -29,11 +31,11 @@ def compare(
 ) -> None:
     """Put runs of one model side by side: a table, and a figure of their speeds and of where the time went."""
     from dipsim.basics import assets
-    from dipsim.basics.files import write
-    from dipsim.figures.compare import save_compare
-    from dipsim.results.compare import Compared, check_comparable, differences, rows, said
-    from dipsim.results.folder import in_words
+    from dipsim.figures.compare import draw_compare
+    from dipsim.results.compare import Compared, check_comparable, differences, rows, said, write_compare
+    from dipsim.results.folder import in_words, tables_of
     from dipsim.results.tables import compare_table
+    from dipsim.study.run import write_run
 
     path = experiment or assets.find("examples", "quickstart")
     devices = {text: assets.find("devices", text).stem for text in things if not Path(text).is_dir()}
@@ -41,20 +43,21 @@ def compare(
     names = _names(folders)
     if experiment is not None and not devices:
         raise InputError(f"--experiment {experiment}: no device to run it on; name one, or leave the option out")
-    read = {folder: _read(folder) for folder, text in zip(folders, things, strict=True) if text not in devices}
-    wanted = {out / name: text for text, name in devices.items()}
-    _run(path, wanted)
-    read |= {folder: _read(folder) for folder in wanted}
-    compared = [Compared(name, *read[folder]) for folder, name in zip(folders, names, strict=True)]
+    known = {folder: _read(folder) for folder, text in zip(folders, things, strict=True) if text not in devices}
+    made = {out / name: _run(path, text) for text, name in devices.items()}
+    known |= {folder: (tables_of(results)[0], _options(resolved)) for folder, (resolved, results) in made.items()}
+    compared = [Compared(name, *known[folder]) for folder, name in zip(folders, names, strict=True)]
     check_comparable(compared)
-    same, differ = differences(compared)
     table = rows(compared)
-    write(out / "compare.csv", table.to_csv(index=False))
-    save_compare(table, f"{in_words(same)}\ndifferent: {said(differ)}", out)
+    same, differ = differences(table)
+    for folder, (resolved, results) in made.items():
+        write_run(resolved, results, folder)
+    write_compare(table, out)
+    draw_compare(out)
     say(f"the same: {in_words(same)}")
     say(f"different: {said(differ)}")
     console().print(compare_table(table))
-    print(f"{out}: compare.csv, compare.png, compare.svg")
+    print(f"{out}: compare.csv, columns.md, compare.png, compare.svg")
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
@@ -68,25 +71,24 @@ def _names(folders: Sequence[Path]) -> list[str]:
     return names if len(set(names)) == len(names) else list(map(str, folders))
 
 
-def _run(path: Path, devices: dict[Path, str]) -> None:
-    """Run an experiment on devices and write a folder for each, as `run` does. Nothing is written if one fails."""
-    from dipsim.study.run import run, write_run
+def _run(path: Path, device: str) -> tuple[Experiment, list[Result]]:
+    """Run an experiment on a device; return it as it was resolved, and what came out."""
+    from dipsim.study.run import run
 
-    found = []
-    for folder, device in devices.items():
-        with progress_bar() as progress, changed(path, {"device": device}, None, None) as experiment:
-            found.append((experiment, run(experiment, progress), folder))
-    for experiment, results, folder in found:
-        write_run(experiment, results, folder)
+    with progress_bar() as progress, changed(path, {"device": device}, None, None) as experiment:
+        return experiment, run(experiment, progress)
 
 
 def _read(folder: Path) -> tuple[list[Run], dict[str, Any]]:
     """The runs of a folder, and what its experiment gives besides defaults. Raises InputError if it is not of a run."""
-    from dipsim.figures.sweep_table import is_sweep
-    from dipsim.results.folder import read_runs
+    from dipsim.results.folder import command_of, read_runs
     from dipsim.study.experiment import Experiment
 
-    if is_sweep(folder):
-        raise InputError(f"{folder}: is a sweep, which says itself what differs; give the output folder of a run")
-    runs = read_runs(folder)
-    return runs, Experiment.load(folder / "experiment.yaml").model_dump(mode="json", exclude_defaults=True)
+    if (command := command_of(folder)) != "run":
+        raise InputError(f"{folder}: comes from `{command}`, not from `run`; give the output folder of a run")
+    return read_runs(folder), _options(Experiment.load(folder / "experiment.yaml"))
+
+
+def _options(experiment: Experiment) -> dict[str, Any]:
+    """What an experiment gives besides defaults."""
+    return experiment.model_dump(mode="json", exclude_defaults=True)

@@ -160,12 +160,19 @@ def _planners(device: Processor) -> list[Planner]:
 @commands.command()
 def plot(folder: Annotated[Path, typer.Argument(help="Output folder of any command that draws.")]) -> None:
     """Draw the figures of an output folder again."""
+    from dipsim.figures.compare import draw_compare
     from dipsim.figures.memory import draw_memory
     from dipsim.figures.run import draw_run
     from dipsim.figures.solve import draw_solve
     from dipsim.figures.sweep import draw_sweep
+    from dipsim.results.folder import command_of
 
-    by_table = {"sweep.csv": draw_sweep, "solve.csv": draw_solve, "memory.csv": draw_memory}
-    draw = next((draw for name, draw in by_table.items() if (folder / name).is_file()), draw_run)
-    for path in draw(folder):
+    draw = {
+        "run": draw_run,
+        "sweep": draw_sweep,
+        "solve": draw_solve,
+        "plan-memory": draw_memory,
+        "compare": draw_compare,
+    }
+    for path in draw[command_of(folder)](folder):
         print(path)

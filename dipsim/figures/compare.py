@@ -12,18 +12,26 @@ from matplotlib.patches import Patch
 
 from dipsim.basics.units import significant, unit_of
 from dipsim.figures.style import STYLE, blank_figure, looks_of, save_figure
+from dipsim.results.compare import PARTS, differences, read_compare, said
+from dipsim.results.folder import in_words
 from dipsim.results.labels import short
 from dipsim.results.quality import rounded
 
 
-def save_compare(table: pd.DataFrame, setting: str, folder: Path) -> list[Path]:
-    """Draw `compare.png` and `.svg` from the rows of a comparison; return the paths written."""
+def draw_compare(folder: Path) -> list[Path]:
+    """Draw `compare.png` and `.svg` into a folder of `compare`; return the paths.
+
+    Raises InputError if its table is missing or damaged.
+    """
+    table = read_compare(folder)
     with style.context(["default", STYLE]):
-        return save_figure(draw_compare(table, setting), folder / "compare")
+        return save_figure(side_by_side(table), folder / "compare")
 
 
-def draw_compare(table: pd.DataFrame, setting: str) -> Figure:
+def side_by_side(table: pd.DataFrame) -> Figure:
     """A group of bars a policy, a bar for each of what is compared: tokens/s, and the parts of a token's time."""
+    same, differ = differences(table)
+    setting = f"{in_words(same)}\ndifferent: {said(differ)}"
     names = list(dict.fromkeys(table["compared"]))
     shades = dict(zip(names, colormaps["viridis"](np.linspace(0.1, 0.8, len(names))), strict=True))
     places, headings = _places(table)
@@ -35,12 +43,12 @@ def draw_compare(table: pd.DataFrame, setting: str) -> Figure:
     speed.bar_label(bars, [_label(*row) for row in zip(*map(table.get, columns), strict=True)], padding=3)
     speed.set_xlim(0, 1.9 * speeds.max())
     speed.set_title("tokens/s (times the first)")
-    waited = [name.removesuffix("_s") for name in map(str, table) if name.endswith("_s") and name != "tokens_per_s"]
-    parts = {name: look for name, look in looks_of(waited).items() if name in waited and table[f"{name}_s"].any()}
-    unit, scale = unit_of(table[[f"{name}_s" for name in parts]].sum(axis=1), "time")
+    waited = [name.removeprefix(PARTS) for name in map(str, table) if name.startswith(PARTS)]
+    parts = {name: look for name, look in looks_of(waited).items() if name in waited and table[PARTS + name].any()}
+    unit, scale = unit_of(table[[PARTS + name for name in parts]].sum(axis=1), "time")
     left = np.zeros(len(table))
     for name, (_, colour, hatch) in parts.items():
-        width = table[f"{name}_s"].to_numpy() / scale
+        width = table[PARTS + name].to_numpy() / scale
         time.barh(places, width, 0.8, left=left, color=colour, hatch=hatch, edgecolor="white", lw=0)
         left += width
     for y, total in zip(places, left, strict=True):

@@ -31,12 +31,16 @@ def draw_solve(folder: Path) -> list[Path]:
 
     Raises InputError if its tables are missing or damaged.
     """
+    with style.context(["default", STYLE]):
+        return save_figure(_figure(*read_solve(folder)), folder / "solve")
+
+
+def read_solve(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Read `samples.csv` and `solve.csv`. Raises InputError if one is missing, or is no such table."""
     samples = read_table(folder / SAMPLES, _SAMPLE)
     wrong = ~samples["dimension"].isin(["", *DIMENSIONS])
     refuse_rows(folder / SAMPLES, wrong, "its dimension is none; ask `solve` again")
-    answers = read_table(folder / ANSWERS, _SAMPLE | {"answer": TEXT})
-    with style.context(["default", STYLE]):
-        return save_figure(_figure(samples, answers), folder / "solve")
+    return samples, read_table(folder / ANSWERS, _SAMPLE | {"answer": TEXT})
 
 
 def _figure(samples: pd.DataFrame, answers: pd.DataFrame) -> Figure:

@@ -53,11 +53,6 @@ STREAMED = {"True": "static weights streamed", "False": "static weights in DRAM"
 THROUGH = {"True": "gaps read through", "False": "gaps left out"}
 
 
-def is_sweep(folder: Path) -> bool:
-    """Whether a folder holds a sweep rather than a run."""
-    return (folder / "sweep.csv").is_file()
-
-
 def read_sweep(path: Path) -> pd.DataFrame:
     """Read the table; add each row's `case` (what varies), `other` (without the trace) and `speedup` over dense.
 

@@ -14,22 +14,23 @@ from pydantic_core import from_json
 
 from dipsim.basics.errors import InputError
 from dipsim.basics.files import check_regular, read_text, write
-from dipsim.figures.sweep_table import is_sweep
-from dipsim.report import parts, run, sweep
+from dipsim.report import parts, run, table
 from dipsim.report.parts import Cell, Section
 from dipsim.results.dictionary import DICTIONARY, flatten
+from dipsim.results.folder import command_of
 
 LARGEST = 5_000_000  # bytes of a page
 
 
 def write_report(folder: Path, out: Path) -> None:
-    """Write the page of a run's or a sweep's folder. Raises InputError, and writes nothing, if it is neither."""
+    """Write the page of an output folder. Raises InputError, and writes nothing, if it is none."""
     write(out, render(folder))
 
 
 def render(folder: Path) -> str:
-    """The page of a run's or a sweep's folder. Raises InputError if it is neither."""
-    page = (sweep if is_sweep(folder) else run).page(folder)
+    """The page of an output folder. Raises InputError if it is none."""
+    command = command_of(folder)
+    page = run.page(folder) if command == "run" else table.page(folder, command)
     sections = [*page.sections, *_origin(folder), Section("dictionary", "What the columns mean", _dictionary(folder))]
     text = {
         name: Path(__file__).with_name(f"page.{name}").read_text(encoding="utf-8") for name in ("css", "js", "html")

@@ -4,16 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from dipsim.basics.errors import InputError
-from dipsim.results.folder import Run
+from dipsim.basics.files import write
+from dipsim.results.csv_table import AMOUNT, POSITIVE, SHARE, SMALLEST, TEXT, Column, read_table, refuse_rows
+from dipsim.results.dictionary import write_columns
+from dipsim.results.folder import Run, clear_results
 from dipsim.results.labels import short
 from dipsim.results.quality import source_of
 
+TABLE = "compare.csv"
+PARTS, SETTING = "parts_s.", "setting."  # what the names of columns begin with
+_OR_NOTHING = Column(float, 0, empty=np.nan)
+_COLUMNS = {
+    **dict.fromkeys(("policy", "compared", "model", "device"), TEXT),
+    **dict.fromkeys(("dram_bytes", "tokens", "tokens_per_s"), POSITIVE),
+    "hit_rate": SHARE,
+    "perplexity": Column(float, SMALLEST, empty=np.nan),
+    **dict.fromkeys(("ratio", "perplexity_standard_error", "energy_j_per_token"), _OR_NOTHING),
+}
 TOLD = ("device", "dram", "layout", "eviction", "timing", "start", "tokens", "policies")  # by the runs themselves
 
 
@@ -66,11 +80,10 @@ def check_comparable(compared: Sequence[Compared]) -> None:
         raise InputError(f"no policy is in all that is compared: {policies}; run them with the same policies")
 
 
-def differences(compared: Sequence[Compared]) -> tuple[dict[str, str], dict[str, list[str]]]:
-    """The settings that all share, and by name those that differ: one value for each, `default` where none is given."""
-    settings = [each.settings for each in compared]
-    names = list(dict.fromkeys(name for each in settings for name in each))
-    values = {name: [each.get(name, "default") for each in settings] for name in names}
+def differences(table: pd.DataFrame) -> tuple[dict[str, str], dict[str, list[str]]]:
+    """From the rows of a comparison the settings that all share, and by name those that differ: one value for each."""
+    each = table.drop_duplicates("compared")
+    values = {name.removeprefix(SETTING): list(each[name]) for name in map(str, each) if name.startswith(SETTING)}
     same = {name: found[0] for name, found in values.items() if len(set(found)) == 1 and name != "trace"}
     return same, {name: found for name, found in values.items() if len(set(found)) > 1}
 
@@ -83,10 +96,12 @@ def said(differ: Mapping[str, Sequence[str]]) -> str:
 def rows(compared: Sequence[Compared]) -> pd.DataFrame:
     """A row for each policy and run of it, policy by policy. `ratio` is the speed over that of the first compared.
 
-    What is not known is NaN. What a token waits for has a column a part, 0 where there is no such part.
+    What is not known is NaN, a setting that is not given `default`. What a token waits for has a column a part, 0 where
+    there is no such part.
     """
     policies = dict.fromkeys(policy for each in compared for policy in each.by_policy)
     parts = dict.fromkeys(part for each in compared for run in each.runs for part in run.parts_s)
+    settings = dict.fromkeys(name for each in compared for name in each.settings)
     found = []
     for policy in policies:
         base = compared[0].by_policy.get(policy)
@@ -103,8 +118,27 @@ def rows(compared: Sequence[Compared]) -> pd.DataFrame:
                     "perplexity_standard_error": run.perplexity_standard_error,
                     "perplexity_source": source_of(run.perplexity),
                     "energy_j_per_token": run.energy_j_per_token,
-                    **{f"{part}_s": run.parts_s.get(part, 0.0) for part in parts},
+                    **{f"{PARTS}{part}": run.parts_s.get(part, 0.0) for part in parts},
+                    **{f"{SETTING}{name}": each.settings.get(name, "default") for name in settings},
                 }
             )
     numbers = dict.fromkeys(("perplexity", "perplexity_standard_error", "energy_j_per_token"), float)
     return pd.DataFrame(found).astype(numbers)
+
+
+def write_compare(table: pd.DataFrame, folder: Path) -> None:
+    """Write the rows of a comparison as `compare.csv`, and what its columns mean."""
+    clear_results(folder)
+    write(folder / TABLE, table.to_csv(index=False))
+    write_columns(folder, [TABLE])
+
+
+def read_compare(folder: Path) -> pd.DataFrame:
+    """Read `compare.csv`. Raises InputError if it is missing, or no such table."""
+    table = read_table(folder / TABLE, _COLUMNS, _further)
+    refuse_rows(folder / TABLE, table.duplicated(["policy", "compared"]), "is there twice")
+    return table
+
+
+def _further(name: str) -> Column | None:
+    return AMOUNT if name.startswith(PARTS) else TEXT if name.startswith(SETTING) else None

@@ -62,6 +62,10 @@ _PRICE = (
     Entry("perplexity_source", "text", "Whether the perplexity was measured, or `not measured`.", "section 8"),
     Entry("perplexity_standard_error", "perplexity", "That of the difference to the dense model.", "eq. 8.4"),
 )
+_WAITED = (
+    Entry("parts_s.wait", "s", "Of a token's mean time, what it stood in queues.", "eq. 6.28"),
+    Entry("parts_s.*", "s", "Of a token's mean time, what it waited for this resource.", "eq. 6.27"),
+)
 _FATES = {
     "useful": "Guesses that were there in time; they count as hits.",
     "late": "Guesses that were waited for; they count as hits.",
@@ -150,8 +154,7 @@ DICTIONARY: dict[str, tuple[Entry, ...]] = {
         Entry("latency_s.mean", "s", "The mean time of a token.", "1 / tokens_per_s of one stream"),
         Entry("latency_s.p*", "s", "The time that 50, 95 or 99 % of the tokens do not exceed."),
         _TTFT,
-        Entry("parts_s.wait", "s", "Of a token's mean time, what it stood in queues.", "eq. 6.28"),
-        Entry("parts_s.*", "s", "Of a token's mean time, what it waited for this resource.", "eq. 6.27"),
+        *_WAITED,
         _HITS,
         Entry("hit_rate_mean_of_matrices", "share", "The mean over tokens and matrices of each hit rate.", "eq. 4.12"),
         Entry("hit_rate_with_prompt", "share", "The hit rate with the tokens that are not counted.", "eq. 10.10"),
@@ -296,6 +299,21 @@ DICTIONARY: dict[str, tuple[Entry, ...]] = {
         Entry("latency_s", "s", "The mean time of a token."),
         _HITS,
         *_PRICE[:2],
+    ),
+    "compare.csv": (
+        _POLICY,
+        Entry("compared", "text", "What is compared, by the name of its folder or device file."),
+        _MODEL,
+        _DEVICE,
+        _DRAM,
+        Entry("tokens", "number", "Tokens that are counted."),
+        _SPEED,
+        Entry("ratio", "ratio", "The speed over that of the first compared, of the same policy."),
+        _HITS,
+        *_PRICE,
+        _ENERGY,
+        *_WAITED,
+        Entry("setting.*", "text", "An option of the run; `default` where its experiment gives none."),
     ),
 }
 

@@ -29,16 +29,22 @@ from dipsim.results.csv_table import (
     read_table,
     refuse_rows,
 )
-from dipsim.results.dictionary import write_columns
+from dipsim.results.dictionary import COLUMNS, write_columns
 from dipsim.results.labels import short, wrapped
 from dipsim.results.quality import rounded
 from dipsim.results.result import Result, shown_token
 from dipsim.results.table_files import write_table
 from dipsim.timing.timeline import BREAKDOWN
 
-FIGURES = ("latency", "policies", "hit_rate_by_layer", "token_gantt", "experts_by_layer", "memory", "solve")
 EXPERTS = "experts.csv"  # in the folder of a model that has experts
-MEMORY, SPLITS = "memory.csv", "splits.csv"  # in that of plan-memory
+COMMANDS = {  # which command wrote a folder, by the table that has its answers
+    "sweep.csv": "sweep",
+    "solve.csv": "solve",
+    "splits.csv": "plan-memory",
+    "compare.csv": "compare",
+    "summary.json": "run",
+}
+OTHERS = ("samples.csv", "memory.csv", "timeline.json", "replay.csv", COLUMNS, "provenance.json", "report.html")
 TABLES: dict[str, dict[str, Column]] = {  # the columns that are read back
     "tokens.csv": {"policy": TEXT, "token": NATURAL, "latency_s": AMOUNT} | {f"{part}_s": AMOUNT for part in BREAKDOWN},
     "layers.csv": {"policy": TEXT, "layer": NATURAL, "hit_rate": SHARE},
@@ -49,15 +55,23 @@ TABLES: dict[str, dict[str, Column]] = {  # the columns that are read back
 COUNTED = {"tokens.csv": "token", "layers.csv": "layer", EXPERTS: "expert"}  # what counts from 0 within a policy
 
 
-def clear_results(out: Path) -> None:
-    """Remove what an earlier run left in a folder, and this one may not replace: all but the tables."""
-    remove_temporary(out)
-    drawn = [f"{name}.{kind}" for name in FIGURES for kind in ("png", "svg")]
-    others = ["summary.json", "timeline.json", "replay.csv", "report.html", EXPERTS, "experts.parquet", MEMORY, SPLITS]
-    others += ["solve.csv", "samples.csv"]  # `plot` and `report` go by what is there
-    for name in (*others, *drawn):
-        if (out / name).is_file():
-            (out / name).unlink()
+def command_of(folder: Path) -> str:
+    """The command that wrote an output folder; `run` where nothing tells."""
+    return next((command for table, command in COMMANDS.items() if (folder / table).is_file()), "run")
+
+
+def clear_results(folder: Path) -> None:
+    """Remove what an earlier command found, but not the points of a sweep, from which its table can be made again.
+
+    So a folder never has one experiment beside the answers of another. A figure is there in two formats.
+    """
+    remove_temporary(folder)
+    figures = [file for file in folder.glob("*.svg") if file.with_suffix(".png").is_file()]
+    tables = [folder / name for name in (*COMMANDS, *TABLES, *OTHERS)]
+    for file in (*figures, *tables):
+        for each in (file, file.with_suffix(".png" if file in figures else ".parquet")):
+            if each.is_file():
+                each.unlink(missing_ok=True)
 
 
 def write_tables(results: Sequence[Result], out: Path, timeline: bool = False, parquet: bool = False) -> None:

@@ -13,10 +13,10 @@ from dipsim.basics.files import write
 from dipsim.basics.units import show, significant
 from dipsim.results.csv_table import AMOUNT, POSITIVE, SMALLEST, TEXT, Column, read_table
 from dipsim.results.dictionary import write_columns
-from dipsim.results.folder import MEMORY, SPLITS
 from dipsim.results.quality import rounded, source_of
 from dipsim.results.result import Result
 
+MEMORY, SPLITS = "memory.csv", "splits.csv"
 _OR_NOTHING = Column(float, 0, empty=np.nan)
 _MEMORY = {
     **dict.fromkeys(("policy", "part"), TEXT),

@@ -20,7 +20,8 @@ from dipsim.basics import assets
 from dipsim.basics.files import remove_temporary, write
 from dipsim.basics.progress import Progress, silent
 from dipsim.planning.planner import CpuPlanner, Planner
-from dipsim.results.dictionary import COLUMNS, write_columns
+from dipsim.results.dictionary import write_columns
+from dipsim.results.folder import clear_results, command_of
 from dipsim.results.provenance import write_experiment, write_origin
 from dipsim.results.quality import source_of
 from dipsim.results.table_files import write_table
@@ -53,8 +54,8 @@ def sweep(
     """
     wanted = points(experiment, where)
     rows = finished(wanted, folder)
-    if len(rows) < len(wanted):
-        _remove_table(folder)
+    if len(rows) < len(wanted) or command_of(folder) != "sweep":
+        clear_results(folder)
     write_experiment(folder, experiment.resolved(folder))
     rows = complete(wanted, rows, folder, workers=workers, dask=dask, planners=planners, progress=progress)
     table = pd.DataFrame([line(point, rows[point.key]) for point in wanted])
@@ -99,20 +100,6 @@ def complete(
         progress(what, len(rows), len(wanted))
     rmtree(folder / LAYERS, ignore_errors=True)
     return rows
-
-
-def _remove_table(folder: Path) -> None:
-    """Remove what an earlier sweep found in the folder, but not its points, from which it can be made again.
-
-    So a folder never has one sweep's experiment beside another's table. A figure is there in two formats.
-    """
-    if not folder.is_dir():
-        return
-    figures = [file for file in folder.glob("*.svg") if file.with_suffix(".png").exists()]
-    for file in (*figures, *(figure.with_suffix(".png") for figure in figures)):
-        file.unlink()
-    for name in ("sweep.csv", "sweep.parquet", COLUMNS, "provenance.json", "report.html"):
-        (folder / name).unlink(missing_ok=True)
 
 
 def _path(folder: Path, key: str) -> Path:

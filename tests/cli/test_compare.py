@@ -35,7 +35,7 @@ def test_devices_run_and_are_compared(here, cli_run, monkeypatch):
         summaries = json.loads((here / f"both/{name}/summary.json").read_text())
         mine = table[table["compared"] == name]
         assert mine["tokens_per_s"].tolist() == [each["tokens_per_s"] for each in summaries]
-        assert mine["dram_s"].tolist() == [each["parts_s"]["dram"] for each in summaries]
+        assert mine["parts_s.dram"].tolist() == [each["parts_s"]["dram"] for each in summaries]
         assert {each["model"] for each in summaries} == set(mine["model"]) == {"tiny"}
     assert (table["ratio"][table["compared"] == "fast"] > 1).all()
     assert out.count("not measured") == 6
@@ -76,7 +76,7 @@ def test_folders_are_compared_as_they_are(here, cli_run):
         (["slow.yaml", "./slow.yaml"], "results/compare/slow is there twice"),
         (["slow.yaml", "nowhere"], "nowhere: no such device"),
         (["slow.yaml", "no/where"], "no/where: no such file"),
-        (["slow.yaml", "grid"], "grid: is a sweep"),
+        (["slow.yaml", "grid"], "grid: comes from `sweep`, not from `run`; give"),
         (["grid", "empty", "--experiment", "exp.yaml"], "--experiment exp.yaml: no device to run it on"),
         (["empty", "grid"], "empty: no summary.json; run `python -m dipsim run --out empty` first"),
         (["slow.yaml", "exp.yaml", "--experiment", "exp.yaml"], "exp.yaml: name: is required"),

@@ -7,7 +7,7 @@ import pytest
 from matplotlib.patches import Rectangle
 
 from dipsim.basics.errors import InputError
-from dipsim.figures.compare import draw_compare
+from dipsim.figures.compare import side_by_side
 from dipsim.results.compare import Compared, check_comparable, differences, rows, said
 from dipsim.results.folder import Run, in_words
 
@@ -39,7 +39,7 @@ TWO = (
 
 def test_what_differs_and_what_is_the_same() -> None:
     other = compared("b", run("dense", 2.0, dram_bytes=5e8, eviction="lru"), cache={"size": "1 GB"}, prompt=100)
-    same, differ = differences([compared("a", run("dense", 1.0)), other])
+    same, differ = differences(rows([compared("a", run("dense", 1.0)), other]))
     assert in_words(same) == "tiny · phone · layout columns · timing serial · start warm · 1,500 tokens"
     assert said(differ) == (
         "DRAM 64 MB / 500 MB · eviction lfu / lru · cache.size default / 1 GB · prompt default / 100"
@@ -47,15 +47,14 @@ def test_what_differs_and_what_is_the_same() -> None:
 
 
 def test_what_is_the_same_but_no_default_is_told_too() -> None:
-    same, differ = differences([compared(name, run("dense", 1.0, tokens=1), prompt=100) for name in "ab"])
+    same, differ = differences(rows([compared(name, run("dense", 1.0, tokens=1), prompt=100) for name in "ab"]))
     assert in_words(same).endswith("start warm · prompt 100 · 1 token")
     assert said(differ) == "nothing but the folders"
 
 
 def test_traces_are_told_where_they_differ() -> None:
-    _, differ = differences(
-        [compared("a", run("dense", 1.0)), compared("b", run("dense", 1.0), trace="./its/own.yaml")]
-    )
+    other = compared("b", run("dense", 1.0), trace="./its/own.yaml")
+    _, differ = differences(rows([compared("a", run("dense", 1.0)), other]))
     assert differ == {"trace": ["tiny", "own.yaml"]}
 
 
@@ -67,7 +66,7 @@ def test_rows_are_policy_by_policy_and_over_the_first() -> None:
     assert np.isnan(table["ratio"].iloc[3])  # the first has no dip
     assert table["perplexity"].tolist()[:3] == [16.8, 16.8, 17.5]
     assert table["perplexity_source"].tolist() == ["measured"] * 3 + ["not measured"]
-    assert table["flash_s"].tolist() == [0.0375, 0.015, 0.01875, 0.009375]
+    assert table["parts_s.flash"].tolist() == [0.0375, 0.015, 0.01875, 0.009375]
     assert table["energy_j_per_token"].dropna().tolist() == [0.5]
 
 
@@ -86,7 +85,11 @@ def test_what_does_not_compare_is_said(second: Compared, complaint: str) -> None
 
 def test_every_bar_says_its_speed_its_price_and_where_the_time_went() -> None:
     check_comparable(TWO)
-    figure = draw_compare(rows(TWO), "tiny")
+    figure = side_by_side(rows(TWO))
+    assert figure.texts[1].get_text() == (
+        "tiny · DRAM 64 MB · layout columns · eviction lfu · timing serial · start warm · 1,500 tokens\n"
+        "different: device phone / other"
+    )
     speed, time = figure.axes
     bars = [patch.get_width() for patch in speed.patches if isinstance(patch, Rectangle)]
     assert bars == [20.0, 50.0, 40.0, 80.0]
@@ -105,9 +108,7 @@ def test_every_bar_says_its_speed_its_price_and_where_the_time_went() -> None:
 
 
 def test_tokens_that_waited_for_nothing_that_is_told_have_no_bars() -> None:
-    figure = draw_compare(
-        rows([compared("a", run("dense", 20.0, parts_s={})), compared("b", run("dense", 30.0))]), "tiny"
-    )
+    figure = side_by_side(rows([compared("a", run("dense", 20.0, parts_s={})), compared("b", run("dense", 30.0))]))
     assert [text.get_text() for text in figure.axes[1].texts] == ["0", "33.3"]
-    bare = draw_compare(rows([compared(name, run("dense", 20.0, parts_s={})) for name in "ab"]), "tiny")
+    bare = side_by_side(rows([compared(name, run("dense", 20.0, parts_s={})) for name in "ab"]))
     assert not bare.axes[1].patches

@@ -13,6 +13,7 @@ import numpy as np
 import tiny
 import tiny_mixture
 import yaml
+from answered import write_answers
 from fuzz.mutations import (
     damage_bytes,
     damage_rows,
@@ -25,14 +26,19 @@ from safetensors.numpy import save_file
 
 from dipsim.basics import assets, units
 from dipsim.basics.errors import InputError
+from dipsim.figures.compare import draw_compare
 from dipsim.figures.gains import gains, map_axes
+from dipsim.figures.memory import draw_memory
 from dipsim.figures.run import draw_run
+from dipsim.figures.solve import draw_solve, read_solve
 from dipsim.figures.sweep import draw_sweep
 from dipsim.figures.sweep_table import WITHOUT, read_sweep
 from dipsim.planning.learn import learn_layout
 from dipsim.report.page import render
+from dipsim.results.compare import read_compare
 from dipsim.results.folder import read_experts, read_tables
 from dipsim.results.quality import Measured, read_quality, write_quality
+from dipsim.results.split import read_split
 from dipsim.sparsity.calibrated import BASES, NESTED, Calibrated, Origin
 from dipsim.sparsity.plugins import load_policy
 from dipsim.storage.layouts import load_layout
@@ -273,14 +279,14 @@ def _write_precision(path: Path) -> None:
 
 def _table_readers(base: Path) -> list[Reader]:
     dense, mixed = _dense(base), _mixed(base)
-    rows = [
+    measured = [
         Measured(
             *("dip", json.dumps({"keep": keep}), 0.5, "lfu", 10, 8, 20.0, 0.1, 0.5, 0.5, "paper", "serial"),
             *(9.0, "t", "tiny"),
         )
         for keep in (0.5, 0.6)
     ]  # fmt: skip
-    write_quality(rows, base / "dense.quality.csv")
+    write_quality(measured, base / "dense.quality.csv")
     quality = _rows(base / "dense.quality.csv")
     (base / "dense.quality.csv").unlink()
 
@@ -288,15 +294,9 @@ def _table_readers(base: Path) -> list[Reader]:
     data = {"trace": str(mixed), "device": "paper", "policies": ["experts", {"fewer-experts": {"experts": 1}}]}
     experiment = Experiment.model_validate({**data, "dram": {"mlp_fraction": 0.5}})
     write_run(experiment, run(experiment), folder)
-    names = ("tokens.csv", "layers.csv", "spans.csv", "experts.csv")
-    damages = {name: _rows(folder / name) for name in names}
+    damages = {name: _rows(folder / name) for name in ("tokens.csv", "layers.csv", "spans.csv", "experts.csv")}
     damages["summary.json"] = _tree([json.loads((folder / "summary.json").read_text())], json_bytes)
-
-    places = [(name, index) for name, each in damages.items() for index in range(len(each.sound))]
-    damaged = Damage(
-        tuple(name.encode() + b"\n" + damages[name].sound[index] for name, index in places),
-        lambda index, rng: places[index][0].encode() + b"\n" + damages[places[index][0]](rng),
-    )
+    damaged = _one_of(damages)
 
     data = {"trace": str(dense), "device": "paper", "policies": ["dense", {"dip": {"keep": 0.5}}], "tokens": 4}
     grid = {"dram": [{"mlp_fraction": 0.2}, {"mlp_fraction": 0.6}], "flash.read_bandwidth": ["1 GB/s", "2 GB/s"]}
@@ -326,14 +326,34 @@ def _table_readers(base: Path) -> list[Reader]:
     any_sweep = _rows(*sweeps)
     return [
         Reader("quality table", "q.quality.csv", quality, _read_quality(dense)),
-        Reader("folder of a run", "damaged", damaged, _read_run(folder, _tables)),
+        *_answer_readers(base),
+        Reader("folder of a run", "damaged", damaged, _read_in(folder, _tables)),
         Reader("table of a sweep", "sweep.csv", any_sweep, _read_sweep),
-        Reader("figures of a run", "damaged", damaged, _read_run(folder, draw_run), costly=True),
-        Reader("page of a run", "damaged", damaged, _read_run(folder, render), costly=True),
+        Reader("figures of a run", "damaged", damaged, _read_in(folder, draw_run), costly=True),
+        Reader("page of a run", "damaged", damaged, _read_in(folder, render), costly=True),
         Reader("page of a sweep", "sweep.csv", any_sweep, lambda path: render(path.parent), costly=True),
         Reader("figures of a sweep", "sweep.csv", any_sweep, lambda path: draw_sweep(path.parent), costly=True),
         Reader("kept point", "point.json", kept, resume),
     ]
+
+
+def _answer_readers(base: Path) -> list[Reader]:
+    """Of the folders of `solve`, `plan-memory` and `compare`: their tables, and their figures and pages."""
+    folders = write_answers(_dense(base), base)
+    readers = []
+    for command, read, draw in (
+        ("solve", read_solve, draw_solve),
+        ("plan-memory", read_split, draw_memory),
+        ("compare", read_compare, draw_compare),
+    ):
+        folder = folders[command]
+        damaged = _one_of({table.name: _rows(table) for table in sorted(folder.glob("*.csv"))})
+        readers += [
+            Reader(f"folder of {command}", "damaged", damaged, _read_in(folder, read)),
+            Reader(f"figures of {command}", "damaged", damaged, _read_in(folder, draw), costly=True),
+            Reader(f"page of {command}", "damaged", damaged, _read_in(folder, render), costly=True),
+        ]
+    return readers
 
 
 def _import_readers() -> list[Reader]:
@@ -436,11 +456,20 @@ def _tables(folder: Path) -> None:
     read_experts(folder, runs)
 
 
-def _read_run(sound: Path, use: Callable[[Path], object]) -> Callable[[Path], object]:
-    """Uses the folder of a run of which one table is damaged: the first line says which."""
+def _one_of(damages: dict[str, Damage]) -> Damage:
+    """Damages one of the files of a folder; the first line says which."""
+    names = list(damages)
+    return Damage(
+        tuple(name.encode() + b"\n" + damages[name].sound[0] for name in names),
+        lambda index, rng: names[index].encode() + b"\n" + damages[names[index]](rng),
+    )
+
+
+def _read_in(sound: Path, use: Callable[[Path], object]) -> Callable[[Path], object]:
+    """Uses a folder of which one file is damaged."""
 
     def read(path: Path) -> None:
-        folder = path.parent / "run"
+        folder = path.parent / sound.name
         if not folder.exists():
             shutil.copytree(sound, folder)
         name, _, content = path.read_bytes().partition(b"\n")

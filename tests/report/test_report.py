@@ -9,9 +9,11 @@ from html.parser import HTMLParser
 import pandas as pd
 import pytest
 import yaml
+from answered import write_answers
 
 from dipsim.basics.errors import InputError
-from dipsim.report import page, parts, run, sweep
+from dipsim.report import page, parts, run
+from dipsim.report import table as table_of
 from dipsim.report.page import render
 from dipsim.study.experiment import Experiment
 from dipsim.study.run import run as run_experiment
@@ -254,10 +256,37 @@ def test_a_sweep_shows_what_varies_and_names_the_rest_once(grid):
 
 
 def test_a_sweep_too_large_for_a_page_is_cut_and_says_so(grid, monkeypatch):
-    monkeypatch.setattr(sweep, "MOST_BYTES", 400)
+    monkeypatch.setattr(table_of, "MOST_BYTES", 400)
     walked = Walker(render(grid))
     assert len(walked.tables[0]) - 1 == 2
-    assert "The first 2 of 4 points." in walked.raw["text"]
+    assert "The first 2 of 4 rows." in walked.raw["text"]
+
+
+@pytest.mark.parametrize(
+    ("command", "said", "first", "behind"),
+    [
+        (
+            "solve",
+            "The flash.read_bandwidth for 1000 tokens/s",
+            ["case", "answer", "found", "perplexity"],
+            "samples.csv",
+        ),
+        ("plan-memory", "The DRAM split evenly", ["policy", "split", "latency", "perplexity"], "memory.csv"),
+        ("compare", "Side by side", ["policy", "compared", "tokens/s", "ratio", "perplexity"], None),
+    ],
+)
+def test_every_answer_is_a_page(tmp_path, tiny_trace, command, said, first, behind):
+    folder = write_answers(tiny_trace(tokens=10).path, tmp_path)[command]
+    walked = Walker(render(folder))
+    assert "tiny on paper" in walked.raw["text"]
+    assert any(text.startswith(said) for text in walked.raw["text"])
+    answers = walked.tables[0]
+    assert answers[0][: len(first)] == first
+    assert {row[first.index("perplexity")] for row in answers[1:]} == {"not measured"}
+    assert len(answers) - 1 == len(pd.read_csv(folder / table_of.COMMANDS[command].table))
+    tables = [len(pd.read_csv(folder / behind)) + 1] if behind else []
+    assert [len(table) for table in walked.tables[1 : 1 + len(tables)]] == tables
+    assert walked.tables[1 + len(tables)][0] == ["quantity", "value", "meaning"]
 
 
 def test_a_price_that_is_empty_was_not_measured(grid):

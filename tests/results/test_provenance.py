@@ -6,7 +6,7 @@ import simpy
 import yaml
 
 import dipsim
-from dipsim.results.folder import FIGURES, clear_results
+from dipsim.results.folder import COMMANDS, OTHERS, TABLES, clear_results, command_of
 from dipsim.results.provenance import write_origin
 
 
@@ -21,10 +21,19 @@ def test_a_folder_says_where_its_results_come_from(tmp_path):
     assert (found["dipsim"], found["note"]) == (dipsim.__version__, [1])
 
 
-def test_what_an_earlier_run_left_is_removed_and_nothing_else(tmp_path):
-    stale = ("summary.json", "timeline.json", "report.html", *(f"{name}.svg" for name in FIGURES))
-    for name in (*stale, "notes.txt", "sweep.csv"):
+def test_what_an_earlier_command_left_is_removed_and_nothing_else(tmp_path):
+    stale = (*COMMANDS, *TABLES, *OTHERS, "sweep.parquet", "experts.parquet", "speed.svg", "speed.png")
+    mine = ("notes.txt", "drawn.svg", "photo.png", "experiment.yaml")
+    for name in (*stale, *mine, "points"):
         (tmp_path / name).write_text("old")
     clear_results(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt", "sweep.csv"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted((*mine, "points"))
     clear_results(tmp_path / "nowhere")
+
+
+def test_a_folder_is_known_by_the_table_with_its_answers(tmp_path):
+    assert command_of(tmp_path / "nowhere") == command_of(tmp_path) == "run"
+    for name in reversed(("sweep.csv", "solve.csv", "splits.csv", "compare.csv", "summary.json")):
+        (tmp_path / name).write_text("")
+        assert command_of(tmp_path) == COMMANDS[name]
+    assert command_of(tmp_path) == "sweep"
