@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ import yaml
 from dipsim.basics.errors import InputError, is_plain, one_line, quoted
 from dipsim.basics.limits import check_memory
 
+SETTINGS = {"policies": "an experiment", "trace": "an experiment", "flash": "a device", "model": "a recipe"}  # by a key
+OTHERS = {".safetensors": "a trace", ".py": "a policy"}  # by the suffix
 LARGEST_YAML = 1_000_000  # bytes
 DEEPEST_YAML = 30  # levels of lists and mappings
 LARGEST_NUMBER = 10**100  # of a whole one: what has thousands of digits cannot even be written out
@@ -173,6 +175,21 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         kind = "empty" if data is None else f"a {type(data).__name__}"
         raise InputError(f"{path}: is {kind}; a mapping of `key: value` lines is expected")
+    return data
+
+
+def kind_of(data: Mapping[str, Any]) -> str | None:
+    """Which settings these are, by a key that no others have; None where nothing tells."""
+    return next((kind for key, kind in SETTINGS.items() if key in data), None)
+
+
+def read_settings(path: Path, kind: str) -> dict[str, Any]:
+    """Read a YAML file of one kind of settings. Raises InputError for anything that is not one plain mapping, and for
+    a file that is of another kind, which is named.
+    """
+    data: dict[str, Any] = {} if (found := OTHERS.get(path.suffix)) and path.is_file() else read_yaml(path)
+    if (found := found or kind_of(data)) not in (kind, None):
+        raise InputError(f"{path}: is {found}, not {kind}; give the path of {kind}")
     return data
 
 

@@ -127,7 +127,7 @@ def check(
 
 def _check(file: Path) -> str:
     """What a file is. Raises InputError with all that is wrong with it."""
-    from dipsim.basics.files import check_regular, read_yaml
+    from dipsim.basics.files import check_regular, kind_of, read_yaml
     from dipsim.sparsity.calibrated import SUFFIX as CALIBRATION
     from dipsim.sparsity.calibrated import Calibrated
     from dipsim.sparsity.plugins import load_plugin
@@ -154,9 +154,9 @@ def _check(file: Path) -> str:
     elif file.suffix == ".py":
         plugin = load_plugin(file)
         found = f"a {'policy' if isinstance(plugin, Policy) else 'prefetcher'}: {plugin.label}"
-    elif "policies" in (data := read_yaml(file)) or "trace" in data:
+    elif (kind := kind_of(data := read_yaml(file))) == "an experiment":
         found = _check_experiment(file, data)
-    elif "model" in data:
+    elif kind == "a recipe":
         trace = Trace.open(file)
         trace.layer(trace.layers[0], 1)
         found = f"a recipe: {trace.tokens} tokens of {trace.shape.name}"

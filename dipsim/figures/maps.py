@@ -25,12 +25,13 @@ from dipsim.results.quality import NOT_MEASURED
 
 LEAST = 1.05  # the colours reach this ratio at least
 UNKNOWN: dict[str, Any] = {"fill": False, "hatch": "////", "lw": 0}
+FEW = 5  # cells along an axis, through which lines would say more than was simulated
 FEWEST = 3  # ticks of a colour bar
 LEVELS = np.outer(10.0 ** np.arange(-4, 6), (1, 1.5, 2, 3, 5, 7)).ravel()  # of iso-lines
 
 
 def draw_maps(rows: pd.DataFrame, value: str, title: str) -> Figure:
-    """A map DRAM x Flash for each policy, in one scale: speeds with iso-lines, ratios with their figures."""
+    """A map DRAM x Flash for each policy, in one scale: speeds with iso-lines, ratios and small maps with figures."""
     policies = list(dict.fromkeys(rows["policy"]))
     columns = min(3, len(policies))
     height = math.ceil(len(policies) / columns)
@@ -45,7 +46,7 @@ def draw_maps(rows: pd.DataFrame, value: str, title: str) -> Figure:
         mine = rows[rows["policy"] == policy]
         cells = mine.pivot_table(index=DRAM, columns=FLASH, values=value)
         image = axes.imshow(cells, norm=norm, cmap="viridis", origin="lower", aspect="auto")
-        if value == "speedup":
+        if value == "speedup" or min(cells.shape) < FEW:
             write_values(axes, cells.to_numpy(), image)
         else:
             _isolines(axes, cells.to_numpy())
@@ -69,7 +70,7 @@ def draw_maps(rows: pd.DataFrame, value: str, title: str) -> Figure:
 
 def _isolines(axes: Axes, cells: Floats) -> None:
     levels = LEVELS[(np.nanmin(cells) < LEVELS) & (np.nanmax(cells) > LEVELS)]
-    if not levels.size or min(cells.shape) < 2:
+    if not levels.size:
         return
     lines = axes.contour(np.log(cells), levels=np.log(levels), colors="white", linewidths=1.4, linestyles="solid")
     lines.set_path_effects([withStroke(linewidth=2.6, foreground="black")])

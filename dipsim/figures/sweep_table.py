@@ -75,6 +75,7 @@ def read_sweep(path: Path) -> pd.DataFrame:
     said = table.assign(tokens=table["tokens"].map("{:,.0f} tokens".format))
     for name in (*hardware, *SETTINGS):
         said[name] = f"{name} " + table[name].astype(str)
+    said.loc[table[CLIFF].isna(), "scope"] = ""  # without experts it means nothing
     for of, (switch, off) in WITHOUT.items():
         if switch in table:  # without it, its options mean nothing
             said.loc[table[switch] == off, [name for name in hardware if is_own(name, of) and name != switch]] = ""

@@ -29,7 +29,7 @@ class Budget:
     cache_bytes: float
     capacities: tuple[int | tuple[int, ...], ...]  # columns of each group in every layer, or in each; experts likewise
     unused_bytes: float
-    buffer_bytes: float = 0.0  # for guesses
+    buffer_bytes: float  # for guesses
 
     def in_layers(self, layers: int) -> list[tuple[int, ...]]:
         """The capacity of each group in each of so many layers."""

@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field, PlainSerializer, StrictBool, WithJs
 from dipsim.basics import assets
 from dipsim.basics.errors import InputError, collected, named
 from dipsim.basics.fields import Count, Natural, Strict, parse
-from dipsim.basics.files import read_yaml
+from dipsim.basics.files import read_settings
 from dipsim.basics.units import Size, show
 from dipsim.basics.units import parse as parse_quantity
 from dipsim.basics.units import write as write_quantity
@@ -221,7 +221,7 @@ class Experiment(Options):
 
         Raises InputError naming file, field and fix.
         """
-        read = parse(cls, read_yaml(path), path).resolved()
+        read = parse(cls, read_settings(path, "an experiment"), path).resolved()
         with named(path):
             return parse(cls, moved(read, seen_from(path.parent)), "")
 

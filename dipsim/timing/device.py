@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from dipsim.basics import assets
 from dipsim.basics.errors import InputError
 from dipsim.basics.fields import Fraction, Strict, parse
-from dipsim.basics.files import read_yaml
+from dipsim.basics.files import read_settings
 from dipsim.basics.units import Bandwidth, EnergyPerByte, EnergyPerOperation, Rate, Size, Throughput, Time
 from dipsim.storage.flash import Flash
 
@@ -222,7 +222,7 @@ class Device(Strict):
     def load(cls, name_or_path: str | Path) -> Device:
         """Load a shipped device by name, or a YAML file by path. Raises InputError naming file, field and fix."""
         path = assets.find("devices", name_or_path)
-        return parse(cls, read_yaml(path), path)
+        return parse(cls, read_settings(path, "a device"), path)
 
     def hot(self) -> Device:
         """The device once it is hot. Raises InputError if the file does not say how fast it then is."""

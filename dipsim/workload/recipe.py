@@ -22,7 +22,7 @@ import yaml
 from pydantic import Field, NonNegativeInt, model_validator
 
 from dipsim.basics.fields import Count, Natural, Strict, parse
-from dipsim.basics.files import read_yaml, write
+from dipsim.basics.files import read_settings, write
 from dipsim.workload.shape import ModelShape
 
 Tail = Annotated[float, Field(ge=0, lt=0.5)]  # of a finite variance
@@ -114,7 +114,7 @@ class Recipe(Strict):
     @classmethod
     def load(cls, path: Path) -> Recipe:
         """Read a recipe file. Raises InputError naming file, field and fix."""
-        return parse(cls, read_yaml(path), path)
+        return parse(cls, read_settings(path, "a recipe"), path)
 
     def write(self, path: Path) -> None:
         """Write the recipe, a line for each signal or router. Raises InputError if `path` cannot be written."""

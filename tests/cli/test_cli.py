@@ -272,7 +272,7 @@ BAD = [
     (["run", "exp.yaml", "--set", "dip.keep"], "--set dip.keep: write"),
     (["run", "exp.yaml", "--set", "dip.keep=[1"], "--set dip.keep=[1"),
     (["run", "exp.yaml", "--trace", "./own.yaml"], "own.yaml"),
-    (["run", "exp.yaml", "--device", "./exp.yaml"], "exp.yaml: name: is required"),
+    (["run", "exp.yaml", "--device", "./exp.yaml"], "exp.yaml: is an experiment, not a device"),
     (["run", "exp.yaml", "--out", "exp.yaml/below"], "cannot be written"),
     (["run", "exp.yaml", "--nope"], "No such option: --nope"),
     (["fly"], "No such command 'fly'"),
@@ -288,6 +288,10 @@ BAD = [
     (["run", "exp.yaml", "--set", "dip.keep=5e-324"], "policy dip: keep: 5e-324 would need p_glu"),
     (["run", "exp.yaml", "--trace", "x" * 300], "no such trace"),
     (["check", "nan.yaml"], "nan.yaml: flash.read_bandwidth"),
+    (["run", "other.yaml"], "other.yaml: is a device, not an experiment; give the path of an experiment"),
+    (["run", "tiny.safetensors"], "tiny.safetensors: is a trace, not an experiment"),
+    (["run", "--device", "exp.yaml"], "command line: device: exp.yaml: is an experiment, not a device"),
+    (["run", "exp.yaml", "--trace", "other.yaml"], "command line: trace: other.yaml: is a device, not a recipe"),
     (["check", "cut.safetensors"], "cut.safetensors: not a readable safetensors file"),
     (["plot", "nowhere"], "nowhere"),
     (["report", "nowhere"], "nowhere: no summary.json; run `python -m dipsim run --out nowhere` first"),
@@ -308,6 +312,7 @@ def test_bad_input_is_one_line(here, cli_run, arguments, complaint):
     (here / "tag.yaml").write_text("a: !!python/name:os.system")
     (here / "date.yaml").write_text("a: !!int abc")
     exp = (here / "exp.yaml").read_text()
+    (here / "other.yaml").write_text("flash: {read_bandwidth: 1 GB/s}")
     (here / "belady.yaml").write_text(exp.replace("- dip", "- dip-ca") + "eviction: belady")
     (here / "long.yaml").write_text(exp + "tokens: 9999")
     (here / "nan.yaml").write_text(

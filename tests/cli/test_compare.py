@@ -79,7 +79,7 @@ def test_folders_are_compared_as_they_are(here, cli_run):
         (["slow.yaml", "grid"], "grid: comes from `sweep`, not from `run`; give"),
         (["grid", "empty", "--experiment", "exp.yaml"], "--experiment exp.yaml: no device to run it on"),
         (["empty", "grid"], "empty: no summary.json; run `python -m dipsim run --out empty` first"),
-        (["slow.yaml", "exp.yaml", "--experiment", "exp.yaml"], "exp.yaml: name: is required"),
+        (["slow.yaml", "exp.yaml", "--experiment", "exp.yaml"], "exp.yaml: is an experiment, not a device"),
     ],
 )
 def test_what_cannot_be_compared_is_one_line(here, cli_run, arguments, complaint):

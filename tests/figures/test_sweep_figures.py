@@ -154,7 +154,7 @@ def test_devices_are_categories(sweep, drawn):
     assert list(figures) == ["policies"]
     speed, _, prices = figures["policies"].axes
     assert labels(speed.get_yticklabels()) == ["slow · dense", "slow · dip", "fast · dense", "fast · dip"]
-    fixed = "m (t) · layout columns · start warm · eviction lru · scope layer · timing serial · 64 tokens"
+    fixed = "m (t) · layout columns · start warm · eviction lru · timing serial · 64 tokens"
     assert said(figures["policies"])[1] == fixed
     assert [text.get_text() for text in prices.texts] == ["10.00", "11.00 ± 0.25"] * 2
     assert prices.get_xlim() == pytest.approx((10 - 0.125, 11.25 + 1.375))  # the data span 1.25
