@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from dipsim.basics.errors import InputError, did_you_mean, one_line
@@ -51,8 +52,8 @@ def _name(kind: str, file: Path) -> str:
 
 def is_path(kind: str | None, text: str | Path) -> bool:
     """Whether a text is a path and not a name: it has a separator, or a suffix of its kind; any, where that is None."""
-    path = Path(text)
-    return len(path.parts) > 1 or (path.suffix != "" if kind is None else path.suffix in _SUFFIXES[kind])
+    suffix, separated = Path(text).suffix, not {"/", os.sep}.isdisjoint(str(text))
+    return separated or (suffix != "" if kind is None else suffix in _SUFFIXES[kind])
 
 
 def find(kind: str, name_or_path: str | Path) -> Path:

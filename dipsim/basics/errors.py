@@ -28,7 +28,7 @@ def one_line(text: object, most: int = 3 * LONGEST) -> str:
 
 def did_you_mean(word: object, known: Iterable[str]) -> str:
     """` (did you mean NAME?)` if one of the known names is much like a word, nothing otherwise."""
-    close = get_close_matches(str(word)[:LONGEST], known, n=1)
+    close = get_close_matches(str(word)[:LONGEST], (name for name in known if name != word), n=1)
     return f" (did you mean {close[0]}?)" if close else ""
 
 

@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from dipsim.basics.assets import is_path
 from dipsim.basics.files import is_file, sha256
 from dipsim.basics.version import __version__
 from dipsim.planning.fetch_plan import Setting
@@ -62,9 +63,15 @@ def point_key(of_plan: str, device: Device, timing: str, clock: ClockOptions = N
 
 
 def _contents(parameters: dict[str, Any]) -> dict[str, Any]:
-    """Parameters, of which those that are paths of files stand by what these hold, wherever they lie."""
-    files = {name: Path(value) for name, value in parameters.items() if isinstance(value, str) and is_file(value)}
-    return parameters | {name: sha256(file) for name, file in files.items()}
+    """Parameters, of which those that are paths of files stand by what these hold, wherever they lie.
+
+    A bare word may be more than the file that has its name, so it stands there too.
+    """
+    files = {name: value for name, value in parameters.items() if isinstance(value, str) and is_file(value)}
+    return parameters | {
+        name: sha256(Path(value)) if is_path(None, value) else [value, sha256(Path(value))]
+        for name, value in files.items()
+    }
 
 
 def policy_hash(policy: Policy) -> str:

@@ -21,7 +21,7 @@ def seen_from(folder: Path) -> Move:
     A plugin's parameter is a path if there is such a file. Raises InputError for a file that is only seen from the
     current folder.
     """
-    there = os.path.relpath(folder)
+    there = os.path.relpath(os.path.realpath(folder))  # `..` leaves the folder that a link leads to
 
     def move(kind: str | None, text: str) -> str:
         beside = os.path.normpath(Path(there, text))
@@ -42,7 +42,7 @@ def seen_in(folder: Path) -> Move:
 
     def move(kind: str | None, text: str) -> str:
         is_own = assets.is_path(kind, text) and (kind is not None or is_file(text))
-        return os.path.relpath(text, folder) if is_own and not Path(text).is_absolute() else text
+        return os.path.relpath(text, os.path.realpath(folder)) if is_own and not Path(text).is_absolute() else text
 
     return move
 

@@ -70,4 +70,5 @@ def test_an_error_of_several_lines_is_named_collected_and_sent_as_one():
 def test_only_what_is_alike_is_suggested():
     assert did_you_mean("papr", ["phone", "paper", "pc"]) == " (did you mean paper?)"
     assert did_you_mean("zebra", ["phone", "paper", "pc"]) == ""
+    assert did_you_mean("paper", ["phone", "paper", "papers"]) == " (did you mean papers?)"  # and not itself
     assert did_you_mean(7, []) == ""

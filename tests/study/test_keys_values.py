@@ -66,6 +66,23 @@ def test_contents_of_a_file_that_a_parameter_names(tmp_path):
     assert (keys.policy_hash(policy), keys.plan_key("t", 5, setting)) == before
 
 
+def test_a_word_that_is_also_the_name_of_a_file_is_in_the_key(tmp_path, monkeypatch):
+    """It may name the file, or mean something else."""
+    monkeypatch.chdir(tmp_path)
+    words, paths = ("one", "two"), ("./one", "./two")
+
+    def made(names):
+        return [keys.plan_key("t", 5, Setting(load_policy("predictor", weights=name), 100.0)) for name in names]
+
+    for word in words:
+        (tmp_path / word).write_text("same")
+    assert len(set(made(words))) == 2
+    assert len(set(made(paths))) == 1
+    before = made(words)
+    (tmp_path / "one").write_text("other")
+    assert [key == old for key, old in zip(made(words), before, strict=True)] == [False, True]
+
+
 def test_parameters_and_name_of_a_policy(tmp_path):
     for name in ("one", "two"):
         (tmp_path / f"{name}.py").write_text(OWN)

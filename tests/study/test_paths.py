@@ -119,6 +119,16 @@ def test_what_is_written_beside_results_runs_from_there(folder, monkeypatch, tmp
     assert speeds[0] == speeds[1]
 
 
+def test_results_behind_a_link_run_from_there(folder, tmp_path):
+    (tmp_path / "far/away").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "far/away")
+    chosen = Experiment.load(written(folder))
+    write_run(chosen, run(chosen), tmp_path / "link/mine")
+    for out in (tmp_path / "link/mine", tmp_path / "far/away/mine"):
+        assert yaml.safe_load((out / "experiment.yaml").read_text())["device"] == "../../../exp/hand.yaml"
+        assert Experiment.load(out / "experiment.yaml") == chosen
+
+
 @pytest.mark.parametrize(
     ("file", "field", "fix"),
     [
