@@ -59,7 +59,7 @@ def is_path(kind: str | None, text: str | Path) -> bool:
 def find(kind: str, name_or_path: str | Path) -> Path:
     """Find the file of a shipped name or of a user's path. Raises InputError if there is none."""
     text, path = str(name_or_path), Path(name_or_path)
-    if is_path(kind, path):
+    if is_path(kind, text):
         try:
             path.stat()
         except (OSError, ValueError) as error:

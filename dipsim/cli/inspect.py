@@ -117,7 +117,7 @@ def check(
     file: Annotated[Path, typer.Argument(help="Device, experiment, trace, policy, prefetcher, layout or calibration.")],
 ) -> None:
     """Check a file completely and tell all that is wrong with it. Nothing is simulated; but a policy or prefetcher is
-    loaded, which runs its file.
+    loaded, which runs its file, and a policy is tried on a few tokens.
     """
     try:
         print(f"{file}: ok, {_check(file)}")
@@ -130,8 +130,6 @@ def _check(file: Path) -> str:
     from dipsim.basics.files import check_regular, kind_of, read_yaml
     from dipsim.sparsity.calibrated import SUFFIX as CALIBRATION
     from dipsim.sparsity.calibrated import Calibrated
-    from dipsim.sparsity.plugins import load_plugin
-    from dipsim.sparsity.policy import Policy
     from dipsim.storage.layouts import load_layout
     from dipsim.storage.learned import SUFFIX
     from dipsim.timing.device import Device
@@ -152,8 +150,7 @@ def _check(file: Path) -> str:
             trace.layer(index)
         found = f"a trace of {trace.tokens} tokens, {trace.shape.num_hidden_layers} layers"
     elif file.suffix == ".py":
-        plugin = load_plugin(file)
-        found = f"a {'policy' if isinstance(plugin, Policy) else 'prefetcher'}: {plugin.label}"
+        found = _check_plugin(file)
     elif (kind := kind_of(data := read_yaml(file))) == "an experiment":
         found = _check_experiment(file, data)
     elif kind == "a recipe":
@@ -163,6 +160,22 @@ def _check(file: Path) -> str:
     else:
         found = f"a device: {Device.load(file).name}"
     return found
+
+
+def _check_plugin(file: Path) -> str:
+    """What a plugin's file is. A policy that needs no parameters plans some tokens."""
+    from dipsim.sparsity.plugins import made, plugin_class
+    from dipsim.sparsity.policy import Policy
+    from dipsim.study.run import check_policy
+
+    found = plugin_class(file)
+    kind = f"a {'policy' if issubclass(found, Policy) else 'prefetcher'}"
+    if needed := [name for name, field in found.model_fields.items() if field.is_required()]:
+        return f"{kind} that must be given: {', '.join(needed)}"
+    plugin = made(found, {}, file)
+    with named(file):
+        tried = f", tried on {check_policy(plugin)}" if isinstance(plugin, Policy) else ""
+    return f"{kind}: {plugin.label}{tried}"
 
 
 def _check_experiment(file: Path, data: dict[str, Any]) -> str:

@@ -48,10 +48,9 @@ def prefetcher_class(name_or_path: str | Path) -> type[Prefetcher]:
     return _plugin_class("prefetchers", name_or_path, Prefetcher)
 
 
-def load_plugin(path: Path) -> Policy | Prefetcher:
-    """Load whatever a user's file holds, without parameters. Raises InputError as `load_policy`."""
-    found: type[Policy | Prefetcher] = _plugin_class("policies", path, Policy, Prefetcher)
-    return made(found, {}, path)
+def plugin_class(path: Path) -> type[Policy] | type[Prefetcher]:
+    """Load the class that a user's file holds. Raises InputError as `load_policy`."""
+    return _plugin_class("policies", path, Policy, Prefetcher)
 
 
 def made(cls: type[Plugin], parameters: dict[str, Any], where: object) -> Plugin:

@@ -20,11 +20,15 @@ from dipsim.results.folder import clear_results, write_tables
 from dipsim.results.quality import lookup, read_quality
 from dipsim.results.result import Result, shown_token
 from dipsim.sparsity.policy import Policy
+from dipsim.sparsity.selection import checked_groups
 from dipsim.study.choices import load_choice
 from dipsim.study.experiment import Experiment, Options, load_device
 from dipsim.timing import engine
 from dipsim.timing.device import Device
 from dipsim.workload.trace import Trace
+
+TRIED = ("smollm2-135m", "gpt-oss-20b")  # a dense MLP, and a mixture of experts
+TRIED_TOKENS = 8
 
 
 def run(experiment: Experiment, progress: Progress = silent, timeline: bool = False) -> list[Result]:
@@ -74,6 +78,30 @@ def check(experiment: Experiment) -> None:
     policies, trace, device = experiment.load_parts()
     settings = experiment.settings(policies, trace.shape, trace.longest_sequence(experiment.tokens), device)
     _check(trace, settings, device, experiment)
+
+
+def check_policy(policy: Policy) -> str:
+    """Plan some tokens with a policy, on a shipped trace of the kind that it is for; return its name.
+
+    Raises InputError if the policy fails.
+    """
+    trace = next((each for each in map(Trace.open, TRIED) if _takes(policy, each)), Trace.open(TRIED[0]))
+    shape = trace.shape
+    dram = shape.static_bytes(TRIED_TOKENS) + policy.static_bytes(shape) + shape.mlp_bytes / 2
+    priced = any(group.price is not None for group in checked_groups(policy, shape))
+    plan(trace, [Setting(policy, dram, "pinned" if priced else "lfu")], TRIED_TOKENS)
+    return trace.name
+
+
+def _takes(policy: Policy, trace: Trace) -> bool:
+    """Whether a policy does not refuse such a model."""
+    try:
+        policy.groups(trace.shape)
+    except InputError:
+        return False
+    except Exception:  # a mistake of the policy, which planning tells
+        return True
+    return True
 
 
 def cliff(experiment: Experiment) -> str | None:

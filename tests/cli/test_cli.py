@@ -14,6 +14,7 @@ import pytest
 import yaml
 from rich.console import Console
 
+from dipsim.basics import assets
 from dipsim.basics.files import sha256
 from dipsim.cli import main
 from dipsim.results import tables as report
@@ -157,6 +158,43 @@ def test_check_names_what_it_is_about_to_run(here, cli_run):
     assert out.splitlines()[:2] == ["mine.py: is loaded now, which runs it", "ahead.py: is loaded now, which runs it"]
     assert "running" in out.splitlines()[2:]
     assert err.count("\n") == 1
+
+
+MINE = """from dipsim import Group, Policy
+class Mine(Policy):
+    fraction: float%s
+    def groups(self, shape):
+        %s
+    def scores(self, group, acts):
+        return %s
+"""
+DENSE = 'return [Group("neuron", ("down_proj",), "neuron", int(self.fraction * shape.intermediate_size))]'
+
+
+@pytest.mark.parametrize(
+    ("default", "groups", "scores", "said"),
+    [
+        (" = 0.5", DENSE, "abs(acts.glu)", "mine.py: ok, a policy: mine, tried on smollm2-135m"),
+        (" = 0.5", DENSE, "abs(acts.glue)", "error: mine.py: policy mine: scores failed: AttributeError: "),
+        (" = 0.5", DENSE, "abs(acts.glu)[:1]", "error: mine.py: policy mine: scores of group neuron must be numbers"),
+        (" = 1.5", DENSE, "abs(acts.glu)", "error: mine.py: policy mine: group neuron: k"),
+        (" = 0.5", "shape.experts", "1", "error: mine.py: policy mine: groups failed: TypeError"),
+        ("", DENSE, "abs(acts.glu)", "mine.py: ok, a policy that must be given: fraction"),
+    ],
+)
+def test_check_tries_a_policy(tmp_path, cli_run, monkeypatch, default, groups, scores, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(MINE % (default, groups, scores))
+    status, out, err = cli_run("check", "mine.py")
+    assert (out + err).startswith(said)
+    assert (status, (out + err).count("\n")) == (2 if said.startswith("error") else 0, 1)
+
+
+@pytest.mark.parametrize("name", ["experts", "low-bit", "worth", "dip-ca", "precision"])
+def test_shipped_policies_pass(cli_run, name):
+    tried = {"worth": "smollm2-135m", "dip-ca": "smollm2-135m"}.get(name, "gpt-oss-20b")
+    ends = "must be given: calibration" if name == "precision" else f"{name}, tried on {tried}"
+    assert cli_run("check", assets.find("policies", name))[1].endswith(ends + "\n")
 
 
 @pytest.mark.parametrize("command", ["run", "check"])
