@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from dipsim.basics.units import show, significant
+from dipsim.basics.units import show, significant, unit_of
 from dipsim.figures.style import COLOURS, MARKERS, STYLE, blank_figure, save_figure
 from dipsim.results.split import prices, read_split
 
@@ -35,8 +35,9 @@ def _split(memory: pd.DataFrame, splits: pd.DataFrame) -> Figure:
     grid = figure.subplots(len(policies), 2, squeeze=False)
     for (sizes, saves), policy in zip(grid, policies, strict=True):
         mine = memory[(memory["policy"] == policy) & memory["layer"].notna()]
-        _lines(sizes, mine, "bytes", 1e-6, "cached (MB)")
-        _lines(saves, mine, "saves_s_per_byte", 1e9, "a MB more saves (ms a token)")
+        unit, scale = unit_of(mine[["even_bytes", "best_bytes"]].max(axis=1), "size")
+        _lines(sizes, mine, "bytes", 1 / scale, f"cached ({unit})")
+        _lines(saves, mine, "saves_s_per_byte", 1e3 * scale, f"a {unit} more saves (ms a token)")
         sizes.set_title(f"{policy}\n{_speeds(splits[splits['policy'] == policy])}", weight="bold")
         saves.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return figure

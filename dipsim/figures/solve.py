@@ -46,7 +46,7 @@ def read_solve(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
 def _figure(samples: pd.DataFrame, answers: pd.DataFrame) -> Figure:
     """A line a policy, marked where it was simulated, and a ring at its answer."""
     first, limit = samples.iloc[0], float(samples["limit"].iloc[0])
-    unit, scale = unit_of(samples["value"], first["dimension"]) if first["dimension"] else ("", 1.0)
+    unit, scale = unit_of(answers["value"], first["dimension"]) if first["dimension"] else ("", 1.0)
     same = " · ".join(str(first[name]) for name in ("layout", "eviction", "start", "timing"))
     setting = f"{first['model']} on {first['device']} · {first['tokens']:,.0f} tokens · {same}"
     figure = blank_figure(f"{first['unknown']} for {first['target']}", setting, 7, 3.4 + 0.2 * len(answers))
