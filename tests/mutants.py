@@ -36,7 +36,7 @@ TESTS = {  # the module's tests, those that fail first in front
     "dipsim/memory/eviction/s3_fifo.py": EVICTION,
     "dipsim/memory/stack_distance.py": "memory/test_cache.py memory/test_against_slow.py",
     "dipsim/memory/budget.py": "memory/test_budget.py planning/test_plan.py",
-    "dipsim/planning/planner.py": "planning/test_plan_by_hand.py planning/test_plan.py",
+    "dipsim/planning/planner.py": "planning/test_plan_by_hand.py planning/test_plan.py planning/test_split.py",
     "dipsim/planning/builder.py": "planning/test_plan_by_hand.py planning/test_plan.py planning/test_builder.py "
     "planning/test_start.py timing/test_by_hand.py planning/test_experts.py planning/test_precision.py",
     "dipsim/timing/engine.py": "timing/test_engine_by_hand.py timing/test_by_hand.py timing/test_engine.py "
@@ -51,7 +51,7 @@ TESTS = {  # the module's tests, those that fail first in front
     "sparsity/test_levels.py",
     "dipsim/sparsity/policy.py": "sparsity/test_policy.py sparsity/test_policy_values.py planning/test_plan.py",
     "dipsim/basics/units.py": "basics/test_units.py basics/test_units_values.py",
-    "dipsim/study/sweep.py": "study/test_sweep_values.py study/test_sweep.py",
+    "dipsim/study/sweep.py": "study/test_sweep_values.py study/test_sweep.py study/test_planners.py",
     "dipsim/study/points.py": "study/test_sweep_values.py",
     "dipsim/study/passes.py": "study/test_sweep_values.py study/test_clock_options.py",
     "dipsim/study/keys.py": "study/test_keys.py study/test_keys_values.py",
@@ -252,6 +252,10 @@ class Finder(ast.NodeVisitor):
             self.change(end - len(name), end, CALLED[name])
         self.generic_visit(node)
 
+    def visit_keyword(self, node):
+        if node.arg != "strict":  # of zip: it states what holds
+            self.generic_visit(node)
+
     def visit_IfExp(self, node):
         self.change(self.at(node.test), self.at(node.test, end=True), "True")
         self.generic_visit(node)
@@ -279,9 +283,59 @@ EQUIVALENT = {  # drawn mutants that change nothing that can be seen: file, line
     ("dipsim/memory/stack_distance.py", "if one_pass >>>or<<< together:"): "of no capacities there are no hits",
     ("dipsim/memory/cache.py", "self.found = >>>1<<< # hits of the last token"): "there was no last token yet",
     (
-        "dipsim/study/points.py",
-        "for choice, setting in zip(cell.policies, settings, strict=>>>False<<<):",
-    ): "there is a setting for each policy",
+        "dipsim/memory/eviction/rule.py",
+        "if enough >>><=<<< len(units): # only the least valuable need an order",
+    ): "all of them in order give the same",
+    (
+        "dipsim/memory/eviction/rule.py",
+        "near = value <= np.partition(value, enough - >>>2<<<)[enough - 1]",
+    ): "what is near may be more than must be",
+    (
+        "dipsim/memory/eviction/rule.py",
+        "enough = int(excess >>>*<<< self.sizes.min()) + 1 # as many as could leave",
+    ): "what is near may be more than must be",
+    ("dipsim/memory/eviction/lru.py", "drift = >>>2<<<"): "a guess where to begin the search",
+    ("dipsim/memory/eviction/lru.py", "inclusive = >>>False<<<"): "one pass over all sizes finds what a pass each does",
+    (
+        "dipsim/memory/eviction/lfru.py",
+        "SCALE = 2**>>>33<<< # values are whole numbers",
+    ): "ratios of small numbers stay apart",
+    ("dipsim/memory/eviction/lfru.py", "self._uses[units] += >>>2<<<"): "twice the uses of all are in the same order",
+    (
+        "dipsim/memory/eviction/lfru.py",
+        "SCALE = >>>3<<<**32 # values are whole numbers",
+    ): "ratios of small numbers stay apart",
+    (
+        "dipsim/memory/eviction/lfru.py",
+        "self.value = self._uses * SCALE >>>/<<< (1 + self.token - self._last)",
+    ): "ratios of small numbers stay apart",
+    ("dipsim/memory/eviction/slru.py", "self.token += >>>2<<<"): "only the order counts",
+    (
+        "dipsim/memory/eviction/slru.py",
+        "protected = np.flatnonzero(self._here & (self.value >>>><<< RANK))",
+    ): "no value is RANK itself",
+    ("dipsim/memory/eviction/slru.py", "RANK = 2**>>>41<<< # above every position"): "still above every position",
+    (
+        "dipsim/memory/eviction/s3_fifo.py",
+        "return float(self.sizes[list(queue)].sum()) if >>>True<<< else 0.0",
+    ): "nothing sums to 0",
+    ("dipsim/memory/stack_distance.py", "column = next(old, ->>>2<<<)"): "only its sign counts",
+    (
+        "dipsim/memory/budget.py",
+        "return tuple(min(shape.axis_size(group.axis), int(share >>>/<<< column_bytes(shape, group))) for group in groups)",  # noqa: E501
+    ): "int rounds down, too",
+    (
+        "dipsim/memory/budget.py",
+        "share = size / masked if masked else >>>1.0<<<",
+    ): "where nothing is masked there is no group",
+    (
+        "dipsim/timing/engine.py",
+        "interrupted = Request((>>>1.0<<<, 0.0, demand.after), self.nothing.bytes)",
+    ): "only compute is asked",
+    (
+        "dipsim/timing/recurrence.py",
+        "if (off <= ROUNDING * parts.sum(axis=>>><<<1)).all():",
+    ): "the second axis is the last",
 }
 
 

@@ -20,6 +20,11 @@ def test_bytes_and_bits(prefix, scale):
             units.parse("1 Kb", "size")
 
 
+def test_what_is_asked_of_a_run():
+    assert units.parse("12.5 tokens/s", "speed") == 12.5
+    assert units.parse("20 mJ/token", "energy per token") == pytest.approx(0.02)
+
+
 @pytest.mark.parametrize(("prefix", "scale"), SMALL.items())
 def test_small_units(prefix, scale):
     assert units.parse(f"3 {prefix}s", "time") == pytest.approx(3 * scale)
@@ -61,7 +66,9 @@ def test_a_negative_time_is_refused_also_where_0_is_not():
 
 
 def test_a_long_text_is_no_number():
-    assert units.parse("1" + " " * (units.LONGEST - 3) + "kB", "size") == 1e3
+    longest = "1" + " " * (units.LONGEST - 3) + "kB"
+    assert units.parse(longest, "size") == 1e3
+    assert (units.dimension_of(longest), units.dimension_of(f" {longest}")) == ("size", None)
     with pytest.raises(ValueError, match="is not a number with a unit"):
         units.parse("1" + " " * (units.LONGEST - 2) + "kB", "size")
 

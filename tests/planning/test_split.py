@@ -101,6 +101,13 @@ def test_tokens_that_are_counted_teach_nothing(tmp_path):
     assert one.capacities == ((3, 6),)
 
 
+def test_one_layer_is_planned_with_the_split_of_all(tmp_path):
+    trace, chosen = skewed(tmp_path), [setting(9)]
+    whole, one, none = (plan(trace, chosen, layers=layers)[0] for layers in (None, 1, 0))
+    assert one.split.best_cost == whole.split.best_cost > 0
+    assert none.split is None
+
+
 def test_another_text_may_teach(tmp_path):
     """The layers have changed places there, and each sequence begins with an empty cache."""
     other = skewed(tmp_path, TURNS, SAME, "other", starts=(0, 4))

@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 from tiny_mixture import SHAPE as MIXTURE
 
 from dipsim.basics.errors import InputError
+from dipsim.sparsity.calibrated import NESTED
 from dipsim.sparsity.plugins import load_policy
 from dipsim.sparsity.policy import Group, Policy, whole_matrices
 from dipsim.sparsity.ranking import score_threshold
@@ -155,6 +156,7 @@ def test_none_or_all_may_be_kept(k):
         ((replace(FOUR, price=float("inf")),), "price must be a score per byte"),
         ((replace(FOUR, price="high"),), "price must be a score per byte"),
         ((replace(FOUR, price=1, threshold=True),), "a price chooses by itself"),
+        ((replace(FOUR, levels=NESTED),), "levels: are chosen by price among columns"),
         ((replace(FOUR, copies=(1.0, 0.5)),), "copies: are of experts, and the axis is neuron"),
         ((replace(FOUR, copies=(0.5,)),), "copies: must be parts of an expert that fall from 1.0"),
         ((replace(FOUR, copies=[1.0]),), "copies: must be parts of an expert that fall from 1.0"),
@@ -174,6 +176,8 @@ def test_groups_that_are_good():
     assert checked_groups(Given(given=free), SHAPE) == free
     with pytest.raises(InputError, match="a price chooses by itself; leave out threshold, rerank and select"):
         checked_groups(Aware(given=free), SHAPE)
+    leveled = (replace(FOUR, price=1.5, levels=NESTED),)
+    assert checked_groups(Given(given=leveled), SHAPE) == leveled
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,14 @@ def test_nothing_is_left_or_planned_twice(chosen):
     assert len(mine) + len(left) == len(wanted) == 12
 
 
+def test_what_depends_on_the_clock_goes_to_the_last(chosen):
+    data = chosen.resolved() | {"read_through": False, "contention": True}
+    wanted = points(parse(Experiment, data, "exp.yaml"))
+    assert all(point.on_clock for point in wanted)
+    planners = [Choosy(lambda _: True), Choosy(lambda _: True), CpuPlanner()]
+    assert [len(mine) for _, mine in _divide(wanted, planners)] == [0, 0, 12]
+
+
 def test_parameters_are_set_wherever_a_policy_is_named(chosen):
     entries = policy_entries(
         chosen.resolved() | {"policies": ["dip", {"./my_own.py": {"a": 1}}, {"dip": {"keep": 0.9}}]}

@@ -145,6 +145,21 @@ def test_a_pass_costs_tokens_layers_and_what_is_aware(make):
     assert [each.tokens for each in split(points(make(tokens=3)), 1)] == [3, 3]
 
 
+def test_shares_of_workers_are_rounded_up(make):
+    wanted = points(make(sweep={"dram": [f"{size} B" for size in range(300, 305)]}))  # 10 plans, of which 5 take time
+    for workers, expected in ((2, [5]), (3, [3, 2]), (7, [2, 2, 1]), (10, [1] * 5)):
+        assert [len(each.jobs) for each in split(wanted, workers) if each.layers] == expected, workers
+
+
+def test_layers_are_kept_of_what_is_planned_one_by_one(make, tmp_path):
+    class AllTogether(CpuPlanner):
+        all_together = True
+
+    wanted = points(make())
+    assert [each.kept for each in split(wanted, 1, kept=tmp_path)] == [tmp_path] * 2
+    assert [each.kept for each in split(wanted, 1, AllTogether(), tmp_path)] == [None] * 2
+
+
 def test_a_pass_is_no_larger_than_its_planner_wants(make, monkeypatch):
     wanted = points(make(sweep={"dram": [f"{size} B" for size in range(300, 305)]}))
     size = wanted[1].planned.bytes

@@ -57,6 +57,18 @@ def tiered(tiers=(SRAM, CARD), units=None, **fields):
     return device(**{"tiers": list(tiers), "flash.capacity": "4 GB", "compute": compute, **fields})
 
 
+def test_zero_is_no_rate_but_a_time():
+    assert device(**{"flash.command_time": "0 us", "compute.throughput": "1 GFLOP/s"}).flash.command_time == 0
+    for name in ("flash.read_bandwidth", "dram.bandwidth", "compute.throughput"):
+        with pytest.raises(InputError, match=f"{name}: .*must be more than 0"):
+            device(**{name: "0 GB/s" if "bandwidth" in name else "0 GFLOP/s"})
+
+
+def test_reads_of_a_tier_cost_nothing_by_default():
+    (plain,) = tiered(tiers=[{"name": "card", "bandwidth": "0.1 GB/s"}]).tiers
+    assert (plain.command_time, plain.capacity, plain.eviction) == (0, None, "lru")
+
+
 def test_tiers_above_and_behind():
     made = tiered(units={"npu": NPU})
     assert [tier.name for tier in made.above] == ["sram"]
