@@ -20,7 +20,8 @@ from dipsim.figures.lines import draw_lines
 from dipsim.figures.style import STYLE
 from dipsim.figures.sweep_table import DRAM, FLASH, read_sweep
 from dipsim.study.experiment import Experiment
-from dipsim.study.solve import Target, solve
+from dipsim.study.question import Target
+from dipsim.study.solve import solve
 from dipsim.workload import Trace
 
 FIGURES = {  # of docs/background/figures: sweep, figure

@@ -6,8 +6,9 @@ from dipsim.results.compare import Compared, rows, write_compare
 from dipsim.results.folder import tables_of
 from dipsim.study.experiment import Experiment
 from dipsim.study.memory import plan_memory, write_memory
+from dipsim.study.question import Target
 from dipsim.study.run import run
-from dipsim.study.solve import Target, solve
+from dipsim.study.solve import solve
 
 
 def write_answers(trace: Path, base: Path) -> dict[str, Path]:

@@ -13,7 +13,8 @@ from dipsim.cli.terminal import changed, console, default_folder, progress_bar
 
 if TYPE_CHECKING:
     from dipsim.results.tables import Pieces
-    from dipsim.study.solve import Answer, Target
+    from dipsim.study.question import Target
+    from dipsim.study.solve import Answer
 
 commands = typer.Typer()
 
@@ -42,7 +43,7 @@ def solve(
     """Find the least DRAM, or the value of something else, that reaches a target: for each policy, to 0.5 %."""
     from dipsim.basics import assets
     from dipsim.figures.solve import draw_solve
-    from dipsim.study.solve import Target
+    from dipsim.study.question import Target
     from dipsim.study.solve import solve as find
 
     path = experiment or assets.find("examples", "quickstart")

@@ -17,8 +17,9 @@ from dipsim.study.experiment import Experiment
 from dipsim.study.memory import plan_memory, write_memory
 from dipsim.study.passes import RESULTS
 from dipsim.study.points import points
+from dipsim.study.question import Target
 from dipsim.study.run import run, simulate
-from dipsim.study.solve import Target, solve
+from dipsim.study.solve import solve
 from dipsim.study.sweep import line
 
 PHONE = {

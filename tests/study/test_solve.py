@@ -12,8 +12,9 @@ from dipsim.basics.fields import parse
 from dipsim.basics.units import parse as quantity
 from dipsim.study import passes
 from dipsim.study.experiment import Experiment
+from dipsim.study.question import TOLERANCE, Target, Unknown
 from dipsim.study.run import run
-from dipsim.study.solve import TOLERANCE, Target, Unknown, solve
+from dipsim.study.solve import solve
 
 PLUGIN = """from dipsim import Group, Policy
 
