@@ -37,6 +37,7 @@ from dipsim.workload.trace import Activations, Header  # noqa: E402
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # where the interpreter runs
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(
     arrays(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -113,11 +114,17 @@ def _columns(recording: Recording, shape: ModelShape) -> Columns | None:
 def _shipped(recording: Recording, experts: int) -> tuple[str, ModelShape] | None:
     """Name and shape of the shipped trace with these layers and experts, if all such traces are of the same sizes."""
     found: dict[tuple[Any, ...], tuple[str, ModelShape]] = {}
-    for name in assets.names("traces"):
-        shape = Trace.open(name).shape
-        if shape.mixture is not None and shape.mixture.num_experts == experts and _columns(recording, shape):
+    for name, shape in _mixtures():
+        if shape.experts.num_experts == experts and _columns(recording, shape):
             found.setdefault(tuple(getattr(shape, size) for size in SIZES), (name, shape))
     return next(iter(found.values())) if len(found) == 1 else None
+
+
+@cache
+def _mixtures() -> list[tuple[str, ModelShape]]:
+    """Names and shapes of the shipped traces of mixtures."""
+    shapes = {name: Trace.open(name).shape for name in assets.names("traces")}
+    return [(name, shape) for name, shape in shapes.items() if shape.mixture is not None]
 
 
 def _complain(recording: Recording, experts: int, shape: ModelShape, file: Path) -> NoReturn:
