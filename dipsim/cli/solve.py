@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dipsim.basics.errors import InputError
 from dipsim.cli.options import DeviceName, Dram, OptionalExperiment, Policies, Settings, Tokens, TraceName, Workers
 from dipsim.cli.terminal import changed, console, default_folder, progress_bar
 
@@ -46,6 +47,8 @@ def solve(
     from dipsim.study.question import Target
     from dipsim.study.solve import solve as find
 
+    if unknown == "dram" and dram is not None:
+        raise InputError("--dram: is what is looked for; leave it out, or give its range with --from and --to")
     path = experiment or assets.find("examples", "quickstart")
     options = {"trace": trace, "device": device, "dram": dram, "tokens": tokens}
     changes = {key: value for key, value in options.items() if value is not None}

@@ -28,6 +28,7 @@ def must_end(out: Path, suffix: str, what: str) -> None:
 
 def apply_settings(chosen: list[dict[str, dict[str, Any]]], settings: list[str]) -> None:
     """Put `--set POLICY.PARAMETER=VALUE` into the parameters of the policies chosen."""
+    from dipsim.basics import assets
     from dipsim.study.experiment import set_parameter
 
     for setting in settings:
@@ -35,7 +36,7 @@ def apply_settings(chosen: list[dict[str, dict[str, Any]]], settings: list[str])
         name, dot, parameter = target.rpartition(".")
         given = parse_yaml(value, f"--set {setting}")
         if not (equals and dot and set_parameter(chosen, name, parameter, given)):
-            known = [key for entry in chosen for key in entry]
+            known = [assets.policy_name(key) for entry in chosen for key in entry]
             hint = did_you_mean(name, known)
             raise InputError(
                 f"--set {setting}: write POLICY.PARAMETER=VALUE with a policy of this run ({', '.join(known)}){hint}"

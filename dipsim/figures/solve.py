@@ -15,6 +15,7 @@ from dipsim.basics.units import DIMENSIONS, unit_of
 from dipsim.figures.style import COLOURS, DASHES, MARKERS, STYLE, blank_figure, save_figure
 from dipsim.figures.sweep_table import price
 from dipsim.results.csv_table import AMOUNT, POSITIVE, SMALLEST, TEXT, Column, read_table, refuse_rows
+from dipsim.results.folder import made_again
 
 SAMPLES, ANSWERS = "samples.csv", "solve.csv"
 _SAMPLE = {
@@ -37,10 +38,10 @@ def draw_solve(folder: Path) -> list[Path]:
 
 def read_solve(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Read `samples.csv` and `solve.csv`. Raises InputError if one is missing, or is no such table."""
-    samples = read_table(folder / SAMPLES, _SAMPLE)
-    wrong = ~samples["dimension"].isin(["", *DIMENSIONS])
-    refuse_rows(folder / SAMPLES, wrong, "its dimension is none; ask `solve` again")
-    return samples, read_table(folder / ANSWERS, _SAMPLE | {"answer": TEXT})
+    with made_again(folder, "solve"):
+        samples = read_table(folder / SAMPLES, _SAMPLE)
+        refuse_rows(folder / SAMPLES, ~samples["dimension"].isin(["", *DIMENSIONS]), "its dimension is none")
+        return samples, read_table(folder / ANSWERS, _SAMPLE | {"answer": TEXT})
 
 
 def _figure(samples: pd.DataFrame, answers: pd.DataFrame) -> Figure:
@@ -65,9 +66,11 @@ def _figure(samples: pd.DataFrame, answers: pd.DataFrame) -> Figure:
             axes.plot(answer["value"] / scale, answer["found"], "o", mfc="none", mec=colour, ms=10, mew=1.6)
     axes.axhline(limit, color="0.35", lw=1, ls=(0, (1, 1)), zorder=0)
     low, high = answers["value"].min() / scale, answers["value"].max() / scale
-    axes.set_xlim(max(low / 1.4, samples["value"].min() / scale), min(high * 1.4, samples["value"].max() / scale))
+    ends = samples["value"].min() / scale, samples["value"].max() / scale
+    margin = 0.02 * (min(high * 1.4, ends[1]) - max(low / 1.4, ends[0]))
+    axes.set_xlim(max(low / 1.4, ends[0]) - margin, min(high * 1.4, ends[1]) + margin)
     near = samples["found"][np.isfinite(samples["found"])]
-    axes.set_ylim(0, min(2.2 * limit, 1.05 * near.max()))
+    axes.set_ylim(0, min(2.2 * limit, 1.05 * max(near.max(), limit)))
     axes.set_xlabel(f"{first['unknown']} ({unit})" if unit else str(first["unknown"]))
     axes.set_ylabel(str(first["unit"]))
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1.02), labelspacing=0.9, handlelength=3.5)

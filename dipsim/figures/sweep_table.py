@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dipsim.basics.errors import InputError
 from dipsim.basics.units import significant, unit_of
 from dipsim.results.csv_table import (
     AMOUNT,
@@ -26,6 +25,7 @@ from dipsim.results.csv_table import (
     refuse_rows,
 )
 from dipsim.results.dictionary import OWN
+from dipsim.results.folder import made_again
 from dipsim.results.labels import short
 from dipsim.results.quality import NOT_MEASURED
 
@@ -59,14 +59,12 @@ def read_sweep(path: Path) -> pd.DataFrame:
     A perplexity that was not measured is NaN. Paths are file names where those tell rows apart as well.
     Raises InputError if it is missing or not a sweep's.
     """
-    try:
+    with made_again(path.parent, "sweep"):
         table = read_table(path, COLUMNS, lambda name: ANYTHING if is_swept(name) else None)
         refuse_rows(path, table["key"].duplicated(), "is there twice")
         for name, texts in (("stream_static", STREAMED), ("read_through", THROUGH)):
             table[name] = table[name].map(texts)
             refuse_rows(path, table[name].isna(), f"its {name} is neither True nor False")
-    except InputError as error:
-        raise InputError(f"{error}; run `python -m dipsim sweep --out {path.parent}` again") from None
     for name in ("trace", "layout", "policy"):
         table[name] = _short(table[name])
     named = zip(table["trace"], table["model"], strict=True)

@@ -31,7 +31,8 @@ def render(folder: Path) -> str:
     """The page of an output folder. Raises InputError if it is none."""
     command = command_of(folder)
     page = run.page(folder) if command == "run" else table.page(folder, command)
-    sections = [*page.sections, *_origin(folder), Section("dictionary", "What the columns mean", _dictionary(folder))]
+    origin = [] if command == "compare" else _origin(folder)  # what is compared has its own
+    sections = [*page.sections, *origin, Section("dictionary", "What the columns mean", _dictionary(folder))]
     text = {
         name: Path(__file__).with_name(f"page.{name}").read_text(encoding="utf-8") for name in ("css", "js", "html")
     }
@@ -70,12 +71,19 @@ def _figures(folder: Path, room: int) -> str:
             continue
         for file in (path, twin):
             check_regular(file)
+            if not _is_picture(file):
+                continue
             if file.stat().st_size * 4 / 3 + 1000 < room - len(shown):
                 shown += parts.picture(file)
                 break
         else:
-            shown += parts.paragraph(f"{path.name} is too large for this page.")
+            shown += parts.paragraph(f"{path.name} is damaged, or too large for this page.")
     return shown
+
+
+def _is_picture(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(5).startswith((b"<?xml", b"<svg", b"\x89PNG"))
 
 
 def _origin(folder: Path) -> list[Section]:

@@ -111,6 +111,7 @@ def label(name: str) -> str:
     """A column's name without its unit, which stands in the cells."""
     for unit, short in (("_bytes_per_s", ""), ("_per_", "/"), ("_bytes", ""), ("_j/", "/")):
         name = name.replace(unit, short)
+    name = re.sub(r"^(parts_s|setting)\.", "", name)  # what is left is a resource, or an option
     return re.sub(r"[_.]", " ", re.sub(r"_s(?=\.|$)", "", name))
 
 

@@ -17,7 +17,11 @@ from dipsim.results.csv_table import TEXT, read_table
 from dipsim.results.dictionary import Entry, find
 from dipsim.results.split import read_split
 
-WITH_PRICE, KEY = "perplexity_standard_error", "key"
+WITH_PRICE = "perplexity_standard_error"
+HIDDEN = (  # keys, and what another column says as well
+    *(WITH_PRICE, "key", "dimension", "column", "limit", "unit", "value"),
+    *(f"setting.{name}" for name in ("model", "device", "DRAM", "tokens")),
+)
 MOST_BYTES = 2_000_000  # of the rows of a table, in the page
 NAMED = 3  # models or devices that a title names
 
@@ -70,7 +74,7 @@ def page(folder: Path, command: str) -> Page:
     shown = COMMANDS[command]
     shown.check(folder)
     table = _texts(folder / shown.table)
-    others = [name for name in map(str, table) if name not in (*shown.first, WITH_PRICE, KEY)]
+    others = [name for name in map(str, table) if name not in (*shown.first, *HIDDEN)]
     varying = [name for name in others if varies(table[name])]
     same = {name: str(table[name].iloc[0]) for name in others if name not in varying}
     title = f"{_names(table['model'], 'models')} on {_names(table['device'], 'devices')}"
@@ -78,7 +82,7 @@ def page(folder: Path, command: str) -> Page:
     sections = [Section("answers", "Answers", _rows(table, [*shown.first, *varying], shown.table))]
     if shown.behind is not None:
         further = _texts(folder / shown.behind)
-        columns = [name for name in map(str, further) if name not in (WITH_PRICE, KEY) and varies(further[name])]
+        columns = [name for name in map(str, further) if name not in HIDDEN and varies(further[name])]
         sections.append(
             Section("behind", "Behind them", parts.details(shown.behind, _rows(further, columns, shown.behind)))
         )

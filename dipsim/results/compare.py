@@ -14,7 +14,7 @@ from dipsim.basics.errors import InputError
 from dipsim.basics.files import write
 from dipsim.results.csv_table import AMOUNT, POSITIVE, SHARE, SMALLEST, TEXT, Column, read_table, refuse_rows
 from dipsim.results.dictionary import write_columns
-from dipsim.results.folder import Run, clear_results
+from dipsim.results.folder import Run, clear_results, made_again
 from dipsim.results.labels import short
 from dipsim.results.quality import source_of
 
@@ -135,8 +135,9 @@ def write_compare(table: pd.DataFrame, folder: Path) -> None:
 
 def read_compare(folder: Path) -> pd.DataFrame:
     """Read `compare.csv`. Raises InputError if it is missing, or no such table."""
-    table = read_table(folder / TABLE, _COLUMNS, _further)
-    refuse_rows(folder / TABLE, table.duplicated(["policy", "compared"]), "is there twice")
+    with made_again(folder, "compare"):
+        table = read_table(folder / TABLE, _COLUMNS, _further)
+        refuse_rows(folder / TABLE, table.duplicated(["policy", "compared"]), "is there twice")
     return table
 
 

@@ -280,7 +280,11 @@ DICTIONARY: dict[str, tuple[Entry, ...]] = {
     ),
     "memory.csv": (
         _POLICY,
-        Entry("part", "text", "What has the bytes: a matrix read whole, the columns of a group, the KV cache, ..."),
+        Entry(
+            "part",
+            "text",
+            "What has the bytes: a whole matrix, a group, the KV cache, ...; or nothing: `unused`.",
+        ),
         Entry("layer", "index", "The decoder layer, from 0; empty for what is of the whole model."),
         Entry("whole_bytes", "bytes", "All that the part can use."),
         Entry("*_bytes", "bytes", "What it has with the even and with the best split."),

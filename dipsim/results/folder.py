@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import pandas as pd
 from pydantic import AliasPath, Field, TypeAdapter, ValidationError
@@ -44,6 +45,7 @@ COMMANDS = {  # which command wrote a folder, by the table that has its answers
     "compare.csv": "compare",
     "summary.json": "run",
 }
+FROM_EXPERIMENT = ("run", "sweep", "plan-memory")  # and nothing else that a folder does not tell
 OTHERS = ("samples.csv", "memory.csv", "timeline.json", "replay.csv", COLUMNS, "provenance.json", "report.html")
 TABLES: dict[str, dict[str, Column]] = {  # the columns that are read back
     "tokens.csv": {"policy": TEXT, "token": NATURAL, "latency_s": AMOUNT} | {f"{part}_s": AMOUNT for part in BREAKDOWN},
@@ -58,6 +60,17 @@ COUNTED = {"tokens.csv": "token", "layers.csv": "layer", EXPERTS: "expert"}  # w
 def command_of(folder: Path) -> str:
     """The command that wrote an output folder; `run` where nothing tells."""
     return next((command for table, command in COMMANDS.items() if (folder / table).is_file()), "run")
+
+
+@contextmanager
+def made_again(folder: Path, command: str) -> Iterator[None]:
+    """Add to a complaint about what `command` wrote to a folder how that is made again."""
+    try:
+        yield
+    except InputError as error:
+        source = folder / "experiment.yaml"
+        whole = f" {source} --out {folder}" if command in FROM_EXPERIMENT and source.is_file() else ""
+        raise InputError(f"{error}; run `python -m dipsim {command}{whole}` again") from None
 
 
 def clear_results(folder: Path) -> None:
@@ -218,13 +231,14 @@ def read_runs(folder: Path) -> list[Run]:
     """Read the runs of an output folder. Raises InputError if its summary is missing or not that of one run."""
     path = folder / "summary.json"
     if not path.exists():
-        _refuse(folder, path.name)
-    try:
-        runs = _RUNS.validate_json(read_text(path))
-    except ValidationError as error:
-        complain(error, path)
-    if not _are_one(runs):
-        _refuse(folder, path.name, ONE_RUN)
+        raise InputError(f"{folder}: has no {', '.join(COMMANDS)}; give the output folder of a command that has ended")
+    with made_again(folder, "run"):
+        try:
+            runs = _RUNS.validate_json(read_text(path))
+        except ValidationError as error:
+            complain(error, path)
+        if not _are_one(runs):
+            raise InputError(f"{path}: {ONE_RUN}")
     return runs
 
 
@@ -234,13 +248,9 @@ def _are_one(runs: list[Run]) -> bool:
 
 def _table(folder: Path, name: str, runs: list[Run]) -> pd.DataFrame:
     path = folder / name
-    if not path.exists():
-        _refuse(folder, name)
-    try:
+    with made_again(folder, "run"):
         table = read_table(path, TABLES[name], _waited if name == "tokens.csv" else lambda _: None)
         _check_rows(path, table, runs)
-    except InputError as error:
-        raise InputError(f"{error}; {_again(folder)} again") from None
     return table
 
 
@@ -272,12 +282,3 @@ def _check_rows(path: Path, table: pd.DataFrame, runs: list[Run]) -> None:
 def _waited(name: str) -> Column | None:
     """What is read of `tokens.csv` besides: a stream, and what a token waited for of a further resource."""
     return AMOUNT if name.endswith("_s") else NATURAL if name == "stream" else None
-
-
-def _again(folder: Path) -> str:
-    return f"run `python -m dipsim run --out {folder}`"
-
-
-def _refuse(folder: Path, name: str, problem: str = "") -> NoReturn:
-    what, again = (f"{folder / name}: {problem}", "again") if problem else (f"{folder}: no {name}", "first")
-    raise InputError(f"{what}; {_again(folder)} {again}") from None

@@ -13,6 +13,7 @@ from dipsim.basics.files import write
 from dipsim.basics.units import show, significant
 from dipsim.results.csv_table import AMOUNT, POSITIVE, SMALLEST, TEXT, Column, read_table
 from dipsim.results.dictionary import write_columns
+from dipsim.results.folder import made_again
 from dipsim.results.quality import rounded, source_of
 from dipsim.results.result import Result
 
@@ -44,7 +45,8 @@ def write_split(pairs: Sequence[tuple[Result, Result]], out: Path) -> None:
 
 def read_split(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Read `memory.csv` and `splits.csv`. Raises InputError if one is missing, or is no such table."""
-    return read_table(folder / MEMORY, _MEMORY), read_table(folder / SPLITS, _SPLITS)
+    with made_again(folder, "plan-memory"):
+        return read_table(folder / MEMORY, _MEMORY), read_table(folder / SPLITS, _SPLITS)
 
 
 def parts_shown(memory: pd.DataFrame) -> pd.DataFrame:

@@ -5,6 +5,8 @@ A plugin is a stranger's code. What goes wrong inside it becomes one line that n
 
 from __future__ import annotations
 
+import inspect
+import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
@@ -35,8 +37,15 @@ def guarded(policy: Policy, method: str, call: Callable[[], Found]) -> Found:
     except (Exception, SystemExit) as error:
         if type(error).__name__ == "OutOfMemoryError":  # torch's, of a GPU
             raise
-        text = one_line(error)
-        raise InputError(f"policy {policy.label}: {method} failed: {type(error).__name__}: {text}") from error
+        text = f"{type(error).__name__}: {one_line(error)}"
+        raise InputError(f"policy {policy.label}: {method} failed{_line_of(error, policy)}: {text}") from error
+
+
+def _line_of(error: BaseException, policy: Policy) -> str:
+    """Which line of the policy's own file an error comes from; nothing if from none."""
+    own = inspect.getsourcefile(type(policy))
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == own]
+    return f" in line {lines[-1]}" if lines else ""
 
 
 def checked_groups(policy: Policy, shape: ModelShape) -> tuple[Group, ...]:

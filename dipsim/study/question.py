@@ -14,7 +14,7 @@ import numpy as np
 
 from dipsim.basics.assets import policy_name, same_policy
 from dipsim.basics.errors import InputError, did_you_mean, quoted
-from dipsim.basics.units import dimension_of, parse
+from dipsim.basics.units import dimension_of, parse, show
 from dipsim.basics.units import write as write_quantity
 from dipsim.planning.planner import plan
 from dipsim.storage.flash import Flash
@@ -89,7 +89,7 @@ class Unknown:
 
     def shown(self, value: float) -> str:
         """A value as a file would say it."""
-        return write_quantity(value, self.dimension) if self.dimension else f"{value:.{DIGITS}g}"
+        return _shown(value, self.dimension)
 
     def spread(self, count: int) -> list[float]:
         """So many values from the lowest to the highest, in equal ratios."""
@@ -107,13 +107,16 @@ class Unknown:
         return round(value) if self.whole else value
 
 
+def _shown(value: float, dimension: str | None) -> str:
+    return write_quantity(value, dimension) if dimension else f"{value:.{DIGITS}g}"
+
+
 def unknown_of(
     name: str,
     experiment: Experiment,
     device: Device,
     trace: Trace,
     limits: tuple[str | None, str | None],
-    where: object,
 ) -> Unknown:
     """What to find for the policy of the experiment, with its range. Raises InputError if it has none."""
     current = _current(name, experiment, device, trace.shape)
@@ -121,10 +124,10 @@ def unknown_of(
     dimension = next(filter(None, found), None)
     low, high = (_limit(text, dimension) for text in limits)
     if isinstance(current, bool):
-        raise InputError(f"{where}: --for {name}: is no number; look for one that is, such as dram")
+        raise InputError(f"--for {name}: is no number; look for one that is, such as dram")
     if name == IOPS and device.flash.curve is not None:
         raise InputError(
-            f"{where}: --for {name}: the Flash of {device.name} is described by a curve; look for {BANDWIDTH}, its peak"
+            f"--for {name}: the Flash of {device.name} is described by a curve; look for {BANDWIDTH}, its peak"
         )
     if name == "dram":
         room = _room(experiment, device, trace)
@@ -138,7 +141,7 @@ def unknown_of(
         room = None
     if room is None and (low is None or high is None):
         raise InputError(
-            f"{where}: --for {name}: has no value to start from; give its range with --from and --to, or another name "
+            f"--for {name}: has no value to start from; give its range with --from and --to, or another name "
             f"(dram, iops, flash.read_bandwidth, dip.keep){did_you_mean(name, _names(experiment, device))}"
         )
     ends = room or (0.0, 0.0)
@@ -146,7 +149,13 @@ def unknown_of(
     whole = isinstance(current, int) or (current is dimension is None and low == int(low) and high == int(high))
     low, high = (math.ceil(low), math.floor(high)) if whole else (low, high)
     if not 0 < low < high:
-        raise InputError(f"{where}: --for {name}: the range from {low:.{DIGITS}g} to {high:.{DIGITS}g} is empty")
+        shown = f"{_shown(low, dimension)} to {_shown(high, dimension)}"
+        raise InputError(f"--for {name}: {shown} is no range; give --from less than --to")
+    if name == "dram" and not (ends[0] <= low and high <= device.dram.usable):
+        raise InputError(
+            f"--for dram: --from and --to must be within {show(ends[0], 'size')}, which must fit, and "
+            f"{show(device.dram.usable, 'size')}, which {device.name} has for it"
+        )
     flash = device.flash if name == BANDWIDTH and device.flash.curve else None
     return Unknown(name, dimension, low, high, whole, flash)
 

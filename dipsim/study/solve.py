@@ -131,7 +131,8 @@ class _Search:
         """What an answer does not say: that there is none, that speed is not monotone, what was measured nearby."""
         unknown, column, said = self.unknown, self.target.column, []
         if value is None:
-            said.append(f"not reached; nearest at {unknown.shown(best)}")
+            end = ", an end of the range" if best in (unknown.low, unknown.high) else ""
+            said.append(f"not reached; nearest at {unknown.shown(best)}{end}")
         elif beyond is None:
             said.append(f"reached everywhere from {unknown.shown(unknown.low)} to {unknown.shown(unknown.high)}")
         values = sorted(self.rows)
@@ -185,7 +186,7 @@ def solve(
     searches = []
     for choice in choices:
         alone = experiment.model_copy(update={"policies": (choice,)})
-        searches.append(_Search(choice, unknown_of(name, alone, device, trace, (low, high), where), target))
+        searches.append(_Search(choice, unknown_of(name, alone, device, trace, (low, high)), target))
     rows: dict[str, Row] = {}
     wanted = [(search, _first(search, experiment, measured, where)) for search in searches]
     while any(values for _, values in wanted):

@@ -175,7 +175,7 @@ DENSE = 'return [Group("neuron", ("down_proj",), "neuron", int(self.fraction * s
     ("default", "groups", "scores", "said"),
     [
         (" = 0.5", DENSE, "abs(acts.glu)", "mine.py: ok, a policy: mine, tried on smollm2-135m"),
-        (" = 0.5", DENSE, "abs(acts.glue)", "error: mine.py: policy mine: scores failed: AttributeError: "),
+        (" = 0.5", DENSE, "abs(acts.glue)", "error: mine.py: policy mine: scores failed in line 7: AttributeError: "),
         (" = 0.5", DENSE, "abs(acts.glu)[:1]", "error: mine.py: policy mine: scores of group neuron must be numbers"),
         (" = 1.5", DENSE, "abs(acts.glu)", "error: mine.py: policy mine: group neuron: k"),
         (" = 0.5", "shape.experts", "1", "error: mine.py: policy mine: groups failed: TypeError"),
@@ -332,7 +332,10 @@ BAD = [
     (["run", "exp.yaml", "--trace", "other.yaml"], "command line: trace: other.yaml: is a device, not a recipe"),
     (["check", "cut.safetensors"], "cut.safetensors: not a readable safetensors file"),
     (["plot", "nowhere"], "nowhere"),
-    (["report", "nowhere"], "nowhere: no summary.json; run `python -m dipsim run --out nowhere` first"),
+    (
+        ["report", "nowhere"],
+        "nowhere: has no sweep.csv, solve.csv, splits.csv, compare.csv, summary.json; give",
+    ),
     (["report", "nowhere", "--out", "page.pdf"], "--out page.pdf: a report must end in .html"),
     (["recipe", "--shape", "config.json", "--out", "r.yaml", "--tokens", "0"], "recipe: tokens"),
     (["record", "--model", "x", "--text", "t.txt", "--out", "trace.bin"], "must end in .safetensors"),

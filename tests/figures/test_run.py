@@ -245,7 +245,15 @@ def test_a_missing_table_says_what_to_run(tmp_path: Path, name: str) -> None:
     (folder / name).unlink()
     with pytest.raises(InputError) as error:
         draw_run(folder)
-    assert str(error.value) == f"{folder}: no {name}; run `python -m dipsim run --out {folder}` first"
+    if name == "summary.json":
+        assert str(error.value).startswith(f"{folder}: has no sweep.csv, solve.csv, ")
+        assert str(error.value).endswith("; give the output folder of a command that has ended")
+        return
+    assert str(error.value).startswith(f"{folder / name}: cannot be read")
+    assert str(error.value).endswith("; run `python -m dipsim run` again")
+    (folder / "experiment.yaml").write_text("")
+    with pytest.raises(InputError, match=f"; run `python -m dipsim run {folder}/experiment.yaml --out {folder}` again"):
+        draw_run(folder)
 
 
 @pytest.mark.parametrize(
@@ -278,7 +286,7 @@ def test_a_foreign_table_is_one_line_and_draws_nothing(tmp_path: Path, name: str
 
 
 def test_a_missing_folder_is_not_made(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"no summary\.json"):
+    with pytest.raises(InputError, match=r"nowhere: has no .*summary\.json; give the output folder"):
         draw_run(tmp_path / "nowhere")
     assert not (tmp_path / "nowhere").exists()
 
@@ -320,5 +328,5 @@ def test_rows_that_are_missing_or_too_many(tmp_path: Path, name: str, change: An
         draw_run(folder)
     assert str(error.value).startswith(f"{folder / name}: ")
     assert complaint in str(error.value)
-    assert str(error.value).endswith(f"; run `python -m dipsim run --out {folder}` again")
+    assert str(error.value).endswith("; run `python -m dipsim run` again")
     assert not list(folder.glob("*.png"))

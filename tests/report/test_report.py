@@ -218,8 +218,17 @@ def test_figures_are_in_the_page_as_far_as_they_fit(folder, monkeypatch):
     assert sources() == [f"data:image/png;base64,{base64.b64encode(PNG).decode()}"]
     (folder / "latency.png").write_bytes(PNG * 1000)
     text = render(folder)
-    assert "latency.svg is too large for this page." in text
+    assert "latency.svg is damaged, or too large for this page." in text
     assert len(text) < bare + 4000
+    for name in ("latency.svg", "latency.png"):  # a damaged one is left out
+        (folder / name).write_bytes(b"")
+        assert sources() == []
+
+
+def test_a_comparison_has_no_experiment_of_its_own(tmp_path, tiny_trace):
+    folder = write_answers(tiny_trace(tokens=10).path, tmp_path)["compare"]
+    (folder / "experiment.yaml").write_text("of: another")
+    assert "of: another" not in render(folder)
 
 
 def test_the_experiment_and_where_it_comes_from(folder):

@@ -182,7 +182,7 @@ def test_broken_plugins_are_one_line(tmp_path, content, complaint):
         ("['a']", "is not a Group"),
         ("[Group('a', ['down_proj'], 'neuron', 3)]", "is not a Group of a tuple"),
         ("[Group('a', (), 'neuron', 3)]", "is not a Group of a tuple"),
-        ("exit(0)", "groups failed: SystemExit"),
+        ("exit(0)", "groups failed in line 3: SystemExit"),
     ],
 )
 def test_groups_that_make_no_sense(tmp_path, groups, complaint):

@@ -253,7 +253,7 @@ def test_what_is_resident_is_shown_and_cannot_be_changed():
         def rerank(self, scores, resident):
             resident[0] = True
 
-    with pytest.raises(InputError, match="policy changes: rerank failed: ValueError"):
+    with pytest.raises(InputError, match=r"policy changes: rerank failed in line [0-9]+: ValueError"):
         aware_mask(Changes(), FOUR, np.ones(4, np.float32), resident, 0)
 
 
@@ -304,7 +304,7 @@ def test_what_goes_wrong_inside_a_plugin_is_told_or_left_alone():
 
         return call
 
-    with pytest.raises(InputError, match=r"^policy given: scores failed: ValueError: two lines$"):
+    with pytest.raises(InputError, match=r"^policy given: scores failed in line [0-9]+: ValueError: two lines$"):
         guarded(Given(), "scores", raising(ValueError("two\n lines")))
     with pytest.raises(InputError, match=r"^as it is$"):
         guarded(Given(), "scores", raising(InputError("as it is")))

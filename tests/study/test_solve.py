@@ -130,7 +130,7 @@ def test_what_is_not_monotone_is_told(experiment, tmp_path):
     ("target", "value", "nearest", "note"),
     [
         ("1 tokens/s", "310 B", 310, "reached everywhere from 310 B to 350 B"),
-        ("10000000 tokens/s", "", 350, "not reached; nearest at 350 B"),
+        ("10000000 tokens/s", "", 350, "not reached; nearest at 350 B, an end of the range"),
     ],
 )
 def test_where_there_is_no_crossing_it_says_so(experiment, tmp_path, target, value, nearest, note):
@@ -237,7 +237,10 @@ def test_the_command_answers_in_a_table(experiment, tmp_path, cli_run):
         (["--target", "p95 80"], "has no unit"),
         (["--for", "nothing"], "has no value to start from"),
         (["--for", "dram", "--from", "1"], "has no unit"),
-        (["--for", "dram", "--from", "2 MB", "--to", "1 MB"], "is empty"),
+        (["--for", "dram", "--from", "2 MB", "--to", "1 MB"], "--for dram: 2 MB to 1 MB is no range"),
+        (["--for", "dram", "--to", "60 GB"], "--from and --to must be within "),
+        (["--for", "dram", "--from", "1 kB"], "which must fit, and "),
+        (["--for", "dram", "--dram", "60 MB"], "--dram: is what is looked for; leave it out"),
         (["--for", "nothing.here", "--from", "1", "--to", "2"], "neither a field of the experiment"),
         (["--within", "-1"], "must be 0 or more"),
         (["--for", "dramm"], "(did you mean dram?)"),

@@ -405,7 +405,7 @@ def test_a_failing_plugin_is_one_line_and_the_rest_is_kept(files, tmp_path, cli_
     (tmp_path / "mine.py").write_text(PLUGIN.replace("time.sleep(PAUSE)", "1 / 0"))
     status, _, errors = cli_run("sweep", path, "--out", tmp_path / "out", "--workers", 2)
     assert status == 2
-    assert errors == "error: policy mine: scores failed: ZeroDivisionError: division by zero\n"
+    assert errors == "error: policy mine: scores failed in line 9: ZeroDivisionError: division by zero\n"
 
 
 @pytest.mark.slow
@@ -457,7 +457,7 @@ def test_models_are_drawn_side_by_side(tiny_trace, tmp_path):
 @pytest.mark.parametrize("content", ["", "a,b\n1,2\n", "policy\n"])
 def test_a_foreign_table_is_one_line(tmp_path, content):
     (tmp_path / "sweep.csv").write_text(content)
-    with pytest.raises(InputError, match=r"sweep\.csv: .*run `python -m dipsim sweep --out") as error:
+    with pytest.raises(InputError, match=r"sweep\.csv: .*; run `python -m dipsim sweep` again") as error:
         draw_sweep(tmp_path)
     assert "\n" not in str(error.value)
 
