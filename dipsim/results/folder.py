@@ -76,11 +76,13 @@ def made_again(folder: Path, command: str) -> Iterator[None]:
 def clear_results(folder: Path) -> None:
     """Remove what an earlier command found, but not the points of a sweep, from which its table can be made again.
 
-    So a folder never has one experiment beside the answers of another. A figure is there in two formats.
+    So a folder never has one experiment beside the answers of another. A figure is there in two formats; where there are
+    no answers, it is not ours.
     """
     remove_temporary(folder)
-    figures = [file for file in folder.glob("*.svg") if file.with_suffix(".png").is_file()]
-    tables = [folder / name for name in (*COMMANDS, *TABLES, *OTHERS)]
+    answered = any((folder / table).is_file() for table in COMMANDS)
+    figures = [file for file in folder.glob("*.svg") if answered and file.with_suffix(".png").is_file()]
+    tables = [folder / name for name in (*TABLES, *OTHERS, *COMMANDS)]  # what tells whose figures they are goes last
     for file in (*figures, *tables):
         for each in (file, file.with_suffix(".png" if file in figures else ".parquet")):
             if each.is_file():

@@ -28,6 +28,9 @@ def test_what_an_earlier_command_left_is_removed_and_nothing_else(tmp_path):
         (tmp_path / name).write_text("old")
     clear_results(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted((*mine, "points"))
+    (tmp_path / "drawn.png").write_text("mine")
+    clear_results(tmp_path)  # where nothing was answered, no figure is one of ours
+    assert (tmp_path / "drawn.svg").exists()
     clear_results(tmp_path / "nowhere")
 
 
