@@ -76,7 +76,7 @@ def made_again(folder: Path, command: str) -> Iterator[None]:
 def clear_results(folder: Path) -> None:
     """Remove what an earlier command found, but not the points of a sweep, from which its table can be made again.
 
-    So a folder never has one experiment beside the answers of another. A figure is there in two formats; where there are
+    So a folder never has one experiment beside the answers of another. A figure is there in two formats. Where there are
     no answers, it is not ours.
     """
     remove_temporary(folder)
