@@ -76,8 +76,8 @@ def made_again(folder: Path, command: str) -> Iterator[None]:
 def clear_results(folder: Path) -> None:
     """Remove what an earlier command found, but not the points of a sweep, from which its table can be made again.
 
-    So a folder never has one experiment beside the answers of another. A figure is there in two formats. Where there are
-    no answers, it is not ours.
+    So a folder never has one experiment beside the answers of another. A figure is there in two formats. Where there
+    are no answers, it is not ours.
     """
     remove_temporary(folder)
     answered = any((folder / table).is_file() for table in COMMANDS)
