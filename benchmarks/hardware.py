@@ -213,7 +213,7 @@ def draw_map(table: pd.DataFrame) -> Figure:
     shown = {model: (next(columns), next(columns)) for model in MODELS}
     mine = table[(table["layout"] == "auto") & (table["policy"] == f"dip(keep={KEEP})")]
     costs = {name: _cost(Device.load(name).flash) for name in assets.names("devices")}
-    markers = dict(zip([name for name, cost in costs.items() if cost], "osD^v<>PX*", strict=True))
+    markers = dict(zip([name for name, cost in costs.items() if cost], "osD^v<>PX*hpd8H", strict=False))
     for point in _records(mine[mine["trace"] == MODELS[1]]):
         for size, filled in zip(shown[MODELS[1]], ("white", "black"), strict=True):
             if cost := costs[str(point.device)]:

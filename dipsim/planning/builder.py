@@ -243,6 +243,10 @@ class PlanBuilder:
             self.place(layer)
         return self._placed[layer][self.groups.index(caches.group)]
 
+    def leave(self, layer: int) -> None:
+        """Forget where the columns of a layer lie, once all is entered of it: over all layers that is much memory."""
+        self._placed.pop(layer, None)
+
     def begin_with(self, caches: LayerCaches, layer: int) -> Mask | None:
         """The columns [N] that are resident when a sequence begins; None if there are none."""
         if self.rule.fixed:

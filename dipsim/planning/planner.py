@@ -99,6 +99,7 @@ class CpuPlanner:
                 for builder in builders:
                     for caches in builder.caches:
                         layer.record(builder, caches, index)
+                    builder.leave(index)
             progress(self.task, index + 1, layers.stop)
         if layers:
             experts.fill()

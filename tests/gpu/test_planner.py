@@ -254,12 +254,12 @@ def test_what_tensors_would_rank_otherwise_is_left_to_the_cpu(tiny_trace, own, c
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"scores": "acts.glu.__imul__(2)"}, "scores failed: ValueError: output array is read-only"),
-        ({"ranked": "scores.__imul__(2)"}, "rerank failed: ValueError: output array is read-only"),
+        ({"scores": "acts.glu.__imul__(2)"}, "scores failed in line [0-9]+: ValueError: output array is read-only"),
+        ({"ranked": "scores.__imul__(2)"}, "rerank failed in line [0-9]+: ValueError: output array is read-only"),
         ({"scores": "acts.gate > 0"}, "must be numbers"),
-        ({"at": "1 / position"}, "at failed: ZeroDivisionError"),
+        ({"at": "1 / position"}, "at failed in line [0-9]+: ZeroDivisionError"),
         ({"ranked": "scores * float('inf') - scores * float('inf')"}, "without NaN"),
-        ({"ranked": "exit(3)"}, "rerank failed: SystemExit: 3"),
+        ({"ranked": "exit(3)"}, "rerank failed in line [0-9]+: SystemExit: 3"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:invalid value")

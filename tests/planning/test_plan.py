@@ -8,7 +8,9 @@ from tiny import SHAPE
 from dipsim.basics.errors import InputError
 from dipsim.memory.budget import allocate
 from dipsim.memory.stack_distance import hit_curve
+from dipsim.planning.builder import PlanBuilder
 from dipsim.planning.fetch_plan import Setting
+from dipsim.planning.masks import LayerScores
 from dipsim.planning.planner import plan
 from dipsim.sparsity.plugins import load_policy
 from dipsim.sparsity.ranking import top_k
@@ -143,8 +145,8 @@ def test_static_overflow_is_an_error_unless_streaming_is_allowed(tiny_trace):
         ("return scores * float('nan')", "without NaN"),
         ("return scores[:1]", "must keep the shape"),
         ("return None", "rerank failed: AttributeError"),
-        ("resident[:] = True", "rerank failed: ValueError"),
-        ("scores[:] = 0", "rerank failed: ValueError"),
+        ("resident[:] = True", "rerank failed in line 5: ValueError"),
+        ("scores[:] = 0", "rerank failed in line 5: ValueError"),
     ],
 )
 def test_a_plugin_cannot_choose_nonsense_or_change_what_others_see(tiny_trace, tmp_path, body, complaint):
@@ -182,9 +184,29 @@ def test_what_does_not_go_together(tiny_trace, tmp_path):
     for body, complaint in (
         ("return acts.mlp_input", r"scores of group neuron must be numbers \[12, 24\]"),
         ("return acts.glu * np.nan", "without NaN"),
-        ("return 1 / 0", "scores failed: ZeroDivisionError"),
-        ("return acts.nothing", "scores failed: AttributeError"),
+        ("return 1 / 0", "scores failed in line 5: ZeroDivisionError"),
+        ("return acts.nothing", "scores failed in line 5: AttributeError"),
     ):
         plugin.write_text(f"{head} def scores(self, group, acts): {body}\n")
         with pytest.raises(InputError, match=complaint):
             make(trace, plugin)
+
+
+def test_placements_are_forgotten_layer_by_layer(tiny_trace, monkeypatch):
+    """Over all layers and settings they would be much memory."""
+    trace, held = tiny_trace(), []
+    record, finish = LayerScores.record, PlanBuilder.finish
+
+    def recorded(scores, builder, caches, layer):
+        record(scores, builder, caches, layer)
+        held.append(sorted(builder._placed))
+
+    def finished(builder):
+        held.append(sorted(builder._placed))
+        return finish(builder)
+
+    monkeypatch.setattr(LayerScores, "record", recorded)
+    monkeypatch.setattr(PlanBuilder, "finish", finished)
+    dram = trace.shape.static_bytes(trace.tokens) + 0.5 * trace.shape.mlp_bytes
+    plan(trace, [Setting(load_policy("dip"), dram, layout="popularity", start="warm")])
+    assert held == [[0], [0], [1], [1], []]  # two layers of two groups each
