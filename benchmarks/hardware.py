@@ -25,7 +25,7 @@ from dipsim.basics import assets
 from dipsim.basics.arrays import Floats
 from dipsim.basics.files import write
 from dipsim.figures.pareto import BUDGETS
-from dipsim.figures.style import STYLE
+from dipsim.figures.style import STYLE, blank_figure
 from dipsim.memory.budget import column_bytes
 from dipsim.planning.learn import learn_layout
 from dipsim.results.quality import NOT_MEASURED
@@ -204,7 +204,8 @@ def gain_map() -> Floats:
 def draw_map(table: pd.DataFrame) -> Figure:
     """The map, with each device and model where its columns and its measured hit rate put it."""
     gains = gain_map()
-    figure = Figure(figsize=(10, 4.6), layout="constrained")
+    setting = f"Flash time of dense over that of keep {KEEP}, half pinned and laid apart · marks: {MODELS[1]}, layout auto"
+    figure = blank_figure("When does pruning pay?", setting, 10, 4.2)
     axes = figure.subplots()
     mesh = axes.pcolormesh(RATIOS, 100 * RATES, gains, vmin=1, vmax=3, cmap="Oranges", shading="gouraud")
     lines = axes.contour(RATIOS, 100 * RATES, gains, levels=[1.05, 1.2, 1.5, 2, 3], colors="black", linewidths=0.8)
@@ -213,7 +214,8 @@ def draw_map(table: pd.DataFrame) -> Figure:
     shown = {model: (next(columns), next(columns)) for model in MODELS}
     mine = table[(table["layout"] == "auto") & (table["policy"] == f"dip(keep={KEEP})")]
     costs = {name: _cost(Device.load(name).flash) for name in assets.names("devices")}
-    markers = dict(zip([name for name, cost in costs.items() if cost], "osD^v<>PX*hpd8H", strict=False))
+    there = [name for name, cost in costs.items() if cost and name in set(mine["device"])]
+    markers = dict(zip(there, "osD^v<>PX*hpd8H", strict=False))
     for point in _records(mine[mine["trace"] == MODELS[1]]):
         for size, filled in zip(shown[MODELS[1]], ("white", "black"), strict=True):
             if cost := costs[str(point.device)]:
@@ -221,7 +223,6 @@ def draw_map(table: pd.DataFrame) -> Figure:
     for name, marker in markers.items():
         axes.plot([], [], marker, mfc="white", mec="black", label=name)
     axes.set(xscale="log", xlabel="column bytes / (bandwidth x command time)", ylabel="hit rate (%)")
-    axes.set_title(f"When does pruning pay? Flash time of dense over that of keep {KEEP}, half pinned and laid apart")
     axes.xaxis.set_major_formatter("{x:g}")
     figure.legend(loc="outside left center", title="white: gate and up\nblack: down")
     figure.colorbar(mesh, ax=axes, extend="max", label=f"speed-up of Flash (perplexity {NOT_MEASURED})")
