@@ -204,7 +204,7 @@ def gain_map() -> Floats:
 def draw_map(table: pd.DataFrame) -> Figure:
     """The map, with each device and model where its columns and its measured hit rate put it."""
     gains = gain_map()
-    setting = f"Flash time of dense over that of keep {KEEP}, half pinned and laid apart · marks: {MODELS[1]}, layout auto"
+    setting = f"Flash time of dense over that of keep {KEEP}, half pinned, laid apart · marks: {MODELS[1]}, layout auto"
     figure = blank_figure("When does pruning pay?", setting, 10, 4.2)
     axes = figure.subplots()
     mesh = axes.pcolormesh(RATIOS, 100 * RATES, gains, vmin=1, vmax=3, cmap="Oranges", shading="gouraud")
