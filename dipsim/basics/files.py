@@ -17,7 +17,7 @@ from dipsim.basics.errors import InputError, is_plain, one_line, quoted
 from dipsim.basics.limits import check_memory
 
 SETTINGS = {"policies": "an experiment", "trace": "an experiment", "flash": "a device", "model": "a recipe"}  # by a key
-OTHERS = {".safetensors": "a trace", ".py": "a policy"}  # by the suffix
+OTHERS = {".safetensors": "a file of tensors", ".py": "a plugin"}  # by the suffix
 LARGEST_YAML = 1_000_000  # bytes
 DEEPEST_YAML = 30  # levels of lists and mappings
 LARGEST_NUMBER = 10**100  # of a whole one: what has thousands of digits cannot even be written out

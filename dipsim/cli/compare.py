@@ -33,7 +33,7 @@ def compare(
     from dipsim.basics import assets
     from dipsim.figures.compare import draw_compare
     from dipsim.results.compare import Compared, check_comparable, differences, rows, said, write_compare
-    from dipsim.results.folder import in_words, tables_of
+    from dipsim.results.folder import clear_results, in_words, tables_of
     from dipsim.results.tables import compare_table
     from dipsim.study.run import write_run
 
@@ -43,6 +43,8 @@ def compare(
     names = _names(folders)
     if experiment is not None and not devices:
         raise InputError(f"--experiment {experiment}: no device to run it on; name one, or leave the option out")
+    if out.resolve() in {folder.resolve() for folder in folders}:
+        raise InputError(f"--out {out}: is one of what is compared; give another folder")
     known = {folder: _read(folder) for folder, text in zip(folders, things, strict=True) if text not in devices}
     made = {out / name: _run(path, text) for text, name in devices.items()}
     known |= {folder: (tables_of(results)[0], _options(resolved)) for folder, (resolved, results) in made.items()}
@@ -50,6 +52,7 @@ def compare(
     check_comparable(compared)
     table = rows(compared)
     same, differ = differences(table)
+    clear_results(out)
     for folder, (resolved, results) in made.items():
         write_run(resolved, results, folder)
     write_compare(table, out)

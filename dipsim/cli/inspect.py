@@ -115,17 +115,20 @@ def _describe_layout(name: str) -> tuple[str, ...]:
 @commands.command()
 def check(
     file: Annotated[Path, typer.Argument(help="Device, experiment, trace, policy, prefetcher, layout or calibration.")],
+    tried_on: Annotated[
+        str | None, typer.Option("--trace", help="Trace that a policy is tried on; by default one of its kind.")
+    ] = None,
 ) -> None:
     """Check a file completely and tell all that is wrong with it. Nothing is simulated; but a policy or prefetcher is
     loaded, which runs its file, and a policy is tried on a few tokens.
     """
     try:
-        print(f"{file}: ok, {_check(file)}")
+        print(f"{file}: ok, {_check(file, tried_on)}")
     except InputError as error:
         fail(*located(*error.all[:MOST]), *error.all[MOST:])
 
 
-def _check(file: Path) -> str:
+def _check(file: Path, trace: str | None) -> str:
     """What a file is. Raises InputError with all that is wrong with it."""
     from dipsim.basics.files import check_regular, kind_of, read_yaml
     from dipsim.sparsity.calibrated import SUFFIX as CALIBRATION
@@ -145,24 +148,24 @@ def _check(file: Path) -> str:
         calibrated = Calibrated.read(file)
         found = f"a calibration of precision for {calibrated.origin.model.name}"
     elif file.suffix == ".safetensors":
-        trace = Trace.open(file)
-        for index in trace.layers:
-            trace.layer(index)
-        found = f"a trace of {trace.tokens} tokens, {trace.shape.num_hidden_layers} layers"
+        opened = Trace.open(file)
+        for index in opened.layers:
+            opened.layer(index)
+        found = f"a trace of {opened.tokens} tokens, {opened.shape.num_hidden_layers} layers"
     elif file.suffix == ".py":
-        found = _check_plugin(file)
+        found = _check_plugin(file, trace)
     elif (kind := kind_of(data := read_yaml(file))) == "an experiment":
         found = _check_experiment(file, data)
     elif kind == "a recipe":
-        trace = Trace.open(file)
-        trace.layer(trace.layers[0], 1)
-        found = f"a recipe: {trace.tokens} tokens of {trace.shape.name}"
+        opened = Trace.open(file)
+        opened.layer(opened.layers[0], 1)
+        found = f"a recipe: {opened.tokens} tokens of {opened.shape.name}"
     else:
         found = f"a device: {Device.load(file).name}"
     return found
 
 
-def _check_plugin(file: Path) -> str:
+def _check_plugin(file: Path, trace: str | None) -> str:
     """What a plugin's file is. A policy that needs no parameters plans some tokens."""
     from dipsim.sparsity.plugins import made, plugin_class
     from dipsim.sparsity.policy import Policy
@@ -171,10 +174,10 @@ def _check_plugin(file: Path) -> str:
     found = plugin_class(file)
     kind = f"a {'policy' if issubclass(found, Policy) else 'prefetcher'}"
     if needed := [name for name, field in found.model_fields.items() if field.is_required()]:
-        return f"{kind} that must be given: {', '.join(needed)}"
+        return f"{kind} that needs {', '.join(needed)}, so it was not tried"
     plugin = made(found, {}, file)
     with named(file):
-        tried = f", tried on {check_policy(plugin)}" if isinstance(plugin, Policy) else ""
+        tried = f", tried on {check_policy(plugin, trace)}" if isinstance(plugin, Policy) else ""
     return f"{kind}: {plugin.label}{tried}"
 
 

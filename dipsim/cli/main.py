@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from sys import UnraisableHookArgs
 
 INTERRUPTED = 130  # exit status
-AGAIN_S = 0.01
+AGAIN_S = 0.01  # until a Ctrl-C that was dropped comes again
 COMPLETE = "_DIPSIM_COMPLETE"  # how a shell asks, also of `python -m dipsim`
 
 app = typer.Typer(
@@ -38,6 +38,7 @@ for family in (live, imports, simulate, solve, memory, answers, compare, machine
 def main() -> NoReturn:
     """Run the command line; what the user can mend is one line on stderr and exit status 2."""
     interrupts: list[int] = []
+    timers: list[Timer] = []
 
     def interrupt(number: int, _frame: object) -> NoReturn:
         interrupts.append(number)
@@ -45,7 +46,8 @@ def main() -> NoReturn:
 
     def dropped(what: UnraisableHookArgs) -> None:
         if what.exc_type is KeyboardInterrupt:  # it fell where Python drops errors, as while something is collected
-            Timer(AGAIN_S, signal.pthread_kill, [main_thread().ident, signal.SIGINT]).start()
+            timers.append(Timer(AGAIN_S, signal.pthread_kill, [main_thread().ident, signal.SIGINT]))
+            timers[-1].start()
         else:
             hook(what)
 
@@ -60,6 +62,8 @@ def main() -> NoReturn:
             raise
         fail("interrupted", status=INTERRUPTED)  # modules that are being imported make any error of Ctrl-C
     finally:
+        for timer in timers:
+            timer.cancel()
         signal.signal(signal.SIGINT, before)
         sys.unraisablehook = hook
 

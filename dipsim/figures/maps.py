@@ -25,7 +25,7 @@ from dipsim.results.quality import NOT_MEASURED
 
 LEAST = 1.05  # the colours reach this ratio at least
 UNKNOWN: dict[str, Any] = {"fill": False, "hatch": "////", "lw": 0}
-FEW = 5  # cells along an axis, through which lines would say more than was simulated
+FEW, MOST = 5, 8  # cells along an axis: lines through few would say more than was simulated; figures need room
 FEWEST = 3  # ticks of a colour bar
 LEVELS = np.outer(10.0 ** np.arange(-4, 6), (1, 1.5, 2, 3, 5, 7)).ravel()  # of iso-lines
 
@@ -46,7 +46,7 @@ def draw_maps(rows: pd.DataFrame, value: str, title: str) -> Figure:
         mine = rows[rows["policy"] == policy]
         cells = mine.pivot_table(index=DRAM, columns=FLASH, values=value)
         image = axes.imshow(cells, norm=norm, cmap="viridis", origin="lower", aspect="auto")
-        if value == "speedup" or min(cells.shape) < FEW:
+        if value == "speedup" or (min(cells.shape) < FEW and max(cells.shape) <= MOST):
             write_values(axes, cells.to_numpy(), image)
         else:
             _isolines(axes, cells.to_numpy())
@@ -70,7 +70,7 @@ def draw_maps(rows: pd.DataFrame, value: str, title: str) -> Figure:
 
 def _isolines(axes: Axes, cells: Floats) -> None:
     levels = LEVELS[(np.nanmin(cells) < LEVELS) & (np.nanmax(cells) > LEVELS)]
-    if not levels.size:
+    if not levels.size or min(cells.shape) < 2:
         return
     lines = axes.contour(np.log(cells), levels=np.log(levels), colors="white", linewidths=1.4, linestyles="solid")
     lines.set_path_effects([withStroke(linewidth=2.6, foreground="black")])

@@ -74,12 +74,13 @@ def page(folder: Path, command: str) -> Page:
     shown = COMMANDS[command]
     shown.check(folder)
     table = _texts(folder / shown.table)
-    others = [name for name in map(str, table) if name not in (*shown.first, *HIDDEN)]
+    first = [name for name in shown.first if name in table]
+    others = [name for name in map(str, table) if name not in (*first, *HIDDEN)]
     varying = [name for name in others if varies(table[name])]
     same = {name: str(table[name].iloc[0]) for name in others if name not in varying}
     title = f"{_names(table['model'], 'models')} on {_names(table['device'], 'devices')}"
     setting = shown.setting.format_map({**table.iloc[0], "rows": f"{len(table):,}"})
-    sections = [Section("answers", "Answers", _rows(table, [*shown.first, *varying], shown.table))]
+    sections = [Section("answers", "Answers", _rows(table, [*first, *varying], shown.table))]
     if shown.behind is not None:
         further = _texts(folder / shown.behind)
         columns = [name for name in map(str, further) if name not in HIDDEN and varies(further[name])]

@@ -14,7 +14,7 @@ from dipsim.basics.errors import InputError
 from dipsim.basics.files import write
 from dipsim.results.csv_table import AMOUNT, POSITIVE, SHARE, SMALLEST, TEXT, Column, read_table, refuse_rows
 from dipsim.results.dictionary import write_columns
-from dipsim.results.folder import Run, clear_results, made_again
+from dipsim.results.folder import Run, made_again
 from dipsim.results.labels import short
 from dipsim.results.quality import source_of
 
@@ -128,7 +128,6 @@ def rows(compared: Sequence[Compared]) -> pd.DataFrame:
 
 def write_compare(table: pd.DataFrame, folder: Path) -> None:
     """Write the rows of a comparison as `compare.csv`, and what its columns mean."""
-    clear_results(folder)
     write(folder / TABLE, table.to_csv(index=False))
     write_columns(folder, [TABLE])
 

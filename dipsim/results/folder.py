@@ -46,6 +46,10 @@ COMMANDS = {  # which command wrote a folder, by the table that has its answers
     "summary.json": "run",
 }
 FROM_EXPERIMENT = ("run", "sweep", "plan-memory")  # and nothing else that a folder does not tell
+FIGURES = (  # by the names that they are drawn under
+    *("latency", "policies", "hit_rate_by_layer", "token_gantt", "experts_by_layer", "memory", "solve", "compare"),
+    *("dram", "flash", "prefetch", "drafts", "speed", "speed_*", "speedup", "speedup_*", "winner", "winner_*"),
+)
 OTHERS = ("samples.csv", "memory.csv", "timeline.json", "replay.csv", COLUMNS, "provenance.json", "report.html")
 TABLES: dict[str, dict[str, Column]] = {  # the columns that are read back
     "tokens.csv": {"policy": TEXT, "token": NATURAL, "latency_s": AMOUNT} | {f"{part}_s": AMOUNT for part in BREAKDOWN},
@@ -76,17 +80,14 @@ def made_again(folder: Path, command: str) -> Iterator[None]:
 def clear_results(folder: Path) -> None:
     """Remove what an earlier command found, but not the points of a sweep, from which its table can be made again.
 
-    So a folder never has one experiment beside the answers of another. A figure is there in two formats. Where there
-    are no answers, it is not ours.
+    So a folder never has one experiment beside the answers of another.
     """
     remove_temporary(folder)
-    answered = any((folder / table).is_file() for table in COMMANDS)
-    figures = [file for file in folder.glob("*.svg") if answered and file.with_suffix(".png").is_file()]
-    tables = [folder / name for name in (*TABLES, *OTHERS, *COMMANDS)]  # what tells whose figures they are goes last
-    for file in (*figures, *tables):
-        for each in (file, file.with_suffix(".png" if file in figures else ".parquet")):
-            if each.is_file():
-                each.unlink(missing_ok=True)
+    figures = [file for name in FIGURES for kind in ("png", "svg") for file in folder.glob(f"{name}.{kind}")]
+    copies = [(folder / name).with_suffix(".parquet") for name in (*TABLES, "sweep.csv")]
+    for file in (*figures, *copies, *(folder / name for name in (*TABLES, *OTHERS, *COMMANDS))):
+        if file.is_file():
+            file.unlink(missing_ok=True)
 
 
 def write_tables(results: Sequence[Result], out: Path, timeline: bool = False, parquet: bool = False) -> None:

@@ -6,6 +6,7 @@ A plugin is a stranger's code. What goes wrong inside it becomes one line that n
 from __future__ import annotations
 
 import inspect
+import math
 import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -122,8 +123,11 @@ def sees_memory(policy: Policy, groups: Sequence[Group]) -> bool:
 
 
 def policy_bytes(policy: Policy, shape: ModelShape) -> float:
-    """Bytes that the policy keeps in DRAM for itself. Raises InputError if the plugin fails."""
-    return guarded(policy, "static_bytes", lambda: float(policy.static_bytes(shape)))
+    """Bytes that the policy keeps in DRAM for itself. Raises InputError if the plugin fails, or says no such number."""
+    size = guarded(policy, "static_bytes", lambda: float(policy.static_bytes(shape)))
+    if not 0 <= size < math.inf:
+        raise InputError(f"policy {policy.label}: static_bytes must be a number of bytes, 0 or more (got {size:g})")
+    return size
 
 
 def policy_at(policy: Policy, position: int) -> Policy:

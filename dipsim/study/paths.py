@@ -32,9 +32,14 @@ def seen_from(folder: Path) -> Move:
                 f"{text}: paths in an experiment are seen from its folder, where there is no such file; write "
                 f"{os.path.relpath(text, there)}"
             )
-        return beside if kind is not None or is_file(beside) else text
+        return _as_path(kind, beside) if kind is not None or is_file(beside) else text
 
     return move
+
+
+def _as_path(kind: str | None, path: str) -> str:
+    """A path that is not taken for a name."""
+    return path if assets.is_path(kind, path) else f"./{path}"
 
 
 def seen_in(folder: Path) -> Move:
@@ -42,7 +47,9 @@ def seen_in(folder: Path) -> Move:
 
     def move(kind: str | None, text: str) -> str:
         is_own = assets.is_path(kind, text) and (kind is not None or is_file(text))
-        return os.path.relpath(text, os.path.realpath(folder)) if is_own and not Path(text).is_absolute() else text
+        if not is_own or Path(text).is_absolute():
+            return text
+        return _as_path(kind, os.path.relpath(text, os.path.realpath(folder)))
 
     return move
 

@@ -20,7 +20,7 @@ from dipsim.results.folder import clear_results, write_tables
 from dipsim.results.quality import lookup, read_quality
 from dipsim.results.result import Result, shown_token
 from dipsim.sparsity.policy import Policy
-from dipsim.sparsity.selection import checked_groups
+from dipsim.sparsity.selection import checked_groups, policy_bytes
 from dipsim.study.choices import load_choice
 from dipsim.study.experiment import Experiment, Options, load_device
 from dipsim.timing import engine
@@ -80,16 +80,18 @@ def check(experiment: Experiment) -> None:
     _check(trace, settings, device, experiment)
 
 
-def check_policy(policy: Policy) -> str:
-    """Plan some tokens with a policy, on a shipped trace of the kind that it is for; return its name.
+def check_policy(policy: Policy, name: str | None = None) -> str:
+    """Plan some tokens of a trace with a policy, by default of a shipped one that it is for; return the trace's name.
 
-    Raises InputError if the policy fails.
+    Raises InputError, which names the trace, if the policy fails.
     """
-    trace = next((each for each in map(Trace.open, TRIED) if _takes(policy, each)), Trace.open(TRIED[0]))
+    tried = (Trace.open(name),) if name else tuple(map(Trace.open, TRIED))
+    trace = next((each for each in tried if _takes(policy, each)), tried[0])
     shape = trace.shape
-    dram = shape.static_bytes(TRIED_TOKENS) + policy.static_bytes(shape) + shape.mlp_bytes / 2
-    priced = any(group.price is not None for group in checked_groups(policy, shape))
-    plan(trace, [Setting(policy, dram, "pinned" if priced else "lfu")], TRIED_TOKENS)
+    with named(f"tried on {trace.name}"):
+        priced = any(group.price is not None for group in checked_groups(policy, shape))
+        dram = shape.static_bytes(TRIED_TOKENS) + policy_bytes(policy, shape) + shape.mlp_bytes / 2
+        plan(trace, [Setting(policy, dram, "pinned" if priced else "lfu")], min(TRIED_TOKENS, trace.tokens))
     return trace.name
 
 
@@ -99,8 +101,8 @@ def _takes(policy: Policy, trace: Trace) -> bool:
         policy.groups(trace.shape)
     except InputError:
         return False
-    except Exception:  # a mistake of the policy, which planning tells
-        return True
+    except (Exception, SystemExit):  # a mistake of the policy, which planning tells
+        pass
     return True
 
 

@@ -21,7 +21,7 @@ from dipsim.basics.files import remove_temporary, write
 from dipsim.basics.progress import Progress, silent
 from dipsim.planning.planner import CpuPlanner, Planner
 from dipsim.results.dictionary import write_columns
-from dipsim.results.folder import clear_results, command_of
+from dipsim.results.folder import clear_results
 from dipsim.results.provenance import write_experiment, write_origin
 from dipsim.results.quality import source_of
 from dipsim.results.table_files import write_table
@@ -54,8 +54,7 @@ def sweep(
     """
     wanted = points(experiment, where)
     rows = finished(wanted, folder)
-    if len(rows) < len(wanted) or command_of(folder) != "sweep":
-        clear_results(folder)
+    clear_results(folder)
     write_experiment(folder, experiment.resolved(folder))
     rows = complete(wanted, rows, folder, workers=workers, dask=dask, planners=planners, progress=progress)
     table = pd.DataFrame([line(point, rows[point.key]) for point in wanted])

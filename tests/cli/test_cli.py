@@ -175,25 +175,59 @@ DENSE = 'return [Group("neuron", ("down_proj",), "neuron", int(self.fraction * s
     ("default", "groups", "scores", "said"),
     [
         (" = 0.5", DENSE, "abs(acts.glu)", "mine.py: ok, a policy: mine, tried on smollm2-135m"),
-        (" = 0.5", DENSE, "abs(acts.glue)", "error: mine.py: policy mine: scores failed in line 7: AttributeError: "),
-        (" = 0.5", DENSE, "abs(acts.glu)[:1]", "error: mine.py: policy mine: scores of group neuron must be numbers"),
-        (" = 1.5", DENSE, "abs(acts.glu)", "error: mine.py: policy mine: group neuron: k"),
-        (" = 0.5", "shape.experts", "1", "error: mine.py: policy mine: groups failed: TypeError"),
-        ("", DENSE, "abs(acts.glu)", "mine.py: ok, a policy that must be given: fraction"),
+        (
+            " = 0.5",
+            DENSE,
+            "abs(acts.glue)",
+            "TRIED: scores failed in line 7: AttributeError: ",
+        ),
+        (
+            " = 0.5",
+            DENSE,
+            "abs(acts.glu)[:1]",
+            "TRIED: scores of group neuron must be numbers",
+        ),
+        (" = 1.5", DENSE, "abs(acts.glu)", "TRIED: group neuron: k"),
+        (
+            " = 0.5",
+            "shape",
+            "1",
+            "TRIED: groups failed: TypeError",
+        ),
+        ("", DENSE, "abs(acts.glu)", "mine.py: ok, a policy that needs fraction, so it was not tried"),
     ],
 )
 def test_check_tries_a_policy(tmp_path, cli_run, monkeypatch, default, groups, scores, said):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text(MINE % (default, groups, scores))
     status, out, err = cli_run("check", "mine.py")
-    assert (out + err).startswith(said)
-    assert (status, (out + err).count("\n")) == (2 if said.startswith("error") else 0, 1)
+    assert (out + err).startswith(said.replace("TRIED: ", "error: mine.py: tried on smollm2-135m: policy mine: "))
+    assert (status, (out + err).count("\n")) == (2 if "TRIED" in said else 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        (
+            "static_bytes(self, shape): return float('nan')",
+            "static_bytes must be a number of bytes, 0 or more (got",
+        ),
+        ("static_bytes(self, shape): return 'x'", "static_bytes failed: ValueError"),
+        ("groups(self, shape): raise SystemExit(3)", "groups failed in line 3: SystemExit: 3"),
+    ],
+)
+def test_check_catches_whatever_a_policy_does(tmp_path, cli_run, monkeypatch, method, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(f"from dipsim import Policy\nclass Mine(Policy):\n    def {method}\n")
+    status, out, err = cli_run("check", "mine.py", "--trace", "phi-3-mini")
+    assert (status, out) == (2, "")
+    assert err.startswith(f"error: mine.py: tried on phi-3-mini: policy mine: {said}")
 
 
 @pytest.mark.parametrize("name", ["experts", "low-bit", "worth", "dip-ca", "precision"])
 def test_shipped_policies_pass(cli_run, name):
     tried = {"worth": "smollm2-135m", "dip-ca": "smollm2-135m"}.get(name, "gpt-oss-20b")
-    ends = "must be given: calibration" if name == "precision" else f"{name}, tried on {tried}"
+    ends = "needs calibration, so it was not tried" if name == "precision" else f"{name}, tried on {tried}"
     assert cli_run("check", assets.find("policies", name))[1].endswith(ends + "\n")
 
 
@@ -327,7 +361,7 @@ BAD = [
     (["run", "exp.yaml", "--trace", "x" * 300], "no such trace"),
     (["check", "nan.yaml"], "nan.yaml: flash.read_bandwidth"),
     (["run", "other.yaml"], "other.yaml: is a device, not an experiment; give the path of an experiment"),
-    (["run", "tiny.safetensors"], "tiny.safetensors: is a trace, not an experiment"),
+    (["run", "tiny.safetensors"], "tiny.safetensors: is a file of tensors, not an experiment"),
     (["run", "--device", "exp.yaml"], "command line: device: exp.yaml: is an experiment, not a device"),
     (["run", "exp.yaml", "--trace", "other.yaml"], "command line: trace: other.yaml: is a device, not a recipe"),
     (["check", "cut.safetensors"], "cut.safetensors: not a readable safetensors file"),

@@ -37,6 +37,9 @@ def test_devices_run_and_are_compared(here, cli_run, monkeypatch):
         assert mine["tokens_per_s"].tolist() == [each["tokens_per_s"] for each in summaries]
         assert mine["parts_s.dram"].tolist() == [each["parts_s"]["dram"] for each in summaries]
         assert {each["model"] for each in summaries} == set(mine["model"]) == {"tiny"}
+    monkeypatch.undo()
+    monkeypatch.chdir(here)
+    assert cli_run("plot", "both")[1].split() == ["both/compare.png", "both/compare.svg"]
     assert (table["ratio"][table["compared"] == "fast"] > 1).all()
     assert out.count("not measured") == 6
     assert max(map(len, out.splitlines())) <= 80
@@ -74,6 +77,7 @@ def test_folders_are_compared_as_they_are(here, cli_run):
     [
         (["slow.yaml"], "compare: takes two things or more"),
         (["slow.yaml", "./slow.yaml"], "results/compare/slow is there twice"),
+        (["slow.yaml", "done", "--out", "done"], "--out done: is one of what is compared"),
         (["slow.yaml", "nowhere"], "nowhere: no such device"),
         (["slow.yaml", "no/where"], "no/where: no such file"),
         (["slow.yaml", "grid"], "grid: comes from `sweep`, not from `run`; give"),
@@ -83,7 +87,7 @@ def test_folders_are_compared_as_they_are(here, cli_run):
     ],
 )
 def test_what_cannot_be_compared_is_one_line(here, cli_run, arguments, complaint):
-    for name in ("grid", "empty"):
+    for name in ("grid", "empty", "done"):
         (here / name).mkdir()
     (here / "grid/sweep.csv").write_text("")
     status, out, err = cli_run("compare", *arguments)

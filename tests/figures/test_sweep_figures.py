@@ -104,6 +104,17 @@ def labels(ticks):
     return [tick.get_text() for tick in ticks]
 
 
+@pytest.mark.parametrize(("rows", "columns", "written"), [(4, 8, 32), (2, 9, 0), (5, 5, 0)])
+def test_small_maps_have_their_figures_in_the_cells(sweep, rows, columns, written):
+    """What is larger has lines, through which nothing is written that was not simulated."""
+    places = [((row + 1) * 1e9, (column + 1) * 1e9) for row in range(rows) for column in range(columns)]
+    table = sweep(*(point(dram, flash, speed=dram / 1e9 * flash / 1e9) for dram, flash in places))
+    axes = draw_maps(table, "tokens_per_s", "Speed").axes[0]
+    inside = [text.get_text() for text in axes.texts if text.get_fontsize() == 7.5]
+    assert len(inside) == written
+    assert inside[: 8 * bool(written)] == [f"{value:.2f}" for value in range(1, 9)][: 8 * bool(written)]
+
+
 def test_axes_are_in_units_of_the_data(sweep, drawn):
     sizes, speeds = (5e7, 6.25e7), (4e8, 9e8)
     table = sweep(*(point(dram, flash, speed=dram / flash) for dram in sizes for flash in speeds))

@@ -22,15 +22,22 @@ def test_a_folder_says_where_its_results_come_from(tmp_path):
 
 
 def test_what_an_earlier_command_left_is_removed_and_nothing_else(tmp_path):
-    stale = (*COMMANDS, *TABLES, *OTHERS, "sweep.parquet", "experts.parquet", "speed.svg", "speed.png")
-    mine = ("notes.txt", "drawn.svg", "photo.png", "experiment.yaml")
+    stale = (
+        *COMMANDS,
+        *TABLES,
+        *OTHERS,
+        "sweep.parquet",
+        "experts.parquet",
+        "speed.svg",
+        "speed.png",
+        "winner_a-b.svg",
+        "latency.png",
+    )
+    mine = ("notes.txt", "logo.svg", "logo.png", "report.parquet", "experiment.yaml")
     for name in (*stale, *mine, "points"):
         (tmp_path / name).write_text("old")
     clear_results(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted((*mine, "points"))
-    (tmp_path / "drawn.png").write_text("mine")
-    clear_results(tmp_path)  # where nothing was answered, no figure is one of ours
-    assert (tmp_path / "drawn.svg").exists()
     clear_results(tmp_path / "nowhere")
 
 

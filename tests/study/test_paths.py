@@ -119,6 +119,16 @@ def test_what_is_written_beside_results_runs_from_there(folder, monkeypatch, tmp
     assert speeds[0] == speeds[1]
 
 
+def test_a_file_without_a_suffix_stays_a_path(folder, monkeypatch):
+    (folder / "w").write_text("3")
+    monkeypatch.chdir(folder)
+    chosen = Experiment.load(written(folder, policies=[{"./own.py": {"weights": "./w"}}]))
+    assert chosen.resolved()["policies"] == [{"own.py": {"weights": "./w"}}]
+    back = moved(chosen.resolved(), seen_in(folder))
+    assert back["policies"] == [{"own.py": {"weights": "./w"}}]
+    assert moved(chosen.resolved(), seen_in(folder.parent))["policies"] == [{"exp/own.py": {"weights": "exp/w"}}]
+
+
 def test_results_behind_a_link_run_from_there(folder, tmp_path):
     (tmp_path / "far/away").mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / "far/away")
