@@ -82,7 +82,10 @@ def _side_by_side(
 
 @contextmanager
 def _deaf() -> Iterator[None]:
-    """Ignore Ctrl-C, and let processes that are started now ignore it too: it reaches all those of a terminal."""
+    """Ignore Ctrl-C, and let processes that are started now ignore it too: it reaches all those of a terminal.
+
+    One that comes in these moments is lost; the next is not.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
