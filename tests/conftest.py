@@ -1,7 +1,9 @@
 """What the tests share: a tiny random trace, the command line run in this process, and the checkout."""
 
 import os
+import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,9 @@ from dipsim.cli import terminal
 from dipsim.workload import Trace
 from dipsim.workload.recorded import write_trace
 from dipsim.workload.trace import Header
+
+with suppress(ValueError):  # not of the main thread
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's job in the background has it ignored
 
 
 @pytest.fixture
