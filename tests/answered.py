@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from dipsim.results.compare import Compared, rows, write_compare
-from dipsim.results.folder import tables_of
+from dipsim.results.folder import runs_of
 from dipsim.study.experiment import Experiment
 from dipsim.study.memory import plan_memory, write_memory
 from dipsim.study.question import Target
@@ -18,7 +18,7 @@ def write_answers(trace: Path, base: Path) -> dict[str, Path]:
     experiment = Experiment.model_validate({**data, "dram": {"mlp_fraction": 0.5}})
     solve(experiment, Target.read("1000 tokens/s"), "flash.read_bandwidth", folders["solve"])
     write_memory(experiment, plan_memory(experiment), folders["plan-memory"])
-    runs = {name: tables_of(run(experiment.model_copy(update={"eviction": name})))[0] for name in ("lfu", "lru")}
+    runs = {name: runs_of(run(experiment.model_copy(update={"eviction": name}))) for name in ("lfu", "lru")}
     compared = [Compared(name, each, {**data, "eviction": name}) for name, each in runs.items()]
     write_compare(rows(compared), folders["compare"])
     return folders

@@ -33,7 +33,7 @@ def compare(
     from dipsim.basics import assets
     from dipsim.figures.compare import draw_compare
     from dipsim.results.compare import Compared, check_comparable, differences, rows, said, write_compare
-    from dipsim.results.folder import clear_results, in_words, tables_of
+    from dipsim.results.folder import clear_results, in_words, runs_of
     from dipsim.results.tables import compare_table
     from dipsim.study.run import write_run
 
@@ -47,7 +47,7 @@ def compare(
         raise InputError(f"--out {out}: is one of what is compared; give another folder")
     known = {folder: _read(folder) for folder, text in zip(folders, things, strict=True) if text not in devices}
     made = {out / name: _run(path, text) for text, name in devices.items()}
-    known |= {folder: (tables_of(results)[0], _options(resolved)) for folder, (resolved, results) in made.items()}
+    known |= {folder: (runs_of(results), _options(resolved)) for folder, (resolved, results) in made.items()}
     compared = [Compared(name, *known[folder]) for folder, name in zip(folders, names, strict=True)]
     check_comparable(compared)
     table = rows(compared)

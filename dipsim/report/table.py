@@ -39,7 +39,7 @@ class Shown(NamedTuple):
     behind: str | None = None
 
 
-COMMANDS = {
+SHOWN = {  # by command
     "sweep": Shown(
         lambda folder: read_sweep(folder / "sweep.csv"),
         "A sweep of {rows} points",
@@ -71,7 +71,7 @@ COMMANDS = {
 
 def page(folder: Path, command: str) -> Page:
     """What the folder of a command shows. Raises InputError if a table is missing or not one."""
-    shown = COMMANDS[command]
+    shown = SHOWN[command]
     shown.check(folder)
     table = _texts(folder / shown.table)
     first = [name for name in shown.first if name in table]

@@ -210,18 +210,23 @@ def read_tables(folder: Path) -> tuple[list[Run], list[pd.DataFrame]]:
     return runs, [_table(folder, name, runs) for name in TABLES if name != EXPERTS]
 
 
-def tables_of(results: Sequence[Result]) -> tuple[list[Run], list[pd.DataFrame], pd.DataFrame | None]:
-    """What would be read back of results if they were written: runs, tables, and uses of experts.
-
-    Raises InputError if they are not those of one run.
-    """
+def runs_of(results: Sequence[Result]) -> list[Run]:
+    """The runs that would be read back of results if they were written. Raises InputError if they are not one run's."""
     try:
         runs = _RUNS.validate_python([result.summary() for result in results])
     except ValidationError as error:
         complain(error, "results")
     if not _are_one(runs):
         raise InputError(f"results: {ONE_RUN}")
-    tables = _tables(results)
+    return runs
+
+
+def tables_of(results: Sequence[Result]) -> tuple[list[Run], list[pd.DataFrame], pd.DataFrame | None]:
+    """What would be read back of results if they were written: runs, tables, and uses of experts.
+
+    Raises InputError if they are not those of one run.
+    """
+    runs, tables = runs_of(results), _tables(results)
     return runs, [tables[name] for name in TABLES if name != EXPERTS], tables.get(EXPERTS)
 
 

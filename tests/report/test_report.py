@@ -292,7 +292,7 @@ def test_every_answer_is_a_page(tmp_path, tiny_trace, command, said, first, behi
     answers = walked.tables[0]
     assert answers[0][: len(first)] == first
     assert {row[first.index("perplexity")] for row in answers[1:]} == {"not measured"}
-    assert len(answers) - 1 == len(pd.read_csv(folder / table_of.COMMANDS[command].table))
+    assert len(answers) - 1 == len(pd.read_csv(folder / table_of.SHOWN[command].table))
     tables = [len(pd.read_csv(folder / behind)) + 1] if behind else []
     assert [len(table) for table in walked.tables[1 : 1 + len(tables)]] == tables
     assert walked.tables[1 + len(tables)][0] == ["quantity", "value", "meaning"]

@@ -10,7 +10,7 @@ from hand import HAND, hand_trace
 
 from dipsim.results.compare import Compared, rows
 from dipsim.results.dictionary import DICTIONARY, find, flatten, markdown
-from dipsim.results.folder import tables_of, write_tables
+from dipsim.results.folder import runs_of, write_tables
 from dipsim.results.result import shown_token
 from dipsim.sparsity.plugins import load_policy
 from dipsim.study.experiment import Experiment
@@ -68,7 +68,7 @@ def names(tmp_path, clocked):
     planned = Experiment(trace=str(hand_trace(tmp_path).path), policies=["magnitude"], dram="352 B")
     write_memory(planned, plan_memory(planned), tmp_path / "memory")
     tables |= {name: [pd.read_csv(tmp_path / "memory" / name)] for name in ("memory.csv", "splits.csv")}
-    sides = [Compared(name, tables_of([columns])[0], {}) for name in "ab"]
+    sides = [Compared(name, runs_of([columns]), {}) for name in "ab"]
     tables["compare.csv"] = [rows(sides)]
     return {file: {str(name) for part in parts for name in part} for file, parts in tables.items()}
 
