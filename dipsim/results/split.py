@@ -38,9 +38,9 @@ def write_split(pairs: Sequence[tuple[Result, Result]], out: Path) -> None:
     """Write `memory.csv` and `splits.csv`: of each policy, the results with the even and with the best split."""
     parts = [row for _, best in pairs for row in _parts(best)]
     speeds = [row for pair in pairs for row in _speeds(*pair)]
-    write(out / SPLITS, pd.DataFrame(speeds).to_csv(index=False))
     write(out / MEMORY, pd.DataFrame(parts, columns=list(_MEMORY)).to_csv(index=False))
     write_columns(out, (MEMORY, SPLITS))
+    write(out / SPLITS, pd.DataFrame(speeds).to_csv(index=False))  # last: it says whose folder this is
 
 
 def read_split(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -25,7 +25,7 @@ from dipsim.basics.files import write
 from dipsim.basics.progress import Progress, silent
 from dipsim.results.dictionary import write_columns
 from dipsim.results.folder import clear_results
-from dipsim.results.provenance import write_experiment, write_origin
+from dipsim.results.provenance import write_origin
 from dipsim.results.quality import Measured, bits_of, read_quality
 from dipsim.study.choices import PolicyChoice
 from dipsim.study.experiment import Experiment
@@ -240,10 +240,9 @@ def _write(folder: Path, experiment: Experiment, searches: Sequence[_Search], an
     samples = [search.row(value) for search in searches for value in sorted(search.tried)]
     found = [answer.row | {"answer": answer.value, "note": answer.note} for answer in answers]
     clear_results(folder)
-    write_experiment(folder, experiment.resolved(folder))
-    write(folder / "samples.csv", pd.DataFrame(samples).to_csv(index=False))
-    write(folder / "solve.csv", pd.DataFrame(found).to_csv(index=False))
-    write_columns(folder, ("solve.csv", "samples.csv"))
     write_origin(
         folder, experiment.resolved(folder), files_behind([p for search in searches for p in search.tried.values()])
     )
+    write(folder / "samples.csv", pd.DataFrame(samples).to_csv(index=False))
+    write_columns(folder, ("solve.csv", "samples.csv"))
+    write(folder / "solve.csv", pd.DataFrame(found).to_csv(index=False))  # last: it says whose folder this is
